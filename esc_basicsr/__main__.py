@@ -1,0 +1,65 @@
+"""The command line: ``python -m esc_basicsr COMMAND``.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported when it is
+called, so that ``--help`` is quick and a command's packages are needed by that command only.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from esc_basicsr.errors import UserError
+from esc_basicsr.version import __version__
+
+COMMANDS = {
+    "demo": ("esc_basicsr.demo", "train a small ESC on embedded photographs and compare it with bicubic"),
+    "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
+    "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
+    "lmdb": ("esc_basicsr.data.lmdb_command", "make LMDB training sets from folders of images"),
+    "benchmark-set": ("esc_basicsr.data.benchmark_command", "lay out a test set: HR and bicubic LR per scale"),
+    "options": ("esc_basicsr.config.options_command", "write the shipped option files, or check one of yours"),
+    "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when it succeeded, 2 for a mistake in what the user gave, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m esc_basicsr",
+        description="ESC super-resolution (ICCV 2025) on BasicSR.",
+        epilog=f"commands:\n{listing}\n\n'python -m esc_basicsr COMMAND --help' explains each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"esc_basicsr {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    command = parser.parse_args(arguments[:1]).command
+    module_name, text = COMMANDS[command]
+    return run_command(module_name, text, arguments[1:], prog=f"python -m esc_basicsr {command}")
+
+
+def run_command(module_name: str, description: str, arguments: Sequence[str], prog: str) -> int:
+    """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=module.__doc__ or description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    try:
+        return module.run(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The networks. They need torch and nothing else."""

@@ -1,0 +1,41 @@
+"""The thin layer between this package and BasicSR's registries."""
+
+from typing import Any
+
+from esc_basicsr import compat
+
+
+def register() -> None:
+    """Put every network, model, loss and data set of this package into BasicSR's registries. Idempotent."""
+    compat.apply()
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+    from esc_basicsr.archs import ESC, ESCFP, Bicubic
+    from esc_basicsr.data.dflip_dataset import DFLIPDataset
+    from esc_basicsr.losses.y_channel_loss import YChannelL1Loss
+    from esc_basicsr.models.esc_model import ESCModel
+
+    for registry, classes in (
+        (ARCH_REGISTRY, (ESC, ESCFP, Bicubic)),
+        (DATASET_REGISTRY, (DFLIPDataset,)),
+        (LOSS_REGISTRY, (YChannelL1Loss,)),
+        (MODEL_REGISTRY, (ESCModel,)),
+    ):
+        for cls in classes:
+            _register(registry, cls)
+
+
+def _register(registry: Any, cls: type) -> None:
+    """Register ``cls`` under its name, once.
+
+    Raises:
+        RuntimeError: Another package has registered that name.
+    """
+    known = registry.get(cls.__name__) if cls.__name__ in registry else None
+    if known is None:
+        registry.register(cls)
+    elif known is not cls:
+        raise RuntimeError(
+            f"{cls.__name__} is registered with BasicSR already, by {known.__module__}. "
+            "Use one ESC package in one environment: uninstall the other, or do not import it."
+        )
