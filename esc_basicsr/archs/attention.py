@@ -1,0 +1,149 @@
+"""Window self-attention, and the backends that compute it. Source: ESC, arXiv:2503.06671, Sec. 3.2."""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from esc_basicsr.archs.layers import pad_to_multiple
+from esc_basicsr.log import info_once, warn_once
+
+__all__ = ["ATTN_TYPES", "WindowAttention", "expand_position_bias"]
+
+ATTN_TYPES = ("auto", "Naive", "SDPA", "Flex")
+
+
+def expand_position_bias(table: Tensor, window_size: int) -> Tensor:
+    """Lay out the relative position bias for every pair of a query and a key.
+
+    Query (qh, qw) and key (kh, kw) meet at (kh - qh + w - 1, kw - qw + w - 1): key minus query, Swin's table
+    transposed. Each query therefore sees a w×w window of the table that slides backwards with the query.
+
+    Args:
+        table: The bias by relative position.
+        window_size: Side w of a window.
+
+    Shape:
+        table: (heads, (2w-1)²). Output: (heads, w², w²), queries by keys.
+    """
+    w = window_size
+    windows = table.view(-1, 2 * w - 1, 2 * w - 1).unfold(1, w, 1).unfold(2, w, 1)  # [heads, -qh, -qw, kh, kw]
+    return windows.flip(1, 2).reshape(-1, w * w, w * w)
+
+
+def _naive(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
+    bias = expand_position_bias(table, window_size)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    # Half precision overflows in a sum of exponentials over a window of 32×32 keys.
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
+    bias = expand_position_bias(table, window_size).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+
+
+@functools.cache
+def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Compiling is what makes Flex fast on a GPU. On a CPU it would need a C++ compiler, and SDPA is faster.
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
+    device = q.device.type
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, table))
+    if device != "cuda" and needs_grad:
+        info_once(f"attn_type Flex: torch has no backward for it on {device}; SDPA takes over for training.")
+        return _sdpa(q, k, v, table, window_size)
+    w = window_size
+
+    def add_bias(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        rows = key // w - query // w + w - 1
+        columns = key % w - query % w + w - 1
+        return score + table[h, rows * (2 * w - 1) + columns]
+
+    try:
+        with warnings.catch_warnings():
+            # torch warns that uncompiled Flex writes the scores out; on a CPU that is what is asked for here.
+            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+            return _flex_kernel(device)(q, k, v, score_mod=add_bias)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # No Triton, no compiler, a shape that Flex does not take: the result is the same by SDPA.
+        warn_once(f"attn_type Flex failed on {device} ({type(error).__name__}: {error}); SDPA takes over.")
+        return _sdpa(q, k, v, table, window_size)
+
+
+_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]] = {
+    "Naive": _naive,
+    "SDPA": _sdpa,
+    "Flex": _flex,
+}
+
+
+class WindowAttention(nn.Module):
+    """Window self-attention with a learned relative position bias.
+
+    Windows do not overlap and do not shift. The map is padded at bottom and right, reflecting, to multiples
+    of the window (`pad_to_multiple`), and cropped back. Unlike Swin's, the bias is indexed key minus query.
+
+    Args:
+        dim: Feature channels, a multiple of ``num_heads``.
+        window_size: Side of a window, in LR pixels.
+        num_heads: Attention heads.
+        attn_type: Backend, one of ``Naive`` (the scores are written out), ``SDPA`` (torch's
+            scaled_dot_product_attention), ``Flex`` (torch's flex_attention, compiled on CUDA) and ``auto``.
+
+    Shape:
+        Input, output: (B, dim, H, W), any H, W >= 1.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``num_heads``, or ``attn_type`` is unknown.
+    """
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, attn_type: str = "auto") -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}.")
+        if attn_type not in ATTN_TYPES:
+            raise ValueError(f"attn_type must be one of {', '.join(ATTN_TYPES)}, got {attn_type!r}.")
+        self.window_size = window_size
+        self.num_heads = num_heads
+        self.attn_type = attn_type
+        self.relative_position_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
+        nn.init.normal_(self.relative_position_bias, std=0.001)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.to_out = nn.Conv2d(dim, dim, 1)
+
+    def extra_repr(self) -> str:
+        """Show what the submodules do not."""
+        return f"window_size={self.window_size}, num_heads={self.num_heads}, attn_type={self.attn_type!r}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within each window."""
+        H, W = x.shape[-2:]
+        w, heads = self.window_size, self.num_heads
+        qkv = self.to_qkv(pad_to_multiple(x, w))
+        B, _, padded_H, padded_W = qkv.shape
+        rows, columns = padded_H // w, padded_W // w
+        # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
+        qkv = qkv.view(B, 3, heads, -1, rows, w, columns, w).permute(1, 0, 4, 6, 2, 5, 7, 3)
+        q, k, v = qkv.reshape(3, B * rows * columns, heads, w * w, -1)
+        out = _BACKENDS[self._backend(x.device)](q, k, v, self.relative_position_bias, w)
+        # [(B rows columns), heads, (w w), d] -> [B, (heads d), (rows w), (columns w)]
+        out = out.view(B, rows, columns, heads, w, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        out = out.reshape(B, padded_H, padded_W, -1)[:, :H, :W].permute(0, 3, 1, 2)
+        return self.to_out(out)
+
+    def _backend(self, device: torch.device) -> str:
+        if self.attn_type != "auto":
+            return self.attn_type
+        info_once(f"attn_type auto: SDPA on {device.type} (a fused kernel for any shape, nothing to compile).")
+        return "SDPA"

@@ -1,0 +1,208 @@
+"""Reading checkpoints, loading them into a network, and telling what network they belong to.
+
+Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bare state dict is read too.
+"""
+
+import math
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
+
+__all__ = ["infer_network_options", "load_weights", "read_weights", "rescale_to_img"]
+
+# how many keys an error message lists of each kind
+_LISTED = 6
+
+
+def read_weights(path: str | os.PathLike[str], param_key: str | None = "params") -> dict[str, Tensor]:
+    """Read the weights of one network from a checkpoint file, executing nothing that is in it.
+
+    Args:
+        path: A ``.pth`` file.
+        param_key: Which of the file's state dicts: ``params``, ``params_ema`` (``params`` is read where a
+            file has no ``params_ema``, and the log says so), or None for a bare state dict.
+
+    Returns:
+        Parameters by name, on the CPU, a leading ``module.`` of their names removed.
+
+    Raises:
+        UserError: There is no such file, it is no checkpoint, or it does not hold ``param_key``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint file. Check path.pretrain_network_g.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}). It may be cut short or not a PyTorch file; "
+            "fetch or save it again."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: expected a dict of weights, got {type(content).__name__}.")
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        key = param_key or "params"
+        if key not in content and key == "params_ema" and "params" in content:
+            logger.info("%s holds no params_ema; params is loaded.", path)
+            key = "params"
+        if key not in content:
+            raise UserError(
+                f"{path}: no weights under {key!r}; it holds {', '.join(map(repr, content))}. Set path.param_key_g."
+            )
+        content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: expected parameters by name under {param_key!r}, found something else.")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def rescale_to_img(parameter: Tensor, scale: int) -> Tensor:
+    """Convert ``to_img``'s weight or bias to another scale.
+
+    Seen as an a×a image for each colour (and feature, kernel row, kernel column) it is resized to b×b
+    bilinearly: neighbouring sub-pixels have similar filters, so this starts ×3 and ×4 from ×2 (release).
+
+    Args:
+        parameter: Weight or bias of the convolution at scale a.
+        scale: The scale b wanted.
+
+    Shape:
+        parameter: (3·a², ...). Output: (3·b², ...).
+    """
+    rest = parameter.shape[1:]
+    old = math.isqrt(parameter.shape[0] // 3)
+    # [(3 a a), ...] -> [3, rest, a, a]
+    images = parameter.reshape(3, old, old, -1).permute(0, 3, 1, 2)
+    images = F.interpolate(images.float(), size=(scale, scale), mode="bilinear", align_corners=False)
+    return images.permute(0, 2, 3, 1).reshape(3 * scale**2, *rest).to(parameter.dtype)
+
+
+def load_weights(
+    net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str], strict: bool = True
+) -> None:
+    """Load ``weights`` into ``net``, converting ``to_img`` where they are of another scale.
+
+    Args:
+        net: The network.
+        weights: Parameters by name, as `read_weights` gives them; not changed.
+        source: Where they come from, for messages.
+        strict: Whether every key must be there, with its shape. If not, what does not fit is left as it is
+            and the log lists it.
+
+    Raises:
+        UserError: ``strict`` and the weights do not fit: which keys, which shapes, what to try.
+    """
+    weights = dict(weights)
+    own = net.state_dict()
+    _convert_scale(own, weights, source)
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    mismatched = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or unexpected or mismatched:
+        shapes = [f"{k}: {list(weights[k].shape)}, expected {list(own[k].shape)}" for k in mismatched]
+        lines = [
+            *_listing("missing from the file", missing),
+            *_listing("unknown to the network", unexpected),
+            *_listing("of another shape", shapes),
+        ]
+        report = f"{source} does not fit {type(net).__name__}:\n" + "\n".join(lines)
+        if strict:
+            raise UserError(f"{report}\n{_remedy(weights)}")
+        logger.warning("%s\nThese keep their present values (strict loading is off).", report)
+    net.load_state_dict({k: v for k, v in weights.items() if k in own and k not in mismatched}, strict=False)
+
+
+def _convert_scale(own: dict[str, Tensor], weights: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+    names = ("to_img.weight", "to_img.bias")
+    if not all(name in own and name in weights for name in names):
+        return
+    old, new = (_scale_of(state["to_img.bias"]) for state in (weights, own))
+    if old is None or new is None or old == new:
+        return
+    if weights[names[0]].shape[1:] != own[names[0]].shape[1:]:
+        return
+    for name in names:
+        weights[name] = rescale_to_img(weights[name], new)
+    logger.info("%s is of scale ×%d; to_img is converted to ×%d.", source, old, new)
+
+
+def _scale_of(to_img_bias: Tensor) -> int | None:
+    scale = math.isqrt(to_img_bias.numel() // 3)
+    return scale if scale and 3 * scale**2 == to_img_bias.numel() else None
+
+
+def _listing(title: str, items: list[str]) -> list[str]:
+    if not items:
+        return []
+    more = [f"    ... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+    return [f"  {title} ({len(items)}):", *(f"    {item}" for item in items[:_LISTED]), *more]
+
+
+def _remedy(weights: dict[str, Tensor]) -> str:
+    options = infer_network_options(weights)
+    if options is None:
+        return "These are not weights of an ESC network. Check path.pretrain_network_g."
+    settings = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"The file fits network_g: {{{settings}}}. Set these in the option file, or load another checkpoint."
+
+
+def infer_network_options(weights: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Tell which network a state dict belongs to, by its keys and shapes.
+
+    Args:
+        weights: Parameters by name.
+
+    Returns:
+        ``network_g``: the registered ``type`` and constructor options, those of an ablation only where they
+        differ from the default; None if these are not weights of an ESC network.
+    """
+    try:
+        return _infer(weights)
+    except (KeyError, AttributeError, IndexError):
+        return None
+
+
+def _infer(weights: dict[str, Tensor]) -> dict[str, Any]:
+    dim = weights["proj.weight"].shape[0]
+    first = "blocks.0."
+    is_fp = "lk_spatial" in weights
+    unshared = f"{first}pconvs.0.plk_filter"
+    options: dict[str, Any] = {"type": "ESCFP" if is_fp else "ESC", "dim": dim}
+    large = weights["lk_spatial"] if is_fp else weights.get("plk_filter", weights.get(unshared))
+    if large is not None:
+        options |= {"pdim": large.shape[0], "kernel_size": large.shape[-1]}
+    options["n_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k)))
+    options["conv_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.0\.pconvs\.(\d+)\.", k)))
+    bias = weights.get(f"{first}attn.relative_position_bias")
+    if bias is not None:
+        options |= {"window_size": (math.isqrt(bias.shape[1]) + 1) // 2, "num_heads": bias.shape[0]}
+    hidden = weights[f"{first}convffns.0.proj.weight"].shape[0]
+    ratio = hidden / dim
+    options["exp_ratio"] = ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+    scale = _scale_of(weights["to_img.bias"])
+    if scale is None:
+        raise KeyError("to_img.bias")
+    options["upscaling_factor"] = scale
+    if is_fp:
+        return options
+    if f"{first}lns.0.weight" in weights:
+        options["use_ln"] = True
+    if f"{first}pconvs.0.attn.to_qkv.weight" in weights:
+        return options | {"token_mixer": "attention"}
+    if bias is None:
+        options["token_mixer"] = "conv_attention"
+    if unshared in weights:
+        options["share_large_kernel"] = False
+    if f"{first}pconvs.0.plk.dwc_proj.1.weight" not in weights:
+        options["dynamic_kernel"] = False
+    return options

@@ -1,0 +1,77 @@
+"""Layers that every ESC network is made of. Source: ESC, arXiv:2503.06671, and the authors' release."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ConvFFN", "LayerNorm2d", "pad_to_multiple"]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of a feature map, eps 1e-6, affine.
+
+    Shape:
+        Input, output: (B, dim, H, W); the output is laid out channels last.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvFFN(nn.Module):
+    """Feed-forward network with a depthwise convolution between its two 1×1 convolutions.
+
+    Args:
+        dim: Channels of input and output.
+        kernel_size: Side of the depthwise kernel, odd.
+        exp_ratio: Hidden channels are ``int(dim * exp_ratio)``.
+
+    Shape:
+        Input, output: (B, dim, H, W).
+    """
+
+    def __init__(self, dim: int, kernel_size: int, exp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(dim * exp_ratio)
+        self.proj = nn.Conv2d(dim, hidden, 1)
+        self.dwc = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
+        self.aggr = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand, mix neighbours, and aggregate."""
+        x = F.gelu(self.proj(x))
+        x = x + F.gelu(self.dwc(x))
+        return self.aggr(x)
+
+
+def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:
+    """Indices that read ``size`` entries back and forth until ``padded_size`` of them are read."""
+    if size == 1:
+        return torch.zeros(padded_size, dtype=torch.long, device=device)
+    index = torch.arange(padded_size, device=device) % (2 * size - 2)
+    return torch.minimum(index, 2 * size - 2 - index)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad at bottom and right, reflecting, until both sides are multiples of ``multiple``.
+
+    Where the padding needed is not smaller than the side, one reflection is not enough (and torch's
+    refuses): the border is then reflected again and again, as a mirror facing a mirror; a side of one
+    pixel is repeated.
+
+    Shape:
+        Input: (B, C, H, W), any H, W >= 1. Output: (B, C, H', W'), the input itself where it fits.
+    """
+    H, W = x.shape[-2:]
+    padded_H = -(-H // multiple) * multiple
+    padded_W = -(-W // multiple) * multiple
+    if padded_H != H:
+        x = x.index_select(-2, _reflected_index(H, padded_H, x.device))
+    if padded_W != W:
+        x = x.index_select(-1, _reflected_index(W, padded_W, x.device))
+    return x
