@@ -1,0 +1,39 @@
+"""The degradation of classical super-resolution: antialiased bicubic reduction to 8-bit images."""
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from esc_basicsr.bicubic import imresize
+
+__all__ = ["reduce_uint8"]
+
+
+def reduce_uint8(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """Reduce an 8-bit image as MATLAB's ``imresize(image, 1 / scale, 'bicubic')`` does.
+
+    The arithmetic is float32 from end to end; the result is rounded to 8 bits once, halves up, and clipped.
+
+    Args:
+        image: (H, W, C), any order of channels. H and W must be multiples of ``scale``: otherwise HR and LR
+            would not cover the same area.
+        scale: Reduction factor, an integer >= 1.
+
+    Returns:
+        (H / scale, W / scale, C), C-contiguous.
+
+    Raises:
+        ValueError: H or W is not a positive multiple of ``scale``.
+    """
+    height, width = image.shape[:2]
+    if height < scale or width < scale or height % scale or width % scale:
+        raise ValueError(
+            f"to be reduced by {scale} an image must have sides that are multiples of {scale}, "
+            f"got {height}x{width}"
+        )
+    # torch, not numpy, multiplies: torch limits a loader's workers to one thread each, numpy's BLAS does not.
+    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    reduced = imresize(planes, Fraction(1, scale)).add_(0.5).floor_().clamp_(0, 255)
+    return reduced.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
