@@ -24,7 +24,10 @@ TOKEN_MIXERS = ("hybrid", "attention", "conv_attention")
 class ESC(nn.Module):
     """Network in which most window self-attention is emulated by convolution.
 
+    The defaults are the published ones.
+
     Args:
+        upscaling_factor: Scale of the output, an integer >= 1.
         dim: Feature channels.
         pdim: Channels that ConvAttn convolves.
         kernel_size: Side of the large kernel, odd.
@@ -32,7 +35,6 @@ class ESC(nn.Module):
         conv_blocks: ConvAttn layers in a block.
         window_size: Side of an attention window, in LR pixels.
         num_heads: Attention heads.
-        upscaling_factor: Scale of the output, an integer >= 1.
         exp_ratio: Expansion of the ConvFFNs before ConvAttn.
         attn_type: Attention backend, see `WindowAttention`; changes speed and memory, not results.
         use_ln: Whether those ConvFFNs see normalised features.
@@ -53,14 +55,14 @@ class ESC(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        pdim: int,
-        kernel_size: int,
-        n_blocks: int,
-        conv_blocks: int,
-        window_size: int,
-        num_heads: int,
         upscaling_factor: int,
+        dim: int = 64,
+        pdim: int = 16,
+        kernel_size: int = 13,
+        n_blocks: int = 5,
+        conv_blocks: int = 5,
+        window_size: int = 32,
+        num_heads: int = 4,
         exp_ratio: float = 1.25,
         attn_type: str = "auto",
         use_ln: bool = False,

@@ -17,7 +17,10 @@ __all__ = ["ESCFP"]
 class ESCFP(nn.Module):
     """ESC whose large kernel is separable (1×1, then depthwise), over bicubic upscaling of the input.
 
+    The defaults are the published ones.
+
     Args:
+        upscaling_factor: Scale of the output, an integer >= 1.
         dim: Feature channels.
         pdim: Channels that ConvAttn convolves, at least 4.
         kernel_size: Side of the large kernel, odd.
@@ -25,7 +28,6 @@ class ESCFP(nn.Module):
         conv_blocks: ConvAttn layers in a block.
         window_size: Side of an attention window, in LR pixels.
         num_heads: Attention heads.
-        upscaling_factor: Scale of the output, an integer >= 1.
         exp_ratio: Expansion of the ConvFFNs before ConvAttn.
         attn_type: Attention backend, see `WindowAttention`; changes speed and memory, not results.
 
@@ -39,14 +41,14 @@ class ESCFP(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        pdim: int,
-        kernel_size: int,
-        n_blocks: int,
-        conv_blocks: int,
-        window_size: int,
-        num_heads: int,
         upscaling_factor: int,
+        dim: int = 48,
+        pdim: int = 16,
+        kernel_size: int = 13,
+        n_blocks: int = 5,
+        conv_blocks: int = 5,
+        window_size: int = 32,
+        num_heads: int = 3,
         exp_ratio: float = 1.25,
         attn_type: str = "auto",
     ) -> None:
