@@ -1,0 +1,77 @@
+"""What the tests share."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+from esc_basicsr.archs import ESC, ESCFP
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real test sets, which are never committed."""
+    folder = os.environ.get("ESC_BASICSR_DATA")
+    if not folder:
+        pytest.skip("ESC_BASICSR_DATA is not set to a folder that holds Set5, Set14 and train")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def build_network() -> Callable[..., nn.Module]:
+    """Build a network from `network_g`, with options on top."""
+
+    def build(network_g: dict[str, Any], **options: Any) -> nn.Module:
+        keys = dict(network_g)
+        return {"ESC": ESC, "ESCFP": ESCFP}[keys.pop("type")](**(keys | options))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """Read a golden file: its arrays by name, and `config` parsed."""
+
+    def read(name: str) -> dict[str, Any]:
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            arrays: dict[str, Any] = {key: file[key] for key in file.files}
+        arrays["config"] = json.loads(str(arrays["config"]))
+        return arrays
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def published() -> dict[str, Any]:
+    """Keys, shapes and parameter counts of the published networks."""
+    return json.loads((GOLDEN / "state_dict_keys.json").read_text())
+
+
+@pytest.fixture
+def tiny_network() -> dict[str, Any]:
+    """`network_g` of an ESC that runs in milliseconds."""
+    return {
+        "type": "ESC",
+        "upscaling_factor": 2,
+        "dim": 16,
+        "pdim": 4,
+        "kernel_size": 5,
+        "n_blocks": 1,
+        "conv_blocks": 2,
+        "window_size": 4,
+        "num_heads": 2,
+    }
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
