@@ -1,0 +1,58 @@
+"""Folders of images: finding them, reading them, cropping them for a scale."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.fileio import list_dir_or_file
+
+from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "crop_to_multiple", "find_images", "read_image"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find_images(folder: Path, recursive: bool) -> list[Path]:
+    """The image files in ``folder``, sorted, relative to it. Hidden files and folders are passed over.
+
+    Raises:
+        UserError: ``folder`` is not a folder, or has no images.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: expected one that holds images")
+    found = (Path(name) for name in list_dir_or_file(folder, list_dir=False, recursive=recursive))
+    images = sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    )
+    if not images:
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image file as 8-bit colour, (H, W, 3), BGR.
+
+    Raises:
+        UserError: The file cannot be read or is not an image.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_image(data, str(path))
+
+
+def crop_to_multiple(image: npt.NDArray[np.uint8], multiple: int, origin: str) -> npt.NDArray[np.uint8]:
+    """Cut rows at the bottom and columns at the right so that both sides are multiples of ``multiple``.
+
+    Raises:
+        UserError: A side is shorter than ``multiple``. The message names ``origin``.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < multiple:
+        raise UserError(f"{origin} is {width}x{height}: both sides must be at least {multiple}; remove it")
+    return image[: height - height % multiple, : width - width % multiple]

@@ -1,0 +1,76 @@
+"""Make LMDB training sets from folders of images (PNG, JPEG, WebP, BMP, TIFF).
+
+HR images are cropped to a multiple of the scales, reduced bicubically as MATLAB does, and cut into
+overlapping sub-images, which load faster than whole images. The sets are in BasicSR's form:
+
+  OUTPUT/NAME_HR_sub.lmdb               HR
+  OUTPUT/NAME_LR_bicubic_X4_sub.lmdb    LR, for each scale
+
+DIV2K with pairs for every scale:
+  python -m esc_basicsr lmdb DIV2K_train_HR -o datasets/DIV2K --name DIV2K_train --scales 2 3 4
+
+HR alone, for DFLIPDataset:
+  python -m esc_basicsr lmdb Flickr2K_HR -o datasets/Flickr2K --name Flickr2K
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from esc_basicsr.data.lmdb_writer import build_lmdb_sets, collect_images
+from esc_basicsr.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "input", nargs="+", type=Path, metavar="INPUT", help="folder of HR images, searched in depth"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder that receives the sets")
+    parser.add_argument("--name", required=True, help="prefix of the sets' names, as DIV2K_train")
+    parser.add_argument(
+        "--scales",
+        nargs="*",
+        type=int,
+        default=[],
+        metavar="S",
+        help="LR sets to write (default: none, HR alone)",
+    )
+    parser.add_argument(
+        "--crop-size",
+        type=int,
+        default=480,
+        metavar="PX",
+        help="side of HR sub-images; 0: whole images (default: 480)",
+    )
+    parser.add_argument(
+        "--step", type=int, default=240, metavar="PX", help="distance of HR sub-images (default: 240)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: one per CPU)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing sets of these names")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the sets and print where they are."""
+    if Path(args.name).name != args.name or args.name.startswith("."):
+        raise UserError(f"--name is the beginning of folder names, not a path, got {args.name!r}")
+    images = collect_images(args.input)
+    sets = build_lmdb_sets(
+        images,
+        args.output,
+        args.name,
+        scales=args.scales,
+        crop_size=args.crop_size,
+        step=args.step,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    for folder in sets.values():
+        print(folder)
+    return 0

@@ -1,0 +1,126 @@
+"""Reading an LMDB of images, from any process."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.errors import UserError
+
+__all__ = ["ImageLMDB"]
+
+# "0801_s003.png (480,480,3) 1". The key ends at the first dot, as in BasicSR's paired_paths_from_lmdb.
+_META_LINE = re.compile(r"([^.]+)\..*\((\d+),\s*(\d+),\s*\d+\)")
+
+# LMDB allows one environment for a file in a process: readers share it. Device and inode -> environment.
+_environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
+_environments_pid = os.getpid()
+
+
+def _environment(folder: Path) -> Any:
+    """Open the LMDB in ``folder`` for this process, or share the environment that is open."""
+    global _environments_pid
+    if _environments_pid != os.getpid():
+        # This process was forked. LMDB forbids the parent's environments here, and py-lmdb opens no second
+        # one for a file while they are there. Closing our copies leaves the parent's untouched.
+        for inherited in list(_environments.values()):
+            inherited.close()
+        _environments.clear()
+        _environments_pid = os.getpid()
+    try:
+        status = (folder / "data.mdb").stat()
+        file = (status.st_dev, status.st_ino)
+        environment = _environments.get(file)
+        if environment is None:
+            environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+            _environments[file] = environment
+    except (lmdb.Error, OSError) as error:
+        raise UserError(f"the LMDB {folder} cannot be opened: {error}") from error
+    return environment
+
+
+class ImageLMDB:
+    """The images of one LMDB, read-only.
+
+    Fit for data loaders: the environment is opened when a process first reads, is never carried through a
+    fork, and is dropped on pickling. So workers may be forked or spawned at any time.
+
+    Args:
+        path: Folder with data.mdb and BasicSR's meta_info.txt (a line an image: ``name.png (h,w,c) level``;
+            ``name`` is the key).
+
+    Attributes:
+        keys: The keys, in the order of meta_info.txt.
+        sizes: (len, 2) int32, height and width of each image as meta_info.txt states them.
+
+    Raises:
+        UserError: The folder, data.mdb or meta_info.txt is missing, or meta_info.txt is malformed or empty.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise UserError(
+                f"the LMDB {self.path} does not exist. datasets/README.md says how it is made: "
+                "python -m esc_basicsr lmdb"
+            )
+        for name in ("data.mdb", "meta_info.txt"):
+            if not (self.path / name).is_file():
+                raise UserError(f"{self.path} has no {name}: it is no image LMDB, or an incomplete one")
+        self.keys, self.sizes = _read_meta_info(self.path / "meta_info.txt")
+        self._environment: Any = None
+        self._pid: int | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the environment, which belongs to this process."""
+        return {**self.__dict__, "_environment": None, "_pid": None}
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        """Decode image ``index``.
+
+        Returns:
+            (H, W, 3), BGR.
+
+        Raises:
+            UserError: The record is missing or cannot be decoded; the message names its key.
+        """
+        if self._pid != os.getpid():
+            self._environment = _environment(self.path)
+            self._pid = os.getpid()
+        key = self.keys[index]
+        with self._environment.begin(buffers=True) as transaction:
+            record = transaction.get(key.encode("utf-8"))
+            if record is None:
+                raise UserError(
+                    f"the LMDB {self.path} has no record {key!r}, though its meta_info.txt lists it: "
+                    "rebuild it"
+                )
+            return decode_image(record, f"record {key!r} of the LMDB {self.path}")
+
+
+def _read_meta_info(file: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
+    keys: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            match = _META_LINE.match(line)
+            if match is None:
+                raise UserError(
+                    f"{file}, line {number}: expected 'name.png (height,width,channels) level', "
+                    f"got {line.rstrip()!r}"
+                )
+            keys.append(match[1])
+            sizes.append((int(match[2]), int(match[3])))
+    if not keys:
+        raise UserError(f"{file} lists no images: rebuild the LMDB")
+    return keys, np.array(sizes, dtype=np.int32)
