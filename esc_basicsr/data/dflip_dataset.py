@@ -1,0 +1,162 @@
+"""Training on HR images alone: LR is made on the fly. For DFLIP and any other mix of LMDBs."""
+
+import itertools
+import random
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.lmdb_reader import ImageLMDB
+from esc_basicsr.errors import UserError
+
+__all__ = ["DFLIPDataset"]
+
+
+class _Source(NamedTuple):
+    images: ImageLMDB
+    visits: int  # positions in an epoch
+
+
+class DFLIPDataset(Dataset[dict[str, Any]]):
+    """HR images of one or several LMDBs, with LR made by antialiased bicubic reduction to 8 bits.
+
+    DFLIP is DIV2K + Flickr2K + LSDIR + DiverSeg-IP (arXiv:2503.06671, Sec. 4).
+
+    In training an item is a random crop, flipped and turned, and its reduction. In the phases val and test it
+    is a whole image, cut to a multiple of the scale, and its reduction; every image comes once, whatever its
+    source's weight. Random numbers come from Python's ``random``, which BasicSR seeds in each worker.
+
+    Args:
+        opt: BasicSR's options of a data set:
+
+            * ``name``, ``type``, and the keys of BasicSR's loader;
+            * ``sources``: list of ``{dataroot_gt: folder.lmdb, weight: 1}``. ``weight`` is how often an epoch
+              visits each image of the source; any number above 0, 1 if left out. With 0.5 an epoch visits one
+              image of each successive two, drawn anew each time;
+            * ``gt_size``: side of an HR crop, a multiple of the scale (training only);
+            * ``use_hflip``: flip left and right; ``use_rot``: flip up and down and transpose (training only);
+            * ``scale`` and ``phase``, which BasicSR puts in.
+
+    Returns of an item:
+        ``gt``: (3, H, W) and ``lq``: (3, H / scale, W / scale), float32 RGB in [0, 1];
+        ``gt_path`` and ``lq_path``: ``<dataroot_gt>/<key>``.
+
+    Raises:
+        UserError: A missing or impossible option; an LMDB that is missing or broken; an image smaller than
+            ``gt_size``, named with its source.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        self._label = f"data set {opt.get('name', 'without a name')!r}"
+        self._scale = int(self._option("scale"))
+        self._training = self._option("phase") == "train"
+        if self._training:
+            self._gt_size = int(self._option("gt_size"))
+            if self._gt_size < 1 or self._gt_size % self._scale:
+                raise UserError(
+                    f"{self._label}: gt_size must be a positive multiple of the scale {self._scale}, "
+                    f"got {self._gt_size}"
+                )
+            self._use_hflip = bool(self._option("use_hflip"))
+            self._use_rot = bool(self._option("use_rot"))
+        sources = self._option("sources")
+        if not isinstance(sources, list) or not sources:
+            raise UserError(f"{self._label}: sources must be a list of at least one LMDB, got {sources!r}")
+        self._sources = [self._open(number, source) for number, source in enumerate(sources)]
+        self._ends = list(itertools.accumulate(source.visits for source in self._sources))
+
+    def _option(self, key: str) -> Any:
+        if key not in self.opt:
+            raise UserError(f"{self._label}: {key} is missing")
+        return self.opt[key]
+
+    def _open(self, number: int, source: Any) -> _Source:
+        label = f"{self._label}: sources[{number}]"
+        if not isinstance(source, Mapping) or "dataroot_gt" not in source:
+            raise UserError(f"{label} must have a dataroot_gt, the path of an LMDB, got {source!r}")
+        unknown = set(source) - {"dataroot_gt", "weight"}
+        if unknown:
+            raise UserError(
+                f"{label} has dataroot_gt and weight, but no key {', '.join(map(repr, sorted(unknown)))}"
+            )
+        weight = source.get("weight", 1)
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+            raise UserError(f"{label}: weight must be a number above 0, got {weight!r}")
+        images = ImageLMDB(source["dataroot_gt"])
+        if not self._training:
+            return _Source(images, len(images))
+        small = np.flatnonzero(images.sizes.min(axis=1) < self._gt_size)
+        if len(small):
+            height, width = images.sizes[small[0]]
+            self._refuse_small(images, int(small[0]), height, width, count=len(small))
+        visits = round(len(images) * weight)
+        if visits < 1:
+            raise UserError(
+                f"{label}: with weight {weight} none of its {len(images)} images is visited; raise it"
+            )
+        return _Source(images, visits)
+
+    def _refuse_small(self, images: ImageLMDB, index: int, height: int, width: int, count: int) -> None:
+        raise UserError(
+            f"{self._label}: image {images.keys[index]!r} of {images.path} is {width}x{height}, smaller than "
+            f"gt_size {self._gt_size} ({count} such in all): take its line out of "
+            f"{images.path / 'meta_info.txt'}, or lower gt_size"
+        )
+
+    def __len__(self) -> int:
+        """Items of an epoch: the sum over the sources of round(images * weight)."""
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read, crop, augment and reduce one image."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._label}: index {index} is not below its length {len(self)}")
+        number = bisect_right(self._ends, index)
+        source = self._sources[number]
+        position = index - self._ends[number] + source.visits
+        chosen = _stratified(position, source.visits, len(source.images))
+        hr = source.images.read(chosen)
+        height, width = hr.shape[:2]
+        if self._training:
+            if min(height, width) < self._gt_size:  # meta_info.txt said otherwise
+                self._refuse_small(source.images, chosen, height, width, count=1)
+            hr = self._augment(self._crop(hr))
+        else:
+            hr = hr[: height - height % self._scale, : width - width % self._scale]
+        lr = reduce_uint8(hr, self._scale)
+        path = str(source.images.path / source.images.keys[chosen])
+        return {"lq": _to_tensor(lr), "gt": _to_tensor(hr), "lq_path": path, "gt_path": path}
+
+    def _crop(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        top = random.randint(0, image.shape[0] - self._gt_size)
+        left = random.randint(0, image.shape[1] - self._gt_size)
+        return image[top : top + self._gt_size, left : left + self._gt_size]
+
+    def _augment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        if self._use_hflip and random.random() < 0.5:
+            image = image[:, ::-1]
+        if self._use_rot and random.random() < 0.5:
+            image = image[::-1]
+        if self._use_rot and random.random() < 0.5:
+            image = image.transpose(1, 0, 2)
+        return image
+
+
+def _stratified(position: int, visits: int, images: int) -> int:
+    """The image for one of ``visits`` positions: drawn from the position's own stretch of the images."""
+    if visits == images:
+        return position
+    return min(int((position + random.random()) * images / visits), images - 1)
+
+
+def _to_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) BGR 8-bit to (3, H, W) RGB float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))).float().div_(255)
