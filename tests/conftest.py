@@ -1,8 +1,9 @@
 """What the tests share."""
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn as nn
 
 from esc_basicsr.archs import ESC, ESCFP
+from esc_basicsr.log import info_once, logger, warn_once
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -75,3 +77,19 @@ def tiny_network() -> dict[str, Any]:
 def seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def esc_log() -> Iterator[list[str]]:
+    """What this package logs during the test. BasicSR's logger, its parent, keeps records from pytest's caplog."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    info_once.cache_clear()
+    warn_once.cache_clear()
+    yield messages
+    logger.setLevel(level)
+    logger.removeHandler(handler)

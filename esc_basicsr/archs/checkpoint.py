@@ -117,7 +117,7 @@ def load_weights(
         ]
         report = f"{source} does not fit {type(net).__name__}:\n" + "\n".join(lines)
         if strict:
-            raise UserError(f"{report}\n{_remedy(weights)}")
+            raise UserError(f"{report}\n{_remedy(own, weights)}")
         logger.warning("%s\nThese keep their present values (strict loading is off).", report)
     net.load_state_dict({k: v for k, v in weights.items() if k in own and k not in mismatched}, strict=False)
 
@@ -148,12 +148,18 @@ def _listing(title: str, items: list[str]) -> list[str]:
     return [f"  {title} ({len(items)}):", *(f"    {item}" for item in items[:_LISTED]), *more]
 
 
-def _remedy(weights: dict[str, Tensor]) -> str:
-    options = infer_network_options(weights)
-    if options is None:
+def _remedy(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    theirs, ours = infer_network_options(weights), infer_network_options(own)
+    if theirs is None or ours is None:
         return "These are not weights of an ESC network. Check path.pretrain_network_g."
-    settings = ", ".join(f"{key}: {value}" for key, value in options.items())
-    return f"The file fits network_g: {{{settings}}}. Set these in the option file, or load another checkpoint."
+    differing = [
+        f"{key}: {theirs.get(key, 'default')} (here {ours.get(key, 'default')})"
+        for key in {**theirs, **ours}
+        if theirs.get(key) != ours.get(key)
+    ]
+    if not differing:
+        return "The file is of this very network, but incomplete: save it again, or load another checkpoint."
+    return f"The file is of another network_g: {', '.join(differing)}. Set these options, or load another checkpoint."
 
 
 def infer_network_options(weights: dict[str, Tensor]) -> dict[str, Any] | None:
