@@ -1,0 +1,174 @@
+"""The way into BasicSR's own train_pipeline and test_pipeline: command line, options, processes."""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from esc_basicsr import compat
+from esc_basicsr.config.check import check_options
+from esc_basicsr.config.loader import load_options
+from esc_basicsr.errors import UserError
+
+ParseOptions = Callable[..., tuple[dict[str, Any], argparse.Namespace]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare BasicSR's flags."""
+    parser.add_argument("-opt", required=True, metavar="FILE", help="option file")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="what started the processes: nothing, torchrun, or srun (default: none)",
+    )
+    parser.add_argument("--auto_resume", action="store_true", help="go on from the experiment's newest state")
+    parser.add_argument(
+        "--debug", action="store_true", help="print and validate often, under the name debug_NAME"
+    )
+    parser.add_argument(
+        "--force_yml",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set options of the file, such as train:ema_decay=0.999",
+    )
+    # torch.distributed.launch gives it, with a dash since torch 2.0; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace, is_train: bool) -> int:
+    """Run BasicSR's pipeline; experiments, results and tb_logger go under the working directory."""
+    name = "train" if is_train else "test"
+    argv = [f"esc_basicsr.{name}", "-opt", args.opt, "--launcher", args.launcher]
+    argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
+    argv += ["--force_yml", *args.force_yml] if args.force_yml else []
+    pipeline = getattr(importlib.import_module(f"basicsr.{name}"), f"{name}_pipeline")
+    # BasicSR takes its flags from sys.argv alone, and writes them into the experiment's copy of the options.
+    with _replaced(sys, "argv", argv):
+        pipeline(str(Path.cwd()))
+    return 0
+
+
+def read_checked_options(stock: ParseOptions) -> ParseOptions:
+    """BasicSR's ``parse_options`` behind our reader: it sees options that were read safely and checked.
+
+    BasicSR's own function stays in charge of seeds and paths. A mistake in the options, on any rank, is told
+    once and ends all ranks with exit code 2.
+    """
+
+    @functools.wraps(stock)
+    def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        add_arguments(parser)
+        args, unknown = parser.parse_known_args()
+        checked = _agree_on_options(args, is_train)
+        _mend_copied_script()
+        module = sys.modules[stock.__module__]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "options.yml"
+            file.write_text(_as_yaml(checked), encoding="utf-8")
+            argv = [sys.argv[0], "-opt", str(file), "--launcher", args.launcher, *unknown]
+            argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
+            # The processes have met already, to agree on the options.
+            with _replaced(sys, "argv", argv), _replaced(module, "init_dist", lambda *args, **kwargs: None):
+                opt, _ = stock(root_path, is_train=is_train)
+        return opt, args
+
+    # not BasicSR's any more: a mend knows its own by this
+    parse_options.__module__ = __name__
+    return parse_options
+
+
+def _agree_on_options(args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
+    """Read and check the options in every process; end them all, telling why once, if one cannot go on."""
+    options: dict[str, Any] = {}
+    problem = None
+    try:
+        options = load_options(args.opt, args.force_yml)
+        check_options(options, args.opt, is_train)
+    except UserError as error:
+        problem = str(error)
+    launcher = args.launcher
+    if launcher == "none" and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
+        launcher = "pytorch"
+        problem = (
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but --launcher is none: each would work "
+            "on its own, into one folder. Add --launcher pytorch, or start one process."
+        )
+    problems = [problem]
+    if launcher != "none":
+        try:
+            _join(launcher, options)
+        except UserError as error:
+            problems = [problem or str(error)]
+        else:
+            problems = [None] * dist.get_world_size()
+            dist.all_gather_object(problems, problem and _from_here(problem))
+    told = next(filter(None, problems), None)
+    if told is None:
+        return options
+    joined = dist.is_initialized()
+    if not joined or dist.get_rank() == 0:
+        print(f"error: {told}", file=sys.stderr, flush=True)
+    if joined:
+        dist.barrier()  # torchrun ends every process as soon as one has ended: not before it is told
+        dist.destroy_process_group()
+    sys.exit(2)
+
+
+def _join(launcher: str, options: dict[str, Any]) -> None:
+    """Meet the other processes, through BasicSR's own function."""
+    params = dict(options.get("dist_params") or {})
+    if options.get("num_gpu") == 0:
+        params["backend"] = "gloo"
+    importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
+
+
+def _from_here(problem: str) -> str:
+    """``problem``, saying on which rank it is where the first one may not have it."""
+    rank = dist.get_rank()
+    return problem if rank == 0 else f"{problem} (rank {rank}, on {socket.gethostname()})"
+
+
+def _mend_copied_script() -> None:
+    """A copy of BasicSR's train.py, run as a script, has a load_resume_state of its own."""
+    script: Any = sys.modules["__main__"]
+    own = getattr(script, "load_resume_state", None)
+    if own is not None and not compat.is_resume_sound(own):
+        script.load_resume_state = compat.load_resume_state
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes mappings in their order, and every value out in full."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_PlainDumper.add_multi_representer(dict, lambda dumper, data: dumper.represent_dict(data.items()))
+
+
+def _as_yaml(options: dict[str, Any]) -> str:
+    return yaml.dump(options, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """``owner.name`` is ``value`` for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
