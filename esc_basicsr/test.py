@@ -1,0 +1,25 @@
+"""Measure a network on test sets, through BasicSR's own pipeline.
+
+What it writes goes to results/NAME under the working directory; NAME is the option file's ``name``.
+
+  python -m esc_basicsr.test -opt FILE
+  torchrun --nproc_per_node=4 -m esc_basicsr.test -opt FILE --launcher pytorch
+  srun python -m esc_basicsr.test -opt FILE --launcher slurm
+"""
+
+import argparse
+import sys
+
+from esc_basicsr import pipeline
+from esc_basicsr.__main__ import run_command
+
+add_arguments = pipeline.add_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run BasicSR's test_pipeline."""
+    return pipeline.run(args, is_train=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("esc_basicsr.test", "", sys.argv[1:], prog="python -m esc_basicsr.test"))

@@ -1,0 +1,26 @@
+"""Train by an option file, through BasicSR's own pipeline.
+
+What it writes goes to experiments/NAME and tb_logger/NAME under the working directory; NAME is the option
+file's ``name``.
+
+  python -m esc_basicsr.train -opt FILE
+  torchrun --nproc_per_node=4 -m esc_basicsr.train -opt FILE --launcher pytorch
+  srun python -m esc_basicsr.train -opt FILE --launcher slurm
+"""
+
+import argparse
+import sys
+
+from esc_basicsr import pipeline
+from esc_basicsr.__main__ import run_command
+
+add_arguments = pipeline.add_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run BasicSR's train_pipeline."""
+    return pipeline.run(args, is_train=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("esc_basicsr.train", "", sys.argv[1:], prog="python -m esc_basicsr.train"))
