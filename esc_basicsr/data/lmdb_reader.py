@@ -13,7 +13,7 @@ import numpy.typing as npt
 from esc_basicsr.data.image_codec import decode_image
 from esc_basicsr.errors import UserError
 
-__all__ = ["ImageLMDB"]
+__all__ = ["ImageLMDB", "shared_environment"]
 
 # "0801_s003.png (480,480,3) 1". The key ends at the first dot, as in BasicSR's paired_paths_from_lmdb.
 _META_LINE = re.compile(r"([^.]+)\..*\((\d+),\s*(\d+),\s*\d+\)")
@@ -23,8 +23,14 @@ _environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
 _environments_pid = os.getpid()
 
 
-def _environment(folder: Path) -> Any:
-    """Open the LMDB in ``folder`` for this process, or share the environment that is open."""
+def shared_environment(folder: Path) -> Any:
+    """Open the LMDB in ``folder`` for this process, or share the environment that is open.
+
+    Keep what it returns no longer than this process: ask again after a fork.
+
+    Raises:
+        UserError: There is no readable LMDB.
+    """
     global _environments_pid
     if _environments_pid != os.getpid():
         # This process was forked. LMDB forbids the parent's environments here, and py-lmdb opens no second
@@ -95,7 +101,7 @@ class ImageLMDB:
             UserError: The record is missing or cannot be decoded; the message names its key.
         """
         if self._pid != os.getpid():
-            self._environment = _environment(self.path)
+            self._environment = shared_environment(self.path)
             self._pid = os.getpid()
         key = self.keys[index]
         with self._environment.begin(buffers=True) as transaction:
