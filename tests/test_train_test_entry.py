@@ -1,0 +1,398 @@
+"""The entry points as users call them: train, resume, test; one process and several; BasicSR's own script."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import basicsr.train
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from esc_basicsr import pipeline
+from esc_basicsr.__main__ import main
+
+SCALE = 2
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def run_python(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def succeed(process: "subprocess.Popen[str]") -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def write_images(folder: Path, count: int, height: int, width: int) -> None:
+    """HR and LR images, as PNG folders and as LMDBs, whose LR is the mean of SCALE×SCALE pixels."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, height // 4, width // 4, 3), dtype=np.uint8)
+    hr = [cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in coarse]
+    lr = [cv2.resize(image, (width // SCALE, height // SCALE), interpolation=cv2.INTER_AREA) for image in hr]
+    for kind, images in (("hr", hr), ("lr", lr)):
+        (folder / kind).mkdir(parents=True)
+        path = folder / f"{kind}.lmdb"
+        with (
+            lmdb.open(str(path), map_size=1 << 22) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for number, image in enumerate(images):
+                png = cv2.imencode(".png", image)[1].tobytes()
+                (folder / kind / f"{number}.png").write_bytes(png)
+                transaction.put(str(number).encode(), png)
+        lines = [f"{n}.png ({','.join(map(str, image.shape))}) 1\n" for n, image in enumerate(images)]
+        (path / "meta_info.txt").write_text("".join(lines))
+
+
+def paired(name: str, folder: Path, suffix: str = "", **more: Any) -> dict[str, Any]:
+    roots = {f"dataroot_{key}": f"{folder}/{kind}{suffix}" for key, kind in (("gt", "hr"), ("lq", "lr"))}
+    backend = {"type": "lmdb" if suffix else "disk"}
+    return {"name": name, "type": "PairedImageDataset", **roots, "io_backend": backend, **more}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, Any]:
+    return {
+        **{"type": "ESC", "upscaling_factor": SCALE, "dim": 16, "pdim": 4, "kernel_size": 5, "n_blocks": 1},
+        **{"conv_blocks": 1, "window_size": 4, "num_heads": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> dict[str, Any]:
+    """Complete train options over four images of one crop's size, without augmentation.
+
+    With betas of 0 and an eps that dwarfs the gradients a step of AdamW is one of plain gradient descent.
+    """
+    data = tmp_path_factory.mktemp("data")
+    write_images(data / "train", count=4, height=32, width=32)
+    write_images(data / "val", count=2, height=24, width=32)
+    loader = {"num_worker_per_gpu": 1, "batch_size_per_gpu": 2, "persistent_workers": True}
+    augmentation = {"gt_size": 32, "use_hflip": False, "use_rot": False}
+    metrics = {
+        name: {"type": f"calculate_{name}", "crop_border": SCALE, "test_y_channel": True}
+        for name in ("psnr", "ssim")
+    }
+    return {
+        "name": "single",
+        "model_type": "ESCModel",
+        "scale": SCALE,
+        "num_gpu": "auto",
+        "manual_seed": 0,
+        "datasets": {
+            "train": paired("Train", data / "train", ".lmdb", **augmentation, **loader),
+            "val": paired("Val", data / "val"),
+        },
+        "network_g": tiny,
+        "path": {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None},
+        "train": {
+            "ema_decay": 0.5,
+            "optim_g": {"type": "AdamW", "lr": 0.01, "weight_decay": 0, "betas": [0.0, 0.0], "eps": 1.0},
+            "scheduler": {"type": "MultiStepLR", "milestones": [3], "gamma": 0.5},
+            "total_iter": 4,
+            "warmup_iter": -1,
+            "pixel_opt": {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"},
+        },
+        "val": {"val_freq": 2, "save_img": False, "metrics": metrics},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": True},
+        "dist_params": {"backend": "nccl", "port": 29500},
+    }
+
+
+def options_for_testing(options: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    keys = ("model_type", "scale", "num_gpu", "manual_seed", "network_g", "dist_params")
+    return {
+        "name": "tested",
+        **{key: options[key] for key in keys},
+        "datasets": {"test_1": options["datasets"]["val"]},
+        "path": {"pretrain_network_g": checkpoint, "param_key_g": "params_ema", "strict_load_g": True},
+        "val": {**options["val"], "save_img": True, "suffix": None},
+    }
+
+
+def write(path: Path, options: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    return path
+
+
+class Runs:
+    """What was trained, where, and what was said."""
+
+    def __init__(self, work: Path, options: dict[str, Any]) -> None:
+        self.work = work
+        file = write(work / "train.yml", options)
+        two = ["name=two", "datasets:train:batch_size_per_gpu=1"]
+        single = run_python("-m", "esc_basicsr.train", "-opt", file, cwd=work)
+        double = run_python(
+            *(
+                *TORCHRUN,
+                2,
+                "-m",
+                "esc_basicsr.train",
+                "-opt",
+                file,
+                "--launcher",
+                "pytorch",
+                "--force_yml",
+                *two,
+            ),
+            cwd=work,
+        )
+        self.single, self.double = succeed(single), succeed(double)
+
+        # The state after two iterations, to go on from: as a command, and by BasicSR's own script elsewhere.
+        self.copy_of_first_half(work / "experiments" / "resumed")
+        self.stock = work / "stock"
+        self.copy_of_first_half(self.stock / "experiments" / "single")
+        (self.stock / "basicsr").mkdir()
+        script = self.stock / "basicsr" / "train.py"
+        script.write_text("import esc_basicsr\n" + Path(str(basicsr.train.__file__)).read_text())
+        (self.stock / "elsewhere").mkdir()
+        test_file = write(
+            work / "test.yml", options_for_testing(options, "experiments/single/models/net_g_latest.pth")
+        )
+        resumed = run_python(
+            *("-m", "esc_basicsr", "train", "-opt", file, "--auto_resume", "--force_yml", "name=resumed"),
+            cwd=work,
+        )
+        stock = run_python(
+            *(script, "-opt", file, "--auto_resume", "--local-rank=0"), cwd=self.stock / "elsewhere"
+        )
+        tested = run_python(
+            *(*TORCHRUN, 1, "-m", "esc_basicsr.test", "-opt", test_file, "--launcher", "pytorch"), cwd=work
+        )
+        self.resumed, self.stock_output, self.tested = succeed(resumed), succeed(stock), succeed(tested)
+
+    def copy_of_first_half(self, target: Path) -> None:
+        shutil.copytree(self.work / "experiments" / "single", target)
+        for file in target.glob("*/*"):
+            if "2" not in file.name:
+                file.unlink()
+
+    def weights(self, name: str, iteration: int | str, root: Path | None = None) -> dict[str, Any]:
+        folder = (root or self.work) / "experiments" / name / "models"
+        return torch.load(folder / f"net_g_{iteration}.pth", weights_only=True)
+
+    def state(self, name: str, iteration: int, root: Path | None = None) -> dict[str, Any]:
+        folder = (root or self.work) / "experiments" / name / "training_states"
+        return torch.load(folder / f"{iteration}.state", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> Runs:
+    return Runs(tmp_path_factory.mktemp("work"), options)
+
+
+def losses(output: str) -> list[float]:
+    return [float(number) for number in re.findall(r"l_pix: (\S+)", output)]
+
+
+def psnr(output: str) -> list[float]:
+    return [float(number) for number in re.findall(r"# psnr: (\S+)", output)]
+
+
+def test_training_writes_checkpoints_states_and_logs_under_the_working_directory(runs: Runs) -> None:
+    root = runs.work / "experiments" / "single"
+    assert {file.name for file in (root / "models").iterdir()} == {f"net_g_{n}.pth" for n in (2, 4, "latest")}
+    assert {file.name for file in (root / "training_states").iterdir()} == {"2.state", "4.state"}
+    assert list((runs.work / "tb_logger" / "single").glob("events.*"))
+    assert "esc_basicsr.train -opt" in (root / "train.yml").read_text()
+    # the schedule: halved after three iterations
+    assert re.findall(r"lr:\((\S+?),", runs.single) == ["1.000e-02"] * 3 + ["5.000e-03"]
+    # an epoch is two iterations: each sees every image once
+    seen = losses(runs.single)
+    assert sum(seen[2:]) < sum(seen[:2])
+
+
+def test_two_processes_agree_with_one_on_the_same_global_batch(runs: Runs) -> None:
+    start = runs.weights("single", 2)["params"]
+    for iteration in (2, 4):
+        one, two = runs.weights("single", iteration), runs.weights("two", iteration)
+        for kind in ("params", "params_ema"):
+            torch.testing.assert_close(two[kind], one[kind], rtol=1e-4, atol=1e-6)
+    end = runs.weights("single", 4)["params"]
+    assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-4  # far beyond the tolerance
+    np.testing.assert_allclose(losses(runs.double), losses(runs.single), rtol=1e-3)
+    np.testing.assert_allclose(psnr(runs.double), psnr(runs.single), atol=2e-3)
+
+
+def test_auto_resume_goes_on_from_the_newest_state_with_its_optimizer(runs: Runs) -> None:
+    assert "Resuming training from epoch: 0, iter: 2." in runs.resumed
+    assert len(losses(runs.resumed)) == 2
+    assert not list((runs.work / "experiments").glob("resumed_archived*"))
+    state = runs.state("resumed", 4)
+    assert {int(entry["step"]) for entry in state["optimizers"][0]["state"].values()} == {4}
+    assert state["schedulers"][0]["last_epoch"] == runs.state("single", 4)["schedulers"][0]["last_epoch"]
+
+
+def test_stock_train_script_needs_only_the_import(runs: Runs) -> None:
+    """It resumes under its own root, though run from elsewhere, and ends as the command does."""
+    assert "Resuming training from epoch: 0, iter: 2." in runs.stock_output
+    assert not list((runs.stock / "elsewhere").iterdir())
+    by_script, by_command = runs.weights("single", 4, runs.stock), runs.weights("resumed", 4)
+    for kind in ("params", "params_ema"):
+        torch.testing.assert_close(by_script[kind], by_command[kind], rtol=0, atol=0)
+
+
+def test_testing_a_checkpoint_measures_what_training_last_validated(runs: Runs) -> None:
+    assert psnr(runs.tested) == psnr(runs.single)[-1:]
+    pictures = runs.work / "results" / "tested" / "visualization" / "Val"
+    assert sorted(file.name for file in pictures.iterdir()) == ["0_tested.png", "1_tested.png"]
+    assert cv2.imread(str(pictures / "0_tested.png")).shape == (24, 32, 3)
+
+
+def test_options_mistake_under_torchrun_is_told_once_and_ends_every_rank(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    file = write(tmp_path / "train.yml", options)
+    process = run_python(
+        *(*TORCHRUN, 2, "-m", "esc_basicsr.train", "-opt", file, "--launcher", "pytorch"),
+        *("--force_yml", "train:ema_dekay=0.9"),
+        cwd=tmp_path,
+    )
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode != 0
+    assert output.count("error: --force_yml") == 1
+    assert "ema_decay" in output
+    # each rank exits with 2 by itself, unless torchrun, seeing the first one end, is quicker to end it
+    assert {"2"} <= set(re.findall(r"exitcode\s*: (\S+)", output)) <= {"2", "-15"}
+    assert "esc_basicsr/pipeline.py" not in output  # no traceback of ours
+    assert not (tmp_path / "experiments").exists()
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Call a command that fails before training; gives what it prints."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.yml", options)
+
+    def call(name: str, *arguments: str) -> str:
+        argv = [*sys.argv]
+        with pytest.raises(SystemExit) as ended:
+            main([name, *arguments])
+        assert ended.value.code == 2
+        assert sys.argv == argv
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert "Traceback" not in captured.err
+        assert not (tmp_path / "experiments").exists()
+        return captured.err
+
+    return call
+
+
+def test_missing_option_file_is_named(command: Callable[..., str]) -> None:
+    assert "trian.yml: no such option file" in command("train", "-opt", "trian.yml")
+
+
+def test_mistake_in_the_options_is_told_with_file_and_key(
+    command: Callable[..., str], tmp_path: Path
+) -> None:
+    text = (tmp_path / "train.yml").read_text().replace("ema_decay", "ema_dekay")
+    (tmp_path / "train.yml").write_text(text)
+    message = command("train", "-opt", "train.yml")
+    assert "train.yml" in message
+    assert "train.ema_dekay" in message
+    assert "ema_decay" in message
+
+
+def test_launcher_pytorch_without_torchrun_says_to_use_it(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    message = command("train", "-opt", "train.yml", "--launcher", "pytorch")
+    assert "RANK is not set" in message
+    assert "torchrun --nproc_per_node=N -m esc_basicsr.train" in message
+
+
+def test_launcher_slurm_outside_a_job_says_to_use_srun(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert "Start it with srun" in command("train", "-opt", "train.yml", "--launcher", "slurm")
+
+
+def test_torchrun_with_several_processes_and_no_launcher_is_refused(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(pipeline, "_join", lambda launcher, options: joined.append(launcher))
+    monkeypatch.setattr(pipeline.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pipeline.dist, "get_rank", lambda: 0)
+
+    def all_gather_object(gathered: list[Any], own: Any) -> None:
+        gathered[:] = [own, own]
+
+    monkeypatch.setattr(pipeline.dist, "all_gather_object", all_gather_object)
+    message = command("train", "-opt", "train.yml")
+    assert joined == ["pytorch"]
+    assert "torchrun started 2 processes, but --launcher is none" in message
+    assert message.count("error:") == 1
+
+
+def test_basicsr_sees_the_checked_options_exactly(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small numbers, lists, empty values and text that looks like a number come through; overrides are in."""
+    from basicsr.utils.options import parse_options
+
+    expected = deepcopy(options)
+    expected["train"]["optim_g"] |= {"lr": 5.0e-4, "weight_decay": 1e-08}
+    expected["name"] = "007"
+    expected["network_g"] = {**expected["network_g"], "exp_ratio": 1.25}
+    file = write(tmp_path / "train.yml", expected)
+    overrides = ["train:total_iter=5e5", "train:scheduler:milestones=[1,2]", "network_g:exp_ratio=1.5"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(file), "--force_yml", *overrides])
+    opt, args = parse_options(str(tmp_path), is_train=True)
+    assert args.opt == str(file)
+    assert args.force_yml == overrides
+    assert (opt["train"]["total_iter"], opt["network_g"]["exp_ratio"]) == (5e5, 1.5)
+    expected["train"]["total_iter"] = 5e5
+    expected["train"]["scheduler"]["milestones"] = [1, 2]
+    expected["network_g"]["exp_ratio"] = 1.5
+    for key in ("name", "train", "network_g", "logger", "val", "dist_params"):
+        assert opt[key] == expected[key]
+    assert list(opt)[: len(expected)] == list(expected)  # in the file's order
+    assert opt["path"]["models"] == str(tmp_path / "experiments" / "007" / "models")
+    assert (opt["rank"], opt["world_size"], opt["dist"]) == (0, 1, False)
+
+
+def test_debug_is_basicsrs(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from basicsr.utils.options import parse_options
+
+    file = write(tmp_path / "train.yml", options)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(file), "--debug"])
+    opt, _ = parse_options(str(tmp_path), is_train=True)
+    assert (opt["name"], opt["val"]["val_freq"], opt["logger"]["print_freq"]) == ("debug_single", 8, 1)
