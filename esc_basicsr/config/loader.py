@@ -25,7 +25,7 @@ _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 class _OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader that keeps the order of keys and refuses a key given twice."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Checked on the text as written: construction puts merged keys beside a mapping's own.
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple[str, str], yaml.Mark] = {}
