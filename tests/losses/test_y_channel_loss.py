@@ -16,20 +16,20 @@ def basicsr_ycbcr(image):
     """(B, 3, H, W) RGB in [0, 1] to YCbCr in [0, 1], by BasicSR's own conversion."""
     from basicsr.utils import rgb2ycbcr
 
-    planes = [rgb2ycbcr(one.permute(1, 2, 0).double().numpy()) for one in image]
+    planes = [rgb2ycbcr(one.permute(1, 2, 0).numpy()) for one in image]
     return np.stack(planes).transpose(0, 3, 1, 2)
 
 
 def test_luma_loss_is_l1_on_the_luma_of_basicsr_metrics(images):
     difference = np.abs(basicsr_ycbcr(images[0]) - basicsr_ycbcr(images[1]))
     loss = YChannelL1Loss(chroma_weight=0)(*images)
-    assert loss.item() == pytest.approx(difference[:, 0].mean(), rel=1e-5)
+    assert loss.item() == pytest.approx(difference[:, 0].mean(), rel=1e-4)
 
 
 def test_chroma_term_is_the_weighted_mean_of_both_chroma_errors(images):
     difference = np.abs(basicsr_ycbcr(images[0]) - basicsr_ycbcr(images[1]))
     expected = difference[:, 0].mean() + 0.3 * difference[:, 1:].mean()
-    assert YChannelL1Loss(chroma_weight=0.3)(*images).item() == pytest.approx(expected, rel=1e-5)
+    assert YChannelL1Loss(chroma_weight=0.3)(*images).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_reductions_and_loss_weight(images):
