@@ -17,8 +17,14 @@ COMMANDS = {
     "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
     "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
     "lmdb": ("esc_basicsr.data.lmdb_command", "make LMDB training sets from folders of images"),
-    "benchmark-set": ("esc_basicsr.data.benchmark_command", "lay out a test set: HR and bicubic LR per scale"),
-    "options": ("esc_basicsr.config.options_command", "write the shipped option files, or check one of yours"),
+    "benchmark-set": (
+        "esc_basicsr.data.benchmark_command",
+        "lay out a test set: HR and bicubic LR per scale",
+    ),
+    "options": (
+        "esc_basicsr.config.options_command",
+        "write the shipped option files, or check one of yours",
+    ),
     "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
 }
 
@@ -40,15 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"esc_basicsr {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     command = parser.parse_args(arguments[:1]).command
-    module_name, text = COMMANDS[command]
-    return run_command(module_name, text, arguments[1:], prog=f"python -m esc_basicsr {command}")
+    module_name, _ = COMMANDS[command]
+    return run_command(module_name, arguments[1:], prog=f"python -m esc_basicsr {command}")
 
 
-def run_command(module_name: str, description: str, arguments: Sequence[str], prog: str) -> int:
+def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
     """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
     module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(
-        prog=prog, description=module.__doc__ or description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
     try:

@@ -76,10 +76,19 @@ def build_variant(name: str, scale: int) -> nn.Module:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="which networks; all by default"
+        "--variant",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        help="which networks; all by default",
     )
     parser.add_argument(
-        "--scale", nargs="+", type=int, choices=SCALES, default=list(SCALES), help="which scales; all by default"
+        "--scale",
+        nargs="+",
+        type=int,
+        choices=SCALES,
+        default=list(SCALES),
+        help="which scales; all by default",
     )
 
 

@@ -112,7 +112,9 @@ def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
     files = folder / "train.yml", folder / "test.yml"
     for file, config in zip(files, (train, test), strict=True):
         text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        file.write_text(f"# Written by: python -m esc_basicsr demo. Run it in this folder.\n{text}", encoding="utf-8")
+        file.write_text(
+            f"# Written by: python -m esc_basicsr demo. Run it in this folder.\n{text}", encoding="utf-8"
+        )
     return files
 
 
@@ -180,7 +182,8 @@ def measure(image: Image, gt: Image) -> dict[str, float]:
     """PSNR in dB and SSIM on luma by BasicSR's metrics, a border of ``SCALE`` pixels cropped."""
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
-    pair = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in (image, gt)]  # BGR, as BasicSR reads images
+    # BGR, as BasicSR reads images
+    pair = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in (image, gt)]
     return {
         "psnr": float(calculate_psnr(*pair, crop_border=SCALE, test_y_channel=True)),
         "ssim": float(calculate_ssim(*pair, crop_border=SCALE, test_y_channel=True)),
@@ -188,11 +191,12 @@ def measure(image: Image, gt: Image) -> dict[str, float]:
 
 
 def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw the photograph and, side by side, its most detailed part in each of ``pictures``; HR comes last."""
+    """Draw the photograph and, side by side, its most detailed part in each of ``pictures``."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     hr = pictures["HR"]
     edges = cv2.Laplacian(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
@@ -200,7 +204,7 @@ def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, flo
     top, left = (int(index) for index in np.unravel_index(detail.argmax(), detail.shape))
     figure, axes = plt.subplots(1, 1 + len(pictures), figsize=(3.2 * (1 + len(pictures)), 3.5))
     axes[0].imshow(hr)
-    axes[0].add_patch(plt.Rectangle((left, top), ZOOM, ZOOM, fill=False, edgecolor="red"))
+    axes[0].add_patch(Rectangle((left, top), ZOOM, ZOOM, fill=False, edgecolor="red"))
     axes[0].set_title(name)
     for axis, (method, picture) in zip(axes[1:], pictures.items(), strict=True):
         axis.imshow(picture[top : top + ZOOM, left : left + ZOOM], interpolation="nearest")
@@ -235,7 +239,11 @@ def compare(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, dic
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("esc_demo"), help="new folder for everything (default: esc_demo)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("esc_demo"),
+        help="new folder for everything (default: esc_demo)",
     )
     parser.add_argument(
         "--iterations", type=int, default=ITERATIONS, help=f"training iterations (default: {ITERATIONS})"
@@ -264,7 +272,9 @@ def report(
     """Print the table, the verdict and the paths, and write the figures to ``results.json``."""
     methods = ("bicubic", "ESC")
     mean: dict[str, Any] = {
-        method: {key: float(np.mean([row[method][key] for row in figures.values()])) for key in ("psnr", "ssim")}
+        method: {
+            key: float(np.mean([row[method][key] for row in figures.values()])) for key in ("psnr", "ssim")
+        }
         for method in methods
     }
     gain = mean["ESC"]["psnr"] - mean["bicubic"]["psnr"]
@@ -273,12 +283,14 @@ def report(
     for name, row in {**figures, "mean": mean}.items():
         cells = [f"{row[method]['psnr']:.2f} dB / {row[method]['ssim']:.4f}" for method in methods]
         print(f"| {name} | {cells[0]} | {cells[1]} | {row['ESC']['psnr'] - row['bicubic']['psnr']:+.2f} dB |")
-    mmengine.dump({"iterations": iterations, "photographs": figures, "mean": mean}, folder / "results.json", indent=1)
+    mmengine.dump(
+        {"iterations": iterations, "photographs": figures, "mean": mean}, folder / "results.json", indent=1
+    )
     verdict = f"{gain:.2f} dB above" if gain > 0 else f"NOT above bicubic: {-gain:.2f} dB below"
-    print(f"\nAfter {iterations} iterations ESC is {verdict}{' bicubic' if gain > 0 else ''} in PSNR on luma.")
+    print(
+        f"\nAfter {iterations} iterations ESC is {verdict}{' bicubic' if gain > 0 else ''} in PSNR on luma."
+    )
     print("pictures:   " + "\n            ".join(map(str, pictures)))
     print(f"checkpoint: {folder / 'experiments' / NAME / 'models' / 'net_g_latest.pth'}")
     print(f"options:    {folder / 'train.yml'}, {folder / 'test.yml'}")
     return 0 if gain > 0 else 1
-
-

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from esc_basicsr import compat
+import esc_basicsr.compat as compat
 
 
 def register() -> None:

@@ -22,4 +22,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("esc_basicsr.test", "", sys.argv[1:], prog="python -m esc_basicsr.test"))
+    sys.exit(run_command("esc_basicsr.test", sys.argv[1:], prog="python -m esc_basicsr.test"))

@@ -23,4 +23,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("esc_basicsr.train", "", sys.argv[1:], prog="python -m esc_basicsr.train"))
+    sys.exit(run_command("esc_basicsr.train", sys.argv[1:], prog="python -m esc_basicsr.train"))

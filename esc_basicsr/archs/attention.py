@@ -31,7 +31,8 @@ def expand_position_bias(table: Tensor, window_size: int) -> Tensor:
         table: (heads, (2w-1)²). Output: (heads, w², w²), queries by keys.
     """
     w = window_size
-    windows = table.view(-1, 2 * w - 1, 2 * w - 1).unfold(1, w, 1).unfold(2, w, 1)  # [heads, -qh, -qw, kh, kw]
+    windows = table.view(-1, 2 * w - 1, 2 * w - 1).unfold(1, w, 1).unfold(2, w, 1)
+    # [heads, -qh, -qw, kh, kw] -> [heads, (qh qw), (kh kw)]
     return windows.flip(1, 2).reshape(-1, w * w, w * w)
 
 
@@ -52,7 +53,8 @@ def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Compiling is what makes Flex fast on a GPU. On a CPU it would need a C++ compiler, and SDPA is faster.
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+    kernel: Callable[..., Tensor] = flex_attention
+    return torch.compile(kernel) if device_type == "cuda" else kernel
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
@@ -145,5 +147,7 @@ class WindowAttention(nn.Module):
     def _backend(self, device: torch.device) -> str:
         if self.attn_type != "auto":
             return self.attn_type
-        info_once(f"attn_type auto: SDPA on {device.type} (a fused kernel for any shape, nothing to compile).")
+        info_once(
+            f"attn_type auto: SDPA on {device.type} (a fused kernel for any shape, nothing to compile)."
+        )
         return "SDPA"

@@ -6,6 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.conv_attention import LargeKernel
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
 
 __all__ = ["ESCBlock"]
@@ -47,7 +48,7 @@ class ESCBlock(nn.Module):
         self.ln_out = LayerNorm2d(dim)
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, large_kernel: Tensor | tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
         """Run the block with the network's large kernel, None where there is no shared one."""
         skip = x
         x = self.proj(self.ln_proj(x))

@@ -58,7 +58,8 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
             key = "params"
         if key not in content:
             raise UserError(
-                f"{path}: no weights under {key!r}; it holds {', '.join(map(repr, content))}. Set path.param_key_g."
+                f"{path}: no weights under {key!r}; it holds {', '.join(map(repr, content))}. "
+                "Set path.param_key_g."
             )
         content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -122,7 +123,9 @@ def load_weights(
     net.load_state_dict({k: v for k, v in weights.items() if k in own and k not in mismatched}, strict=False)
 
 
-def _convert_scale(own: dict[str, Tensor], weights: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+def _convert_scale(
+    own: dict[str, Tensor], weights: dict[str, Tensor], source: str | os.PathLike[str]
+) -> None:
     names = ("to_img.weight", "to_img.bias")
     if not all(name in own and name in weights for name in names):
         return
@@ -159,7 +162,8 @@ def _remedy(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
     ]
     if not differing:
         return "The file is of this very network, but incomplete: save it again, or load another checkpoint."
-    return f"The file is of another network_g: {', '.join(differing)}. Set these options, or load another checkpoint."
+    options = ", ".join(differing)
+    return f"The file is of another network_g: {options}. Set these options, or load another checkpoint."
 
 
 def infer_network_options(weights: dict[str, Tensor]) -> dict[str, Any] | None:
@@ -188,7 +192,9 @@ def _infer(weights: dict[str, Tensor]) -> dict[str, Any]:
     if large is not None:
         options |= {"pdim": large.shape[0], "kernel_size": large.shape[-1]}
     options["n_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k)))
-    options["conv_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.0\.pconvs\.(\d+)\.", k)))
+    options["conv_blocks"] = 1 + max(
+        int(m[1]) for k in weights if (m := re.match(r"blocks\.0\.pconvs\.(\d+)\.", k))
+    )
     bias = weights.get(f"{first}attn.relative_position_bias")
     if bias is not None:
         options |= {"window_size": (math.isqrt(bias.shape[1]) + 1) // 2, "num_heads": bias.shape[0]}

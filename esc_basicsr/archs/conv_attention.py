@@ -1,4 +1,6 @@
-"""ConvAttn: convolutions that emulate self-attention. Source: ESC, arXiv:2503.06671, Sec. 3.3 and the release.
+"""ConvAttn: convolutions that emulate self-attention.
+
+Source: ESC, arXiv:2503.06671, Sec. 3.3 and the release.
 
 A large kernel, shared by the whole network, takes the place of attention's long range; a 3×3 kernel made
 from the image itself takes the place of its dependence on the input.
@@ -15,11 +17,15 @@ from esc_basicsr.archs.layers import LayerNorm2d
 __all__ = [
     "AttentionMixer",
     "ConvAttention",
+    "LargeKernel",
     "LargeKernelConv",
     "SeparableLargeKernelConv",
     "UnsharedConvAttention",
     "average_over_symmetries",
 ]
+
+# What a network hands to its mixers: ESC's filter, ESC-FP's pair of filters, or nothing.
+LargeKernel = Tensor | tuple[Tensor, Tensor] | None
 
 # side of the kernel made from the image
 DYNAMIC_KERNEL_SIZE = 3
@@ -73,9 +79,8 @@ class LargeKernelConv(nn.Module):
         super().__init__()
         self.dwc_proj = _kernel_predictor(pdim, pdim // 2) if dynamic_kernel else None
         if self.dwc_proj is not None:
-            last = self.dwc_proj[3]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in self.dwc_proj[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, large_kernel: Tensor) -> Tensor:
         """Convolve with both kernels and add."""
@@ -110,7 +115,7 @@ class SeparableLargeKernelConv(nn.Module):
 
 
 class ConvAttention(nn.Module):
-    """ConvAttn: the first ``pdim`` channels go through ``core``, the rest pass by, a 1×1 convolution joins them.
+    """ConvAttn: ``core`` convolves the first ``pdim`` channels, the rest pass by, a 1×1 convolution joins them.
 
     Args:
         dim: Feature channels.
@@ -127,7 +132,7 @@ class ConvAttention(nn.Module):
         self.plk = core
         self.aggr = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, large_kernel: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
         """Convolve with the network's ``large_kernel`` in the form that the core takes."""
         attended = self.plk(x[:, : self.pdim], large_kernel)
         return self.aggr(torch.cat((attended, x[:, self.pdim :]), dim=1))
@@ -151,7 +156,7 @@ class UnsharedConvAttention(ConvAttention):
         self.plk_filter = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))
         nn.init.orthogonal_(self.plk_filter)
 
-    def forward(self, x: Tensor, large_kernel: None) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
         """Convolve with the layer's own large kernel."""
         return super().forward(x, average_over_symmetries(self.plk_filter))
 
@@ -172,6 +177,6 @@ class AttentionMixer(nn.Module):
         self.norm = LayerNorm2d(dim)
         self.attn = attention
 
-    def forward(self, x: Tensor, large_kernel: None) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
         """Normalise and attend; there is no large kernel."""
         return self.attn(self.norm(x))

@@ -1,4 +1,4 @@
-"""ESC and ESC-light. Source: ESC, ICCV 2025, arXiv:2503.06671; key names as in the authors' release."""
+"""ESC and ESC-light. Source: ESC, ICCV 2025, arXiv:2503.06671; keys as in the authors' release."""
 
 import torch
 import torch.nn as nn
@@ -87,7 +87,7 @@ class ESC(nn.Module):
         has_conv = token_mixer != "attention"
         require(
             has_conv or (share_large_kernel and dynamic_kernel),
-            "share_large_kernel and dynamic_kernel must be true with token_mixer attention, which has no ConvAttn",
+            "share_large_kernel and dynamic_kernel must be true with token_mixer attention (no ConvAttn there)",
             (share_large_kernel, dynamic_kernel),
         )
         require(not dynamic_kernel or pdim >= 2, "pdim must be at least 2 for a dynamic kernel", pdim)

@@ -1,4 +1,4 @@
-"""ESC-FP, of fewer parameters. Source: ESC, ICCV 2025, arXiv:2503.06671; key names as in the authors' release."""
+"""ESC-FP, of fewer parameters. Source: ESC, ICCV 2025, arXiv:2503.06671; keys as in the authors' release."""
 
 import torch
 import torch.nn as nn

@@ -28,7 +28,7 @@ from esc_basicsr.losses.y_channel_loss import YChannelL1Loss
 
 Image = npt.NDArray[np.uint8]
 
-NETWORK = {
+NETWORK: dict[str, Any] = {
     "dim": 32,
     "pdim": 8,
     "kernel_size": 13,
@@ -95,9 +95,9 @@ def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Te
     while True:
         crops = []
         for _ in range(BATCH):
-            photo = photos[random.integers(len(photos))]
+            photo = photos[int(random.integers(len(photos)))]
             top, left = (random.integers(side - size + 1) for side in photo.shape[:2])
-            crop = np.rot90(photo[top : top + size, left : left + size], random.integers(4))
+            crop = np.rot90(photo[top : top + size, left : left + size], int(random.integers(4)))
             crops.append(np.ascontiguousarray(crop[:, :: random.choice((1, -1))]))
         yield to_tensor([reduce_uint8(crop, scale) for crop in crops]), to_tensor(crops)
 
@@ -138,7 +138,9 @@ def train(
     for name, loss in losses.items():
         torch.manual_seed(seed)
         nets[name] = ESC(scale, **NETWORK)
-        optimizer = torch.optim.AdamW(nets[name].parameters(), LEARNING_RATE, betas=(0.9, 0.9), weight_decay=0)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            nets[name].parameters(), LEARNING_RATE, betas=(0.9, 0.9), weight_decay=0
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=iterations)
         steps.append((nets[name], loss, optimizer, schedule))
     source = batches(photos, scale, seed)
@@ -158,7 +160,9 @@ def evaluate(method: Callable[[Image], Image], pairs: Sequence[Pair], border: in
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def draw(methods: dict[str, Callable[[Image], Image]], pairs: Sequence[Pair], path: Path, crop: int = 96) -> None:
+def draw(
+    methods: dict[str, Callable[[Image], Image]], pairs: Sequence[Pair], path: Path, crop: int = 96
+) -> None:
     """Draw, for the images whose colours differ most, the same crop by every method, with chroma errors."""
     import matplotlib
 
@@ -198,13 +202,19 @@ def draw(methods: dict[str, Callable[[Image], Image]], pairs: Sequence[Pair], pa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--train", type=Path, required=True, help="folder of HR photographs to train on")
-    parser.add_argument("--val", type=Path, nargs="+", required=True, help="test sets, as in datasets/README.md")
+    parser.add_argument(
+        "--val", type=Path, nargs="+", required=True, help="test sets, as in datasets/README.md"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--chroma-weights", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.25], help="YChannelL1Loss to try"
+        "--chroma-weights",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.05, 0.1, 0.25],
+        help="YChannelL1Loss to try",
     )
 
 
@@ -236,13 +246,21 @@ def run(args: argparse.Namespace) -> int:
     settings |= {"batch": BATCH, "patch": PATCH, "photographs": len(photos), "torch": torch.__version__}
     mmengine.dump({"settings": settings, "results": table}, args.output / "loss_comparison.json", indent=1)
     draw(methods, [pair for pairs in sets.values() for pair in pairs], args.output / "loss_comparison.png")
-    print("| set | loss | Y PSNR | RGB PSNR | chroma error, mean | 99th percentile |\n|---|---|---|---|---|---|")
+    print(
+        "| set | loss | Y PSNR | RGB PSNR | chroma error, mean | 99th percentile |\n|---|---|---|---|---|---|"
+    )
     for set_name, rows in table.items():
         for name, row in rows.items():
-            cells = f"{row['psnr_y']:.3f} | {row['psnr_rgb']:.3f} | {row['chroma_mae']:.3f} | {row['chroma_p99']:.2f}"
-            print(f"| {set_name} | {name} | {cells} |")
+            cells = [f"{row[key]:.3f}" for key in ("psnr_y", "psnr_rgb", "chroma_mae", "chroma_p99")]
+            print(f"| {set_name} | {name} | {' | '.join(cells)} |")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(__name__, sys.argv[1:], prog="python -m esc_basicsr.benchmark.compare_losses"))
+    sys.exit(
+        run_command(
+            "esc_basicsr.benchmark.compare_losses",
+            sys.argv[1:],
+            prog="python -m esc_basicsr.benchmark.compare_losses",
+        )
+    )

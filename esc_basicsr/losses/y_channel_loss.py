@@ -29,7 +29,7 @@ class YChannelL1Loss(nn.Module):
         pred, target: (B, 3, H, W), float RGB in [0, 1]. Output: a scalar, or (B, 1, H, W) for ``none``.
 
     Raises:
-        ValueError: An unknown reduction, a negative chroma weight, images that are not RGB or differ in shape.
+        ValueError: An unknown reduction, a negative weight, images that are not RGB or differ in shape.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", chroma_weight: float = 0.1) -> None:
@@ -46,7 +46,8 @@ class YChannelL1Loss(nn.Module):
         """Compare ``pred`` with ``target``."""
         if pred.shape != target.shape or pred.ndim != 4 or pred.shape[1] != 3:
             raise ValueError(
-                f"expected two RGB batches (B, 3, H, W) of one shape, got {list(pred.shape)} and {list(target.shape)}."
+                "expected two RGB batches (B, 3, H, W) of one shape, "
+                f"got {list(pred.shape)} and {list(target.shape)}."
             )
         # The conversion is linear, so the difference is converted once; in float32 also under autocast.
         r, g, b = (pred.float() - target.float()).unbind(1)

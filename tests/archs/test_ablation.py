@@ -27,7 +27,9 @@ def test_ablation_row_has_its_parameter_count(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_ablation_row_trains_every_parameter(row, tiny_network):
     tiny_network.pop("type")
-    options = {k: v for k, v in ROWS[row][0].items() if k in ("token_mixer", "share_large_kernel", "dynamic_kernel")}
+    options = {
+        k: v for k, v in ROWS[row][0].items() if k in ("token_mixer", "share_large_kernel", "dynamic_kernel")
+    }
     net = ESC(**tiny_network, **options)
     for parameter in net.parameters():  # the predicted kernel starts at zero, which stops gradients before it
         torch.nn.init.normal_(parameter, std=0.2)

@@ -34,7 +34,9 @@ def test_params_and_params_ema_load_strictly_and_unchanged(saved, tiny_network, 
     for key, source in (("params", net), ("params_ema", ema)):
         fresh = build_network(tiny_network)
         load_weights(fresh, read_weights(path, key), path)
-        assert all(torch.equal(value, source.state_dict()[name]) for name, value in fresh.state_dict().items())
+        assert all(
+            torch.equal(value, source.state_dict()[name]) for name, value in fresh.state_dict().items()
+        )
 
 
 def test_bare_state_dict_and_module_prefix_are_read(tmp_path, saved):
@@ -61,7 +63,9 @@ def test_another_scale_changes_to_img_alone_and_says_so(saved, tiny_network, bui
         if not name.startswith("to_img"):
             assert torch.equal(value, net.state_dict()[name])
     # Bilinear resizing keeps the mean of each filter's image.
-    old, new = (state.to_img.weight.view(3, -1, *state.to_img.weight.shape[1:]).mean(1) for state in (net, other))
+    old, new = (
+        state.to_img.weight.view(3, -1, *state.to_img.weight.shape[1:]).mean(1) for state in (net, other)
+    )
     assert torch.allclose(old, new, atol=1e-6)
 
 
@@ -69,7 +73,14 @@ def test_another_scale_changes_to_img_alone_and_says_so(saved, tiny_network, bui
     "options, expected",
     [
         ({"n_blocks": 2}, [r"missing from the file \(43\):", "blocks.1.", r"n_blocks: 1 \(here 2\)"]),
-        ({"dim": 32}, ["of another shape", r"proj.weight: \[16, 3, 3, 3\], expected \[32, 3, 3, 3\]", r"dim: 16 \(here 32\)"]),
+        (
+            {"dim": 32},
+            [
+                "of another shape",
+                r"proj.weight: \[16, 3, 3, 3\], expected \[32, 3, 3, 3\]",
+                r"dim: 16 \(here 32\)",
+            ],
+        ),
         ({"conv_blocks": 1}, ["unknown to the network", "blocks.0.convffns.1.", "and 6 more"]),
     ],
 )
@@ -152,7 +163,9 @@ def test_published_network_is_recognised_from_its_weights(build_network, variant
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
 def test_network_built_from_recognised_options_takes_the_weights(tiny_network, build_network, ablation):
     state = build_network(tiny_network, **ablation).state_dict()
-    build_network(infer_network_options(state) | {"pdim": 4, "num_heads": 2}).load_state_dict(state, strict=True)
+    build_network(infer_network_options(state) | {"pdim": 4, "num_heads": 2}).load_state_dict(
+        state, strict=True
+    )
 
 
 def test_weights_of_another_network_are_not_recognised():

@@ -73,7 +73,9 @@ def test_impossible_option_is_refused(options, message):
         YChannelL1Loss(**options)
 
 
-@pytest.mark.parametrize("shapes", [[(1, 3, 4, 4), (1, 3, 4, 5)], [(1, 1, 4, 4), (1, 1, 4, 4)], [(3, 4, 4), (3, 4, 4)]])
+@pytest.mark.parametrize(
+    "shapes", [[(1, 3, 4, 4), (1, 3, 4, 5)], [(1, 1, 4, 4), (1, 1, 4, 4)], [(3, 4, 4), (3, 4, 4)]]
+)
 def test_images_that_are_not_rgb_batches_of_one_shape_are_refused(shapes):
     with pytest.raises(ValueError, match="expected two RGB batches"):
         YChannelL1Loss()(torch.rand(shapes[0]), torch.rand(shapes[1]))

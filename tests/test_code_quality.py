@@ -1,0 +1,37 @@
+"""The package is clean by ruff and mypy, and says nothing about the machine it was written on."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_tool_finds_nothing(command):
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_machine_path_is_written_down():
+    sources = [
+        path
+        for folder in ("esc_basicsr", "options", "datasets", "tests", "docs", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".yml", ".md", ".json", ""}
+        and path.is_file()
+        and "lmdb" not in path.suffixes
+    ]
+    assert len(sources) > 50
+    machine_path = re.compile(r"(?<![\w.])/(?:home|root|mnt|Users)/\w")
+    found = [
+        str(path) for path in [*sources, ROOT / "README.md"] if machine_path.search(path.read_text("utf-8"))
+    ]
+    assert not found
