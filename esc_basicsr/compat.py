@@ -283,10 +283,14 @@ def _are_options_sound() -> bool:
 
 def _mend_options() -> None:
     """Option files and --force_yml can run code; torch.distributed.launch's --local-rank is unknown."""
-    from esc_basicsr.pipeline import read_checked_options
-
     stock = _host("utils.options").parse_options
-    _rebind("parse_options", stock, read_checked_options(stock))
+
+    def parse_options(root_path: str, is_train: bool = True) -> Any:
+        from esc_basicsr import pipeline
+
+        return pipeline.parse_options(stock, root_path, is_train)
+
+    _rebind("parse_options", stock, parse_options)
 
 
 # Resuming

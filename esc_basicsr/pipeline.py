@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import importlib
 import os
 import socket
@@ -60,34 +59,32 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     return 0
 
 
-def read_checked_options(stock: ParseOptions) -> ParseOptions:
-    """BasicSR's ``parse_options`` behind our reader: it sees options that were read safely and checked.
+def parse_options(
+    stock: ParseOptions, root_path: str, is_train: bool = True
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Have ``stock``, BasicSR's parse_options, see options that were read safely and checked.
 
-    BasicSR's own function stays in charge of seeds and paths. A mistake in the options, on any rank, is told
-    once and ends all ranks with exit code 2.
+    It stays in charge of seeds and paths. A mistake in the options, on any rank, is told once and ends all
+    ranks with exit code 2.
+
+    Returns:
+        As BasicSR's: the options, and the command line.
     """
-
-    @functools.wraps(stock)
-    def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        add_arguments(parser)
-        args, unknown = parser.parse_known_args()
-        checked = _agree_on_options(args, is_train)
-        _mend_copied_script()
-        module = sys.modules[stock.__module__]
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "options.yml"
-            file.write_text(_as_yaml(checked), encoding="utf-8")
-            argv = [sys.argv[0], "-opt", str(file), "--launcher", args.launcher, *unknown]
-            argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
-            # The processes have met already, to agree on the options.
-            with _replaced(sys, "argv", argv), _replaced(module, "init_dist", lambda *args, **kwargs: None):
-                opt, _ = stock(root_path, is_train=is_train)
-        return opt, args
-
-    # not BasicSR's any more: a mend knows its own by this
-    parse_options.__module__ = __name__
-    return parse_options
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    args, unknown = parser.parse_known_args()
+    checked = _agree_on_options(args, is_train)
+    _mend_copied_script()
+    module = sys.modules[stock.__module__]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "options.yml"
+        file.write_text(_as_yaml(checked), encoding="utf-8")
+        argv = [sys.argv[0], "-opt", str(file), "--launcher", args.launcher, *unknown]
+        argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
+        # The processes have met already, to agree on the options.
+        with _replaced(sys, "argv", argv), _replaced(module, "init_dist", lambda *args, **kwargs: None):
+            opt, _ = stock(root_path, is_train=is_train)
+    return opt, args
 
 
 def _agree_on_options(args: argparse.Namespace, is_train: bool) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def esc_log() -> Iterator[list[str]]:
-    """What this package logs during the test; BasicSR's logger, its parent, hides that from pytest's caplog."""
+    """What this package logs during the test. BasicSR's logger, its parent, hides it from caplog."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())

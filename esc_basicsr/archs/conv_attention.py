@@ -115,7 +115,7 @@ class SeparableLargeKernelConv(nn.Module):
 
 
 class ConvAttention(nn.Module):
-    """ConvAttn: ``core`` convolves the first ``pdim`` channels, the rest pass by, a 1×1 convolution joins them.
+    """ConvAttn: ``core`` convolves the first ``pdim`` channels; a 1×1 convolution joins them with the rest.
 
     Args:
         dim: Feature channels.

@@ -87,7 +87,7 @@ class ESC(nn.Module):
         has_conv = token_mixer != "attention"
         require(
             has_conv or (share_large_kernel and dynamic_kernel),
-            "share_large_kernel and dynamic_kernel must be true with token_mixer attention (no ConvAttn there)",
+            "share_large_kernel and dynamic_kernel must be true with token_mixer attention",
             (share_large_kernel, dynamic_kernel),
         )
         require(not dynamic_kernel or pdim >= 2, "pdim must be at least 2 for a dynamic kernel", pdim)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from esc_basicsr.config import keys as known
-from esc_basicsr.config.data_check import batch_problems, data_problems, missing
+from esc_basicsr.config.data_check import GUIDE, batch_problems, data_problems
 from esc_basicsr.config.keys import ANYTHING, BOOL, INTEGER, NUMBER, TEXT, Kind
 from esc_basicsr.config.suggestion import hint, nearest
 from esc_basicsr.errors import UserError
@@ -44,10 +44,12 @@ def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool) -> N
         UserError: Unknown or missing keys, values that do not fit or contradict one another, data that is
             not there.
     """
-    found = _Check(opt, is_train).run()
-    if found:
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        raise UserError("\n  ".join([f"{path}: {count}", *found]))
+    check = _Check(opt, is_train)
+    check.run()
+    if check.problems:
+        count = "1 problem" if len(check.problems) == 1 else f"{len(check.problems)} problems"
+        lines = "\n  ".join([f"{path}: {count}", *check.problems])
+        raise UserError("\n".join([lines, *check.notes]))
 
 
 class _Check:
@@ -57,10 +59,11 @@ class _Check:
         self.opt = opt
         self.is_train = is_train
         self.problems: list[str] = []
+        self.notes: dict[str, None] = {}  # said once, after the problems, in this order
         # Only these models' keys are all known.
         self.is_known_model = opt.get("model_type") in known.KNOWN_MODELS
 
-    def run(self) -> list[str]:
+    def run(self) -> None:
         self.check_top_level()
         for name in self.opt:
             if str(name).startswith("network_"):
@@ -72,12 +75,14 @@ class _Check:
         self.check_val()
         self.check_keys("dist_params", known.DIST_PARAMS)
         self.check_datasets()
-        return self.problems
 
     # What every section needs
 
     def add(self, where: str, message: str) -> None:
         self.problems.append(f"{where}: {message}")
+
+    def note_paths(self) -> None:
+        self.notes[f"Relative paths start at the working directory, {Path.cwd()}."] = None
 
     def section(self, where: str) -> Mapping[str, Any]:
         """The section at ``where``; empty if it is missing or no section, which is told with its parent."""
@@ -231,11 +236,14 @@ class _Check:
             if not isinstance(value, str) or not (is_weights or (key == "resume_state" and self.is_train)):
                 continue
             if not Path(value).expanduser().is_file():
-                what = "a checkpoint (.pth)" if is_weights else "a training state (.state)"
+                what = "checkpoint" if is_weights else "training state"
                 remedy = (
-                    "Train what it comes from first, or give another" if is_weights else "Give another, or ~"
+                    "Train what it comes from first, or give another."
+                    if is_weights
+                    else "Give another, or ~."
                 )
-                self.add(f"{where}.{key}", f"{missing(value, what)}. {remedy}.")
+                self.add(f"{where}.{key}", f"there is no {what} '{value}'. {remedy}")
+                self.note_paths()
 
     def check_train(self) -> None:
         where = "train"
@@ -401,7 +409,11 @@ class _Check:
             self.add(f"{where}.gt_size", f"got {size}, expected a multiple of scale, {scale}.")
         if kind in known.DATASETS:
             problems = [*data_problems(dataset)]
-            problems += batch_problems(dataset, self.opt) if is_training_set and not problems else []
+            if problems:
+                self.note_paths()
+                self.notes[GUIDE] = None
+            elif is_training_set:
+                problems += batch_problems(dataset, self.opt)
             for key, message in problems:
                 self.add(f"{where}.{key}", message)
 

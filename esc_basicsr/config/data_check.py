@@ -15,12 +15,7 @@ from esc_basicsr.config.keys import TEMPLATE, is_number, is_whole
 
 Problem = tuple[str, str]
 
-GUIDE = "datasets/README.md says how to get and lay out the data"
-
-
-def missing(path: str, what: str) -> str:
-    """Say that ``path`` is not there, and from which folder it was looked for."""
-    return f"got '{path}', expected {what}; there is none (working directory: {Path.cwd()})"
+GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
 
 def data_problems(dataset: Mapping[str, Any]) -> Iterator[Problem]:
@@ -39,7 +34,7 @@ def data_problems(dataset: Mapping[str, Any]) -> Iterator[Problem]:
     listing = dataset.get("meta_info_file")
     if isinstance(listing, str) and not Path(listing).is_file():
         found = False
-        yield "meta_info_file", f"{missing(listing, 'a file that lists the images')}. {GUIDE}."
+        yield "meta_info_file", f"there is no list of images '{listing}'."
     if found and dataset.get("type") == "PairedImageDataset" and listing is None:
         yield from _pair_problems(dataset, backend)
 
@@ -110,24 +105,24 @@ def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:
     elif backend == "lmdb":
         yield from _lmdb_problems(key, root)
     elif not _expand(root).is_dir():
-        yield key, f"{missing(root, 'a folder of images')}. {GUIDE}."
+        yield key, f"there is no folder of images '{root}'."
     elif not _image_names(_expand(root)):
-        yield key, f"got '{root}', a folder without files; expected one of images. {GUIDE}."
+        yield key, f"got '{root}', a folder without files; expected one of images."
 
 
 def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
     folder = _expand(root)
     absent = [name for name in ("data.mdb", "meta_info.txt") if not (folder / name).is_file()]
     if not folder.is_dir():
-        yield key, f"{missing(root, 'an LMDB folder')}. {GUIDE}."
+        yield key, f"there is no LMDB folder '{root}'."
     elif absent:
         lacking = " and no ".join(absent)
         yield (
             key,
-            f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew; {GUIDE}.",
+            f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew.",
         )
     elif not _count_lines(folder / "meta_info.txt"):
-        yield key, f"got '{root}', whose meta_info.txt lists no image. Build it anew; {GUIDE}."
+        yield key, f"got '{root}', whose meta_info.txt lists no image. Build it anew."
 
 
 def _pair_problems(dataset: Mapping[str, Any], backend: str) -> Iterator[Problem]:
@@ -149,7 +144,7 @@ def _pair_problems(dataset: Mapping[str, Any], backend: str) -> Iterator[Problem
     if gt_count != lq_count:
         yield (
             "dataroot_lq",
-            f"has {lq_count} images, dataroot_gt has {gt_count}; expected one LR for each HR. {GUIDE}.",
+            f"has {lq_count} images, dataroot_gt has {gt_count}; expected one LR for each HR.",
         )
         return
     unmatched = sorted((name, wanted) for name, wanted in names if wanted not in lq_names)

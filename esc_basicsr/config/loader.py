@@ -15,8 +15,8 @@ import yaml
 from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
 
-MAX_BYTES = 1_000_000
-MAX_VALUES = 100_000  # after aliases are written out: nested ones can grow a small file without bound
+MAX_BYTES = 200_000
+MAX_VALUES = 20_000  # after aliases are written out: nested ones can grow a small file without bound
 
 # What PyYAML's constructors raise for a value that does not fit its explicit tag, such as `!!bool perhaps`.
 _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
@@ -48,6 +48,12 @@ class _OptionLoader(yaml.SafeLoader):
             for key, value in node.value
         )
 
+    def construct_int64(self, node: yaml.Node) -> int:
+        value = int(self.construct_yaml_int(node))
+        if abs(value) >= 2**63:
+            raise _refusal("a number of more than 64 bits", node)
+        return value
+
     def refuse_tag(self, node: yaml.Node) -> None:
         raise _refusal(
             f"the tag '{node.tag}' is not allowed, option files hold plain values only, nothing that runs "
@@ -61,6 +67,7 @@ class _OverrideLoader(_OptionLoader):
 
 
 _OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _OptionLoader.construct_ordered)
+_OptionLoader.add_constructor("tag:yaml.org,2002:int", _OptionLoader.construct_int64)
 _OptionLoader.add_constructor(None, _OptionLoader.refuse_tag)
 _OverrideLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -126,7 +133,7 @@ def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
             if node is None:
                 return None
             if _count_values(node, {}) > MAX_VALUES:
-                raise _refusal(f"aliases that stand for more than {MAX_VALUES:,} values. Write fewer", node)
+                raise _refusal(f"more than {MAX_VALUES:,} values, aliases written out", node)
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -134,7 +141,7 @@ def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
         said = ": ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{where}{line}: {said}.") from None
+        raise UserError(f"{where}{line}: {said[:300]}.") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply.") from None
     except (yaml.YAMLError, *_MISFITS) as error:
