@@ -15,7 +15,7 @@ import yaml
 from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
 
-MAX_BYTES = 200_000
+MAX_BYTES = 100_000
 MAX_VALUES = 20_000  # after aliases are written out: nested ones can grow a small file without bound
 
 # What PyYAML's constructors raise for a value that does not fit its explicit tag, such as `!!bool perhaps`.
@@ -48,7 +48,7 @@ class _OptionLoader(yaml.SafeLoader):
             for key, value in node.value
         )
 
-    def construct_int64(self, node: yaml.Node) -> int:
+    def construct_int64(self, node: Any) -> int:
         value = int(self.construct_yaml_int(node))
         if abs(value) >= 2**63:
             raise _refusal("a number of more than 64 bits", node)

@@ -455,10 +455,10 @@ def test_where_paths_start_and_the_guide_to_the_data_are_told_once(sound_options
     shutil.rmtree("datasets")
     with pytest.raises(UserError) as caught:
         check_options(sound_options, "mine.yml", True)
-    assert str(caught.value).splitlines()[6:] == [
-        start,
-        "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file.",
-    ]
+    *_, last_but_one, last = str(caught.value).splitlines()
+    assert last_but_one == start
+    assert last.startswith("datasets/README.md says how to get and lay out data; ")
+    assert str(caught.value).count(start) == 1
 
 
 @pytest.mark.parametrize("names", [["data.mdb"], ["meta_info.txt"], ["data.mdb", "meta_info.txt"]])
