@@ -86,14 +86,18 @@ class _Check:
 
     def section(self, where: str) -> Mapping[str, Any]:
         """The section at ``where``; empty if it is missing or no section, which is told with its parent."""
-        value: Any = self.opt
-        for key in where.split(".") if where else ():
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value if isinstance(value, Mapping) else {}
+        return self.find(where) or {}
 
     def has_section(self, where: str) -> bool:
-        parent, _, key = where.rpartition(".")
-        return isinstance(self.section(parent).get(key), Mapping)
+        return self.find(where) is not None
+
+    def find(self, where: str) -> Mapping[str, Any] | None:
+        value: Any = self.opt
+        while where and isinstance(value, Mapping):
+            # The last name may have dots of its own: it is the user's, as of a metric.
+            key, _, rest = (where, "", "") if where in value else where.partition(".")
+            value, where = value.get(key), rest
+        return value if isinstance(value, Mapping) else None
 
     def check_keys(
         self,

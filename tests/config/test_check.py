@@ -332,6 +332,16 @@ def test_validation_is_optional_in_training(sound_options):
     assert problems(sound_options) == []
 
 
+def test_names_of_data_sets_and_metrics_may_have_dots(sound_options):
+    sound_options["datasets"]["val_1.5"] = sound_options["datasets"]["val"]
+    sound_options["val"]["metrics"]["psnr.y"] = sound_options["val"]["metrics"].pop("psnr")
+    assert problems(sound_options) == []
+    del sound_options["val"]["metrics"]["psnr.y"]["crop_border"]
+    assert problems(sound_options) == [
+        "val.metrics.psnr.y.crop_border: missing; expected a whole number of at least 0."
+    ]
+
+
 def test_metrics_are_optional(sound_options):
     assert problems(change(sound_options, "val.metrics", None)) == []
 
