@@ -94,9 +94,10 @@ class _Check:
     def find(self, where: str) -> Mapping[str, Any] | None:
         value: Any = self.opt
         while where and isinstance(value, Mapping):
-            # The last name may have dots of its own: it is the user's, as of a metric.
-            key, _, rest = (where, "", "") if where in value else where.partition(".")
-            value, where = value.get(key), rest
+            # A user's name, as of a data set or a metric, may have dots of its own.
+            names = [str(key) for key in value if f"{where}.".startswith(f"{key}.")]
+            name = max(names, key=len, default=where)
+            value, where = value.get(name), where[len(name) + 1 :]
         return value if isinstance(value, Mapping) else None
 
     def check_keys(
