@@ -6,12 +6,20 @@ networks in `esc_basicsr.archs` work all the same, with torch alone.
 """
 
 import importlib.util
+import warnings
 
 from esc_basicsr.version import __version__
 
 __all__ = ["__version__"]
 
 if importlib.util.find_spec("basicsr") is not None:
-    from esc_basicsr.registration import register
+    try:
+        from esc_basicsr.registration import register
 
-    register()
+        register()
+    except ImportError as error:
+        warnings.warn(
+            f"BasicSR is installed but cannot be used ({error}). The networks in esc_basicsr.archs work all "
+            "the same; to train and test, mend that installation.",
+            stacklevel=2,
+        )

@@ -52,15 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
     """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
-    module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(
-        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(parser)
     try:
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(
+            prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(parser)
         return module.run(parser.parse_args(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("esc_basicsr"):
+            raise
+        print(
+            f"error: {prog} needs the package {error.name.split('.')[0]}: install it with pip.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

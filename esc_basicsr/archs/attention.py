@@ -57,10 +57,13 @@ def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     return torch.compile(kernel) if device_type == "cuda" else kernel
 
 
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
     device = q.device.type
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, table))
-    if device != "cuda" and needs_grad:
+    if device != "cuda" and _needs_grad(q, k, v, table):
         info_once(f"attn_type Flex: torch has no backward for it on {device}; SDPA takes over for training.")
         return _sdpa(q, k, v, table, window_size)
     w = window_size
@@ -138,16 +141,18 @@ class WindowAttention(nn.Module):
         # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
         qkv = qkv.view(B, 3, heads, -1, rows, w, columns, w).permute(1, 0, 4, 6, 2, 5, 7, 3)
         q, k, v = qkv.reshape(3, B * rows * columns, heads, w * w, -1)
-        out = _BACKENDS[self._backend(x.device)](q, k, v, self.relative_position_bias, w)
+        out = _BACKENDS[self._backend(x.device.type)](q, k, v, self.relative_position_bias, w)
         # [(B rows columns), heads, (w w), d] -> [B, (heads d), (rows w), (columns w)]
         out = out.view(B, rows, columns, heads, w, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
         out = out.reshape(B, padded_H, padded_W, -1)[:, :H, :W].permute(0, 3, 1, 2)
         return self.to_out(out)
 
-    def _backend(self, device: torch.device) -> str:
+    def _backend(self, device: str) -> str:
         if self.attn_type != "auto":
             return self.attn_type
-        info_once(
-            f"attn_type auto: SDPA on {device.type} (a fused kernel for any shape, nothing to compile)."
-        )
+        if device == "cpu" and _needs_grad(self.relative_position_bias):
+            # There SDPA falls back to a form of its own that does more work than ours.
+            info_once("attn_type auto: Naive to train on cpu (no fused kernel there learns the position bias).")
+            return "Naive"
+        info_once(f"attn_type auto: SDPA on {device} (a fused kernel for any shape, nothing to compile).")
         return "SDPA"

@@ -207,10 +207,13 @@ def test_building_a_published_network_executes_few_operations(build_network, var
 
 def test_auto_says_once_which_backend_and_why(tiny_network, build_network, esc_log):
     net = build_network(tiny_network)
-    net(torch.rand(1, 3, 4, 4))
-    net(torch.rand(1, 3, 8, 4))
-    assert len(esc_log) == 1
-    assert "attn_type auto: SDPA on cpu" in esc_log[0] and "fused kernel" in esc_log[0]
+    for height in (4, 8):
+        net(torch.rand(1, 3, height, 4))
+        with torch.no_grad():
+            net(torch.rand(1, 3, height, 4))
+    assert len(esc_log) == 2
+    assert "attn_type auto: Naive to train on cpu" in esc_log[0] and "position bias" in esc_log[0]
+    assert "attn_type auto: SDPA on cpu" in esc_log[1] and "fused kernel" in esc_log[1]
 
 
 def test_flex_on_a_cpu_says_once_that_sdpa_trains(tiny_network, build_network, esc_log):

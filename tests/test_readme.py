@@ -1,0 +1,139 @@
+"""The README tells the truth: its examples run, its commands exist, its table is what is measured."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from esc_basicsr.__main__ import COMMANDS, main
+from esc_basicsr.archs import VARIANTS
+from esc_basicsr.complexity import build_variant
+from esc_basicsr.data.photos import load_photograph
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+# What makes the README's training a matter of seconds. Everything else is as written.
+SHORT = [
+    "num_gpu=0",
+    "network_g:dim=16",
+    "network_g:pdim=4",
+    "network_g:window_size=8",
+    "network_g:n_blocks=1",
+    "train:total_iter=2",
+    "logger:print_freq=1",
+    "datasets:train:batch_size_per_gpu=1",
+    "datasets:train:num_worker_per_gpu=0",
+    "datasets:train:persistent_workers=false",
+    "datasets:train:pin_memory=false",
+]
+
+
+def block(marker: str) -> str:
+    """The code block after ``<!-- marker -->``."""
+    found = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.DOTALL)
+    assert found, marker
+    return found[1]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_example_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory) -> Path:
+    """A folder in which a newcomer has put images and the shipped options."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    shutil.copytree(ROOT / "options", folder / "options")
+    for name, photographs, size in (("DIV2K_train_HR", ("coffee",), 390), ("Set5_HR", ("chelsea",), 48)):
+        (folder / name).mkdir()
+        for photograph in photographs:
+            picture = load_photograph(photograph)[:size, :size, ::-1]
+            cv2.imwrite(str(folder / name / f"{photograph}.png"), picture)
+    return folder
+
+
+def run_lines(lines: list[str], folder: Path, *extra: str) -> list[str]:
+    """Run command lines of the README in ``folder``, by this Python, and return what each printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    outputs = []
+    for line in lines:
+        program, *arguments = line.split()
+        if program == "torchrun":
+            arguments = ["-m", "torch.distributed.run", "--standalone", *arguments]
+        else:
+            assert program == "python"
+        result = subprocess.run(
+            [sys.executable, *arguments, *extra], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        outputs.append(result.stdout + result.stderr)
+    return outputs
+
+
+def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
+    run_lines(block("data commands").splitlines(), newcomer)
+    assert (newcomer / "datasets/DIV2K/DIV2K_train_LR_bicubic_X3_sub.lmdb/data.mdb").is_file()
+    # the same picture stands in for the other sets
+    for name in BENCHMARKS[1:]:
+        shutil.copytree(newcomer / "datasets/Set5", newcomer / "datasets" / name)
+
+    single, several = block("train commands").splitlines()
+    # 390 pixels make one sub-image; a batch of one on each process needs as many
+    several = several.replace("--nproc_per_node=4", "--nproc_per_node=2")
+    enlarged = "datasets:train:dataset_enlarge_ratio=4"
+    for output in run_lines([single, several], newcomer, "--force_yml", *SHORT, enlarged):
+        assert "End of training" in output
+    for name in ("ESC-light_x2_DIV2K", "ESC_x2_DIV2K"):
+        assert (newcomer / "experiments" / name / "models" / "net_g_latest.pth").is_file()
+
+    bicubic, esc = block("test-set commands").splitlines()
+    network = [option for option in SHORT if option.startswith(("num_gpu", "network_g"))]
+    outputs = run_lines([bicubic], newcomer) + run_lines([esc], newcomer, "--force_yml", *network)
+    for output in outputs:
+        measured = re.findall(r"Validation (\w+)\s+.*?# psnr: ([\d.]+).*?# ssim: ([\d.]+)", output, re.DOTALL)
+        assert sorted(name for name, _, _ in measured) == sorted(BENCHMARKS)
+    checked = newcomer / "options/train/ESC/ESC_x2_DFLIP.yml"
+    assert main(["options", "--check", str(checked)]) == 2  # the other DFLIP sets are not there
+
+
+def test_table_of_networks_has_the_parameters_that_are_built():
+    for variant in VARIANTS:
+        counts = [sum(p.numel() for p in build_variant(variant, scale).parameters()) for scale in (2, 3, 4)]
+        row = next(line for line in README.splitlines() if line.startswith(f"| {variant} | `"))
+        assert " / ".join(f"{count:,}" for count in counts) in row
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main([command, "--help"])
+    assert exited.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m esc_basicsr {command}" in text
+    assert len(text.splitlines()) > 5
+
+
+def test_help_lists_every_command_and_an_unknown_one_is_refused(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["--help"])
+    assert exited.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    with pytest.raises(SystemExit) as exited:
+        main(["upscal"])
+    assert exited.value.code == 2
+    assert "invalid choice: 'upscal'" in capsys.readouterr().err
+
+
+def test_links_and_named_files_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"-opt (options/\S+)", README):
+        assert (ROOT / path).is_file(), path
