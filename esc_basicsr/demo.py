@@ -45,7 +45,7 @@ NETWORK = {
     "window_size": 16,
     "num_heads": 2,
 }
-ITERATIONS = 1000
+ITERATIONS = 600
 BATCH = 8
 LR_PATCH = 32
 ZOOM = 80  # side of the detail in the pictures, in HR pixels

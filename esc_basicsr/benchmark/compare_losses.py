@@ -32,9 +32,9 @@ NETWORK: dict[str, Any] = {
     "dim": 32,
     "pdim": 8,
     "kernel_size": 13,
-    "n_blocks": 2,
-    "conv_blocks": 2,
-    "window_size": 16,
+    "n_blocks": 1,
+    "conv_blocks": 3,
+    "window_size": 8,
     "num_heads": 2,
 }
 PATCH, BATCH = 32, 8
@@ -213,7 +213,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chroma-weights",
         type=float,
         nargs="+",
-        default=[0.0, 0.05, 0.1, 0.25],
+        default=[0.0, 0.1, 0.3],
         help="YChannelL1Loss to try",
     )
 
