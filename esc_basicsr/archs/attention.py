@@ -152,7 +152,7 @@ class WindowAttention(nn.Module):
             return self.attn_type
         if device == "cpu" and _needs_grad(self.relative_position_bias):
             # There SDPA falls back to a form of its own that does more work than ours.
-            info_once("attn_type auto: Naive to train on cpu (no fused kernel there learns the position bias).")
+            info_once("attn_type auto: Naive to train on cpu (no fused kernel there learns the bias).")
             return "Naive"
         info_once(f"attn_type auto: SDPA on {device} (a fused kernel for any shape, nothing to compile).")
         return "SDPA"

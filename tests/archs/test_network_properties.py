@@ -212,7 +212,7 @@ def test_auto_says_once_which_backend_and_why(tiny_network, build_network, esc_l
         with torch.no_grad():
             net(torch.rand(1, 3, height, 4))
     assert len(esc_log) == 2
-    assert "attn_type auto: Naive to train on cpu" in esc_log[0] and "position bias" in esc_log[0]
+    assert "attn_type auto: Naive to train on cpu" in esc_log[0] and "learns the bias" in esc_log[0]
     assert "attn_type auto: SDPA on cpu" in esc_log[1] and "fused kernel" in esc_log[1]
 
 
