@@ -32,8 +32,8 @@ def build_network() -> Callable[..., nn.Module]:
     """Build a network from `network_g`, with options on top."""
 
     def build(network_g: dict[str, Any], **options: Any) -> nn.Module:
-        keys = dict(network_g)
-        return {"ESC": ESC, "ESCFP": ESCFP}[keys.pop("type")](**(keys | options))
+        keys = network_g | options
+        return {"ESC": ESC, "ESCFP": ESCFP}[keys.pop("type")](**keys)
 
     return build
 

@@ -40,7 +40,8 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> 
     bias = expand_position_bias(table, window_size)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
     # Half precision overflows in a sum of exponentials over a window of 32×32 keys.
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=dtype).to(v.dtype) @ v
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:

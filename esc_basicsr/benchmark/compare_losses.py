@@ -37,7 +37,7 @@ NETWORK: dict[str, Any] = {
     "window_size": 8,
     "num_heads": 2,
 }
-PATCH, BATCH = 32, 8
+PATCH, BATCH = 24, 16
 LEARNING_RATE = 1e-3
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 

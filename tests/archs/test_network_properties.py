@@ -118,7 +118,7 @@ def test_backends_agree_with_naive_attention_in_output_and_gradients(attn_type, 
             return [layer(x), out, *gradients]
 
     for expected, got in zip(outcome("Naive"), outcome(attn_type), strict=True):
-        assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_naive_attention_follows_the_definition_pixel_by_pixel():
