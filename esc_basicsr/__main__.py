@@ -65,10 +65,9 @@ def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("esc_basicsr"):
             raise
-        print(
-            f"error: {prog} needs the package {error.name.split('.')[0]}: install it with pip.",
-            file=sys.stderr,
-        )
+        package = error.name.split(".")[0]
+        where = " (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)" if package == "basicsr" else ""
+        print(f"error: {prog} needs the package {package}: install it with pip{where}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

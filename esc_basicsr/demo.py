@@ -6,6 +6,7 @@ that ESC is measured on are not among those that it is trained on.
 """
 
 import argparse
+import importlib
 import os
 import re
 import subprocess
@@ -257,6 +258,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--iterations must be at least 20, got {args.iterations}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: remove it, or name another with -o.")
+    importlib.import_module("basicsr")  # without it nothing should be begun
     (folder / "datasets").mkdir(parents=True, exist_ok=True)
     names = prepare_data(folder / "datasets")
     train_options, test_options = write_option_files(folder, args.iterations)

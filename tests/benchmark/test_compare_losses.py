@@ -37,7 +37,7 @@ def test_comparison_writes_figures_of_every_loss_and_a_picture(folders, capsys):
     results = json.loads((folders / "out/loss_comparison.json").read_text())
     assert results["settings"]["iterations"] == 2
     assert list(results["results"]["Set"]) == ["bicubic", "RGB L1", "Y L1 + 0 chroma", "Y L1 + 0.5 chroma"]
-    assert cv2.imread(str(folders / "out/loss_comparison.png")) is not None
+    assert cv2.imread(str(folders / "out/loss_comparison.jpg")) is not None
     bicubic = results["results"]["Set"]["bicubic"]
     assert f"| Set | bicubic | {bicubic['psnr_y']:.3f} |" in capsys.readouterr().out
 
