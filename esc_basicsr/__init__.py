@@ -17,7 +17,7 @@ if importlib.util.find_spec("basicsr") is not None:
         from esc_basicsr.registration import register
 
         register()
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         warnings.warn(
             f"BasicSR is installed but cannot be used ({error}). The networks in esc_basicsr.archs work all "
             "the same; to train and test, mend that installation.",

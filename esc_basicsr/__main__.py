@@ -1,7 +1,7 @@
 """The command line: ``python -m esc_basicsr COMMAND``.
 
 A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported when it is
-called, so that ``--help`` is quick and a command's packages are needed by that command only.
+called, so that a command's packages are needed by that command only.
 """
 
 import argparse

@@ -49,6 +49,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> T
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
 
 
+# devices on which Flex has failed in this process: a failing compilation takes long, and would fail again
+_flex_failed: set[str] = set()
+
+
 @functools.cache
 def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
@@ -64,6 +68,8 @@ def _needs_grad(*tensors: Tensor) -> bool:
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
     device = q.device.type
+    if device in _flex_failed:
+        return _sdpa(q, k, v, table, window_size)
     if device != "cuda" and _needs_grad(q, k, v, table):
         info_once(f"attn_type Flex: torch has no backward for it on {device}; SDPA takes over for training.")
         return _sdpa(q, k, v, table, window_size)
@@ -83,6 +89,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> T
         raise
     except Exception as error:
         # No Triton, no compiler, a shape that Flex does not take: the result is the same by SDPA.
+        _flex_failed.add(device)
         warn_once(f"attn_type Flex failed on {device} ({type(error).__name__}: {error}); SDPA takes over.")
         return _sdpa(q, k, v, table, window_size)
 

@@ -43,11 +43,13 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
         raise UserError(f"{path}: there is no such checkpoint file. Check path.pretrain_network_g.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load the file in a way that executes what is in it
+        raise UserError(f"{path}: not a PyTorch checkpoint, or one that holds more than weights.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(
-            f"{path}: not a readable checkpoint ({reason}). It may be cut short or not a PyTorch file; "
-            "fetch or save it again."
+            f"{path}: not a readable checkpoint: it is cut short or damaged. Fetch or save it again, or use "
+            "an older one."
         ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected a dict of weights, got {type(content).__name__}.")
@@ -178,7 +180,7 @@ def infer_network_options(weights: dict[str, Tensor]) -> dict[str, Any] | None:
     """
     try:
         return _infer(weights)
-    except (KeyError, AttributeError, IndexError):
+    except (KeyError, ValueError, AttributeError, IndexError):
         return None
 
 

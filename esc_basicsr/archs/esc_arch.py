@@ -14,7 +14,7 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
     average_over_symmetries,
 )
-from esc_basicsr.archs.validation import check_network_options, require
+from esc_basicsr.archs.validation import check_flags, check_network_options, require
 
 __all__ = ["ESC"]
 
@@ -81,6 +81,7 @@ class ESC(nn.Module):
             upscaling_factor=upscaling_factor,
             exp_ratio=exp_ratio,
         )
+        check_flags(use_ln=use_ln, share_large_kernel=share_large_kernel, dynamic_kernel=dynamic_kernel)
         require(
             token_mixer in TOKEN_MIXERS, f"token_mixer must be one of {', '.join(TOKEN_MIXERS)}", token_mixer
         )

@@ -2,13 +2,19 @@
 
 from typing import Any
 
-__all__ = ["check_network_options", "require"]
+__all__ = ["check_flags", "check_network_options", "require"]
 
 
 def require(condition: bool, expectation: str, got: Any) -> None:
     """Raise a ValueError that says what was expected and what was got, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{expectation}, got {got!r}.")
+
+
+def check_flags(**flags: bool) -> None:
+    """Check that options which are on or off are exactly that: text such as "no" would count as on."""
+    for name, value in flags.items():
+        require(isinstance(value, bool), f"{name} must be true or false", value)
 
 
 def check_network_options(*, exp_ratio: float, **sizes: int) -> None:

@@ -73,6 +73,8 @@ def test_network_without_dynamic_kernel_equals_one_whose_predictor_is_zero(tiny_
         ({"window_size": 32.0}, "window_size must be an integer of at least 1, got 32.0"),
         ({"conv_blocks": True}, "conv_blocks must be an integer of at least 1, got True"),
         ({"upscaling_factor": "4"}, "upscaling_factor must be an integer of at least 1, got '4'"),
+        ({"share_large_kernel": "no"}, "share_large_kernel must be true or false, got 'no'"),
+        ({"use_ln": 1}, "use_ln must be true or false, got 1"),
         ({"exp_ratio": 0.01}, "exp_ratio must leave at least one channel, got 0.01"),
         ({"exp_ratio": "1.25"}, "exp_ratio must leave at least one channel, got '1.25'"),
     ],

@@ -224,18 +224,24 @@ def test_flex_on_a_cpu_says_once_that_sdpa_trains(tiny_network, build_network, e
 
 
 def test_flex_that_fails_gives_way_to_sdpa_with_a_warning(tiny_network, build_network, esc_log, monkeypatch):
+    calls = []
+
     def failing(device_type):
         def call(*args, **kwargs):
+            calls.append(device_type)
             raise RuntimeError("no Triton here")
 
         return call
 
     monkeypatch.setattr(attention, "_flex_kernel", failing)
+    monkeypatch.setattr(attention, "_flex_failed", set())
     net = build_network(tiny_network, attn_type="Flex").eval()
     lq = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
-        sr = net(lq)
-        assert torch.equal(sr, backend(net, "SDPA")(lq))
+        srs = [net(lq), net(lq)]
+        expected = backend(net, "SDPA")(lq)
+        assert all(torch.equal(sr, expected) for sr in srs)
+    assert calls == ["cpu"]  # what has failed is not tried again
     assert len(esc_log) == 1
     assert "no Triton here" in esc_log[0] and "SDPA takes over" in esc_log[0]
 
