@@ -15,10 +15,9 @@ import torch.nn as nn
 from mmengine.analysis import FlopAnalyzer
 from tqdm import tqdm
 
-from esc_basicsr.archs import ESC, ESCFP, VARIANTS
 from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.variants import SCALES, VARIANTS, build_variant
 
-SCALES = (2, 3, 4)
 OUTPUT_HEIGHT, OUTPUT_WIDTH = 720, 1280
 
 
@@ -60,17 +59,6 @@ def measure_complexity(net: nn.Module, height: int, width: int) -> Complexity:
     with torch.no_grad():
         flops = int(analyzer.total())
     return Complexity(params=sum(p.numel() for p in net.parameters()), flops=flops)
-
-
-def build_variant(name: str, scale: int) -> nn.Module:
-    """Build a published variant with random weights.
-
-    Args:
-        name: A key of `VARIANTS`.
-        scale: Upscaling factor.
-    """
-    options = dict(VARIANTS[name])
-    return {"ESC": ESC, "ESCFP": ESCFP}[options.pop("type")](upscaling_factor=scale, **options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

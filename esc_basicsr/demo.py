@@ -28,6 +28,7 @@ from esc_basicsr.bicubic import imresize
 from esc_basicsr.config.recipes import Recipe, benchmark_text, training_text
 from esc_basicsr.data.benchmark_command import lay_out_benchmark
 from esc_basicsr.data.image_codec import encode_png
+from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.data.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
@@ -163,14 +164,6 @@ def run_pipeline(command: str, options: Path, iterations: int | None = None) -> 
                 bar.update(int(progress[1].replace(",", "")) - bar.n)
     if process.returncode:
         raise UserError(f"esc_basicsr.{command} failed in {options.parent}:\n" + "\n".join(last_lines))
-
-
-def read_rgb(path: Path) -> Image:
-    """Read one of the demonstration's own PNGs as (H, W, 3) RGB."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: not a readable image.")
-    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def upscale_bicubic(lq: Image) -> Image:

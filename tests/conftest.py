@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from esc_basicsr.archs import ESC, ESCFP
+from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.log import info_once, logger, warn_once
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,7 +33,7 @@ def build_network() -> Callable[..., nn.Module]:
 
     def build(network_g: dict[str, Any], **options: Any) -> nn.Module:
         keys = network_g | options
-        return {"ESC": ESC, "ESCFP": ESCFP}[keys.pop("type")](**keys)
+        return NETWORKS[keys.pop("type")](**keys)
 
     return build
 

@@ -5,7 +5,8 @@ import torch
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
-from esc_basicsr.complexity import build_variant, measure_complexity
+from esc_basicsr.archs.variants import build_variant
+from esc_basicsr.complexity import measure_complexity
 
 # architecture.md: multiply-adds in G at 1280×720 output. One scale each: a count runs the network once at
 # full size. `python -m esc_basicsr complexity` prints all nine.

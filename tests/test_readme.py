@@ -11,8 +11,7 @@ import cv2
 import pytest
 
 from esc_basicsr.__main__ import COMMANDS, main
-from esc_basicsr.archs import VARIANTS
-from esc_basicsr.complexity import build_variant
+from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.data.photos import load_photograph
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,6 +2,19 @@
 
 from typing import Any
 
+import torch.nn as nn
+
+from esc_basicsr.archs.esc_arch import ESC
+from esc_basicsr.archs.esc_fp_arch import ESCFP
+
+__all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_variant"]
+
+# registered name -> class
+NETWORKS: dict[str, type[nn.Module]] = {"ESC": ESC, "ESCFP": ESCFP}
+
+# scales that are published
+SCALES = (2, 3, 4)
+
 _COMMON: dict[str, Any] = {
     "pdim": 16,
     "kernel_size": 13,
@@ -16,3 +29,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ESC-light": {"type": "ESC", "dim": 64, "n_blocks": 3, "num_heads": 4, **_COMMON},
     "ESC-FP": {"type": "ESCFP", "dim": 48, "n_blocks": 5, "num_heads": 3, **_COMMON},
 }
+
+
+def build_variant(name: str, scale: int) -> nn.Module:
+    """Build a published variant with random weights.
+
+    Args:
+        name: A key of `VARIANTS`.
+        scale: Upscaling factor.
+    """
+    options = dict(VARIANTS[name])
+    return NETWORKS[options.pop("type")](upscaling_factor=scale, **options)

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from esc_basicsr.__main__ import run_command
 from esc_basicsr.archs import ESC, Bicubic
 from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.errors import UserError
-from esc_basicsr.losses.y_channel_loss import YChannelL1Loss
+from esc_basicsr.losses.y_channel_loss import RGB_TO_YCBCR, YChannelL1Loss
 
 Image = npt.NDArray[np.uint8]
 
@@ -39,7 +40,6 @@ NETWORK: dict[str, Any] = {
 }
 PATCH, BATCH = 24, 16
 LEARNING_RATE = 1e-3
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class Pair(NamedTuple):
@@ -50,36 +50,13 @@ class Pair(NamedTuple):
     gt: Image
 
 
-def read_rgb(path: Path) -> Image:
-    """Read an image as (H, W, 3) RGB.
-
-    Raises:
-        UserError: It is not a readable image.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: not a readable image.")
-    return np.ascontiguousarray(image[:, :, ::-1])
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images in a folder, by name.
-
-    Raises:
-        UserError: There are none.
-    """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"{folder}: no images there.")
-    return paths
-
-
 def read_pairs(folder: Path, scale: int) -> list[Pair]:
     """Read a test set laid out as datasets/README.md says."""
     pairs = []
-    for path in list_images(folder / "HR" / f"X{scale}"):
+    hr_folder = folder / "HR" / f"X{scale}"
+    for path in find_images(hr_folder, recursive=False):
         lq = folder / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png"
-        pairs.append(Pair(f"{folder.name}/{path.stem}", read_rgb(lq), read_rgb(path)))
+        pairs.append(Pair(f"{folder.name}/{path.stem}", read_rgb(lq), read_rgb(hr_folder / path)))
     return pairs
 
 
@@ -111,8 +88,7 @@ def super_resolve(net: nn.Module, lq: Image) -> Image:
 
 def ycbcr(image: Image) -> npt.NDArray[np.float64]:
     """BT.601 studio swing in 8-bit units, unrounded."""
-    matrix = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
-    return image.astype(np.float64) @ (matrix.T / 255)
+    return image.astype(np.float64) @ (np.array(RGB_TO_YCBCR).T / 255)
 
 
 def figures_of(sr: Image, gt: Image, border: int) -> dict[str, float]:
@@ -225,7 +201,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, measure, draw."""
     size = PATCH * args.scale
-    photos = [photo for photo in map(read_rgb, list_images(args.train)) if min(photo.shape[:2]) >= size]
+    photos = [read_rgb(args.train / path) for path in find_images(args.train, recursive=False)]
+    photos = [photo for photo in photos if min(photo.shape[:2]) >= size]
     if not photos:
         raise UserError(f"{args.train}: no photograph is as large as a training crop, {size}×{size} pixels.")
     sets = {folder.name: read_pairs(folder, args.scale) for folder in args.val}

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import SCALES, VARIANTS
 
-SCALES = (2, 3, 4)
 LR_PATCH = 64  # side of a training patch, in LR pixels
 BATCH_PER_GPU = 16  # on 4 GPUs
 TOTAL_ITERATIONS = 500_000

@@ -9,7 +9,7 @@ from mmengine.fileio import list_dir_or_file
 from esc_basicsr.data.image_codec import decode_image
 from esc_basicsr.errors import UserError
 
-__all__ = ["IMAGE_SUFFIXES", "crop_to_multiple", "find_images", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -44,6 +44,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     return decode_image(data, str(path))
+
+
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image file as `read_image` does, but as RGB."""
+    return np.ascontiguousarray(read_image(path)[:, :, ::-1])
 
 
 def crop_to_multiple(image: npt.NDArray[np.uint8], multiple: int, origin: str) -> npt.NDArray[np.uint8]:

@@ -3,10 +3,10 @@
 import torch.nn as nn
 from torch import Tensor
 
-__all__ = ["YChannelL1Loss"]
+__all__ = ["RGB_TO_YCBCR", "YChannelL1Loss"]
 
 # ITU-R BT.601, studio swing, as BasicSR's metrics and MATLAB's rgb2ycbcr use it; rows are Y, Cb, Cr.
-_RGB_TO_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+RGB_TO_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 _REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -51,7 +51,7 @@ class YChannelL1Loss(nn.Module):
             )
         # The conversion is linear, so the difference is converted once; in float32 also under autocast.
         r, g, b = (pred.float() - target.float()).unbind(1)
-        y, cb, cr = ((r * from_r + g * from_g + b * from_b) / 255 for from_r, from_g, from_b in _RGB_TO_YCBCR)
+        y, cb, cr = ((r * from_r + g * from_g + b * from_b) / 255 for from_r, from_g, from_b in RGB_TO_YCBCR)
         loss = y.abs()
         if self.chroma_weight:
             loss = loss + self.chroma_weight * (cb.abs() + cr.abs()) / 2

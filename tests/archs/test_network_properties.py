@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from esc_basicsr.archs import ESC, ESCFP, VARIANTS, attention
+from esc_basicsr.archs import VARIANTS, attention
 from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention, expand_position_bias
 from esc_basicsr.archs.conv_attention import average_over_symmetries
 from esc_basicsr.archs.layers import pad_to_multiple
-
-NETWORKS = {"ESC": ESC, "ESCFP": ESCFP}
+from esc_basicsr.archs.variants import NETWORKS
 
 
 @pytest.fixture(params=NETWORKS)

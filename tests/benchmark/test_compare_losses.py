@@ -45,7 +45,7 @@ def test_comparison_writes_figures_of_every_loss_and_a_picture(folders, capsys):
 def test_missing_photographs_are_told(folders):
     args = arguments(folders)
     args.train = folders / "Set"
-    with pytest.raises(UserError, match="no images there"):
+    with pytest.raises(UserError, match="holds no images"):
         compare_losses.run(args)
 
 
