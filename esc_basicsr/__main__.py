@@ -25,6 +25,10 @@ COMMANDS = {
         "esc_basicsr.config.options_command",
         "write the shipped option files, or check one of yours",
     ),
+    "bench": (
+        "esc_basicsr.benchmark.bench_command",
+        "measure latency, memory and multiply-adds of networks, in turn",
+    ),
     "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
 }
 
