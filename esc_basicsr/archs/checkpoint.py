@@ -18,7 +18,7 @@ from torch import Tensor
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
-__all__ = ["infer_network_options", "load_weights", "read_weights", "rescale_to_img"]
+__all__ = ["check_fit", "infer_network_options", "load_weights", "read_weights", "rescale_to_img"]
 
 # how many keys an error message lists of each kind
 _LISTED = 6
@@ -108,21 +108,46 @@ def load_weights(
     weights = dict(weights)
     own = net.state_dict()
     _convert_scale(own, weights, source)
-    missing = [key for key in own if key not in weights]
-    unexpected = [key for key in weights if key not in own]
-    mismatched = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if missing or unexpected or mismatched:
-        shapes = [f"{k}: {list(weights[k].shape)}, expected {list(own[k].shape)}" for k in mismatched]
-        lines = [
-            *_listing("missing from the file", missing),
-            *_listing("unknown to the network", unexpected),
-            *_listing("of another shape", shapes),
-        ]
-        report = f"{source} does not fit {type(net).__name__}:\n" + "\n".join(lines)
-        if strict:
-            raise UserError(f"{report}\n{_remedy(own, weights)}")
+    if strict:
+        check_fit(net, weights, source)
+    elif report := _misfits(net, weights, source):
         logger.warning("%s\nThese keep their present values (strict loading is off).", report)
-    net.load_state_dict({k: v for k, v in weights.items() if k in own and k not in mismatched}, strict=False)
+    fitting = {key: w for key, w in weights.items() if key in own and w.shape == own[key].shape}
+    net.load_state_dict(fitting, strict=False)
+
+
+def check_fit(net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Raise what a strict `load_weights` would, and load nothing.
+
+    Args:
+        net: The network; it may be on the meta device.
+        weights: Parameters by name, as `read_weights` gives them; not changed.
+        source: Where they come from, for messages.
+
+    Raises:
+        UserError: The weights do not fit: which keys, which shapes, what to try.
+    """
+    weights = dict(weights)
+    own = net.state_dict()
+    _convert_scale(own, weights, source)
+    if report := _misfits(net, weights, source):
+        raise UserError(f"{report}\n{_remedy(own, weights)}")
+
+
+def _misfits(net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]) -> str:
+    """Keys and shapes that differ between the network and the weights; empty if none do."""
+    own = net.state_dict()
+    shapes = [
+        f"{key}: {list(weights[key].shape)}, expected {list(own[key].shape)}"
+        for key in own
+        if key in weights and own[key].shape != weights[key].shape
+    ]
+    lines = [
+        *_listing("missing from the file", [key for key in own if key not in weights]),
+        *_listing("unknown to the network", [key for key in weights if key not in own]),
+        *_listing("of another shape", shapes),
+    ]
+    return "\n".join([f"{source} does not fit {type(net).__name__}:", *lines]) if lines else ""
 
 
 def _convert_scale(

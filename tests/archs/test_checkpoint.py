@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esc_basicsr.archs import VARIANTS
-from esc_basicsr.archs.checkpoint import infer_network_options, load_weights, read_weights
+from esc_basicsr.archs.checkpoint import check_fit, infer_network_options, load_weights, read_weights
 from esc_basicsr.errors import UserError
 
 ABLATIONS = [
@@ -96,6 +96,24 @@ def test_checkpoint_that_does_not_fit_says_keys_shapes_and_remedy(
         assert caught.match(pattern)
     assert caught.match("net_g_latest.pth does not fit ESC")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_the_fit_is_told_of_a_network_without_memory_as_of_one_that_loads(saved, tiny_network, build_network):
+    path, _, _ = saved
+    weights = read_weights(path)
+    with torch.device("meta"):
+        same, other_scale, deeper = (
+            build_network(tiny_network, **options)
+            for options in ({}, {"upscaling_factor": 4}, {"n_blocks": 2})
+        )
+    check_fit(same, weights, path)
+    check_fit(other_scale, weights, path)
+    with pytest.raises(UserError) as checked:
+        check_fit(deeper, weights, path)
+    with pytest.raises(UserError) as loaded:
+        load_weights(build_network(tiny_network, n_blocks=2), weights, path)
+    assert str(checked.value) == str(loaded.value)
+    assert all(parameter.is_meta for parameter in same.parameters())
 
 
 def test_incomplete_checkpoint_of_the_same_network_is_told(saved, tiny_network, build_network):
