@@ -7,15 +7,13 @@ python -m esc_basicsr benchmark-set Set5_original -o datasets/Set5 --scales 2 3 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from mmengine.utils import ProgressBar
 
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
 from esc_basicsr.data.image_folder import crop_to_multiple, find_images, read_image
+from esc_basicsr.data.progress import progress
 from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
 
@@ -65,8 +63,10 @@ def lay_out_benchmark(
             )
         files[relative.stem] = source / relative
     folders = [output / kind / f"X{scale}" for scale in scales for kind in ("HR", "LR_bicubic")]
-    with publishing(folders, ("*.png",), overwrite) as partials:
-        bar = ProgressBar(len(files), file=sys.stderr)
+    with (
+        publishing(folders, ("*.png",), overwrite) as partials,
+        progress(f"making the test set {output}", len(files)) as bar,
+    ):
         for stem, path in files.items():
             image = read_image(path)
             for scale, hr_folder, lr_folder in zip(scales, partials[::2], partials[1::2], strict=True):
@@ -75,5 +75,4 @@ def lay_out_benchmark(
                 lr = encode_png(reduce_uint8(hr, scale), _COMPRESSION)
                 (lr_folder / f"{stem}x{scale}.png").write_bytes(lr)
             bar.update()
-        sys.stderr.write("\n")
     return folders

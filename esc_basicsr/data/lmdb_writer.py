@@ -1,9 +1,11 @@
 """Making LMDB training sets: HR images, and bicubic LR images that match them."""
 
 import math
+import multiprocessing
+import os
 import re
 import signal
-import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,11 +20,11 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 import torch
-from mmengine.utils import ProgressBar
 
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
 from esc_basicsr.data.image_folder import crop_to_multiple, find_images, read_image
+from esc_basicsr.data.progress import progress
 from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
@@ -130,14 +132,13 @@ def build_lmdb_sets(
     with publishing(list(targets.values()), _FILES, overwrite) as partials, ExitStack() as stack:
         writers = [stack.enter_context(_LmdbWriter(partial)) for partial in partials]
         results = stack.enter_context(closing(_run_in_order(_make_records, tasks, workers)))
-        bar = ProgressBar(len(images), file=sys.stderr)
+        bar = stack.enter_context(progress(f"making LMDB sets {name} in {output}", len(images)))
         for records_of_sets in results:
             for writer, records in zip(writers, records_of_sets, strict=True):
                 writer.put(records)
             first = records_of_sets[0][0]
             uncut += min(first.height, first.width) < crop_size
             bar.update()
-        sys.stderr.write("\n")
     if uncut:
         logger.warning(
             "%d of %d images are shorter than %d pixels along a side and were not cut along it",
@@ -158,6 +159,11 @@ def _check_numbers(scales: Sequence[int], crop_size: int, step: int, workers: in
         )
     if crop_size and (step < 1 or step % multiple):
         raise UserError(f"the step must be a positive multiple of {multiple} for the scales, got {step}")
+    if crop_size and step > crop_size:
+        logger.warning(
+            "the step, %d, is larger than the crop size, %d: what lies between sub-images is left out",
+            step, crop_size,
+        )  # fmt: skip
 
 
 def _make_records(task: _Task) -> list[list[_Record]]:
@@ -222,9 +228,19 @@ def _run_in_order(
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     # One thread each: the workers fill the cores, and thread pools do not survive the fork.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def _end_with_main_process() -> None:
+    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    main_process = multiprocessing.parent_process()
+    if main_process is not None:
+        main_process.join()
+        os._exit(1)
 
 
 class _LmdbWriter:

@@ -1,11 +1,16 @@
 """Output folders that appear whole or not at all."""
 
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
 
 __all__ = ["publishing"]
 
@@ -14,8 +19,8 @@ __all__ = ["publishing"]
 def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> Iterator[list[Path]]:
     """Lend an empty ``<target>.partial`` for each target; rename all of them at the end.
 
-    On an exception, Ctrl-C included, they are removed and nothing appears under the final names. What a
-    killed process left under a ``.partial`` name is replaced by the next run.
+    On an exception, Ctrl-C and SIGTERM included, they are removed, and what was under the final names is
+    there as before. What a killed process left under a ``.partial`` name is replaced by the next run.
 
     Args:
         targets: The final folders.
@@ -30,27 +35,68 @@ def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool
     for target in targets:
         _check_replaceable(target, contents, overwrite)
     partials = [target.with_name(target.name + ".partial") for target in targets]
-    try:
-        for partial in partials:
-            _remove(partial)
-            partial.mkdir(parents=True)
-        yield partials
-        replaced = [
-            (target, target.with_name(target.name + ".replaced")) for target in targets if target.exists()
-        ]
-        for target, aside in replaced:
+    asides = [target.with_name(target.name + ".replaced") for target in targets]
+    with _sigterm_raises():
+        try:
+            for partial in partials:
+                _remove(partial)
+                partial.mkdir(parents=True)
+            yield partials
+            _put_in_place(partials, targets, asides)
+        except BaseException as error:
+            for partial in partials:
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise UserError(f"{targets[0]} cannot be written: {error}") from error
+            raise
+    for target, aside in zip(targets, asides, strict=True):
+        try:
             _remove(aside)
-            target.rename(aside)
+        except OSError as error:
+            logger.warning("%s is complete; what it replaced cannot be removed: %s", target, error)
+
+
+def _put_in_place(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[Path]) -> None:
+    """Rename all, the targets that exist to their asides first; on failure all is named as before."""
+    for aside in asides:
+        _remove(aside)
+    were_there = [target.exists() for target in targets]
+    try:
+        for target, aside in zip(targets, asides, strict=True):
+            if target.exists():
+                target.rename(aside)
         for partial, target in zip(partials, targets, strict=True):
             partial.rename(target)
-        for _, aside in replaced:
-            _remove(aside)
-    except BaseException as error:
-        for partial in partials:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{targets[0]} cannot be written: {error}") from error
+    except BaseException:
+        for partial, target, aside, was_there in zip(partials, targets, asides, were_there, strict=True):
+            is_aside = aside.exists()
+            if not partial.exists() and (is_aside or not was_there):
+                _remove(target)
+            if is_aside:
+                aside.rename(target)
         raise
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which would end the process at once, raises SystemExit, so that what was begun is cleaned up.
+
+    Only in the main thread, where signals arrive, and not where another handler is at work.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_replaceable(target: Path, contents: Sequence[str], overwrite: bool) -> None:

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -189,6 +192,14 @@ def test_impossible_numbers_are_refused(tmp_path, photographs, options, message)
     assert not (tmp_path / "out").exists()
 
 
+def test_step_that_leaves_gaps_is_told(tmp_path, photographs, esc_log):
+    build_lmdb_sets(photographs, tmp_path, "close", crop_size=24, step=24)
+    assert esc_log == []
+    build_lmdb_sets(photographs, tmp_path, "apart", crop_size=24, step=25)
+    (message,) = esc_log
+    assert "the step, 25, is larger than the crop size, 24" in message
+
+
 @pytest.mark.parametrize("key", ["", "a.b", "ä", "a b"])
 def test_key_that_basicsr_cannot_read_is_refused(tmp_path, key):
     with pytest.raises(UserError, match="must consist of ASCII letters"):
@@ -249,6 +260,56 @@ def test_worker_that_dies_is_told_and_nothing_is_left(tmp_path, photographs, mon
     assert list(tmp_path.iterdir()) == []
 
 
+_ENDLESS = """
+import sys, time
+from esc_basicsr.__main__ import main
+from esc_basicsr.data import lmdb_writer
+
+def work(task):
+    print("working", flush=True)
+    time.sleep(SECONDS)
+    return [[lmdb_writer._Record(task.key, 9, 9, b"png")]]
+
+if __name__ == "__main__":
+    lmdb_writer._make_records = work
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_main_process(tmp_path, photo_folder, number):
+    for copy in range(50):
+        (photo_folder / f"copy{copy}.png").write_bytes((photo_folder / "coffee.png").read_bytes())
+    script = tmp_path / "endless.py"
+    # SIGTERM waits for the tasks at work; after SIGKILL nobody does.
+    script.write_text(_ENDLESS.replace("SECONDS", "0.1" if number == signal.SIGTERM else "600"))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(script),
+            "lmdb",
+            str(photo_folder),
+            "-o",
+            "out",
+            "--name",
+            "x",
+            "--workers",
+            "2",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout.readline() == "working\n"
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_full_disk_is_told_and_nothing_is_left(tmp_path, photographs, monkeypatch):
     class FullTransaction:
         def __enter__(self):
@@ -283,6 +344,15 @@ def test_existing_set_is_refused_unless_overwrite(tmp_path, photographs):
     assert list(_all(sets[1])) == ["chelsea"]
 
 
+def test_error_begins_a_line_of_its_own(tmp_path, photo_folder, capsys):
+    (photo_folder / "broken.png").write_bytes(b"no image")
+    assert (
+        main(["lmdb", str(photo_folder), "-o", str(tmp_path / "out"), "--name", "x", "--workers", "1"]) == 2
+    )
+    label, bar, error, rest = capsys.readouterr().err.split("\n")
+    assert (label[:6], bar[:1], error[:7], rest) == ("making", "[", "error: ", "")
+
+
 def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
     out = tmp_path / "datasets" / "DIV2K"
     command = ["lmdb", str(photo_folder), "-o", str(out), "--name", "DIV2K_train", "--workers", "2"]
@@ -294,7 +364,8 @@ def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
     ]
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(out / name) for name in names]
-    assert "3/3" in captured.err and "ETA" in captured.err
+    assert captured.err.startswith(f"making LMDB sets DIV2K_train in {out}\n[")
+    assert "3/3" in captured.err and "ETA" in captured.err and captured.err.endswith("\n")
     assert sorted(path.name for path in out.iterdir()) == names
     assert main([*command, "--scales", "2", "4"]) == 2
     assert "exists already" in capsys.readouterr().err

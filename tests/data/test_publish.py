@@ -1,5 +1,11 @@
+import os
+import signal
+import threading
+from pathlib import Path
+
 import pytest
 
+from esc_basicsr.data import publish
 from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
 
@@ -69,3 +75,72 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, error):
         raise error
     assert (tmp_path / "one" / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("failing", ["one", "two", "one.partial", "two.partial", "three.partial"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failing_rename_puts_back_what_was_there(tmp_path, monkeypatch, failing, error):
+    _publish([tmp_path / "one", tmp_path / "two"], text="old")
+    real, failures = Path.rename, []
+
+    def rename(self, target):
+        if self.name == failing and not failures:
+            failures.append(self)
+            raise error
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        _publish([tmp_path / name for name in ("one", "two", "three")], overwrite=True)
+    assert failures
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert {(tmp_path / name / "a.txt").read_text() for name in ("one", "two")} == {"old"}
+
+
+def test_old_folder_that_cannot_be_removed_is_told_and_the_new_one_stays(tmp_path, monkeypatch, esc_log):
+    _publish([tmp_path / "one"], text="old")
+    real = publish._remove
+
+    def remove(folder):
+        if folder.exists() and folder.suffix == ".replaced":
+            raise PermissionError(13, "Permission denied", str(folder))
+        real(folder)
+
+    monkeypatch.setattr(publish, "_remove", remove)
+    _publish([tmp_path / "one"], overwrite=True)
+    assert (tmp_path / "one" / "a.txt").read_text() == "new"
+    (message,) = esc_log
+    assert "one is complete; what it replaced cannot be removed" in message and "one.replaced" in message
+
+
+def test_sigterm_is_cleaned_up_after_like_ctrl_c(tmp_path):
+    _publish([tmp_path / "one"], text="old")
+    with (
+        pytest.raises(SystemExit) as ended,
+        publishing([tmp_path / "one", tmp_path / "two"], ["*.txt"], True) as partials,
+    ):
+        (partials[0] / "a.txt").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (tmp_path / "one" / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_handler_of_sigterm_that_is_at_work_is_kept(tmp_path):
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with publishing([tmp_path / "one"], ["*.txt"], False):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert (tmp_path / "one").is_dir()
+
+
+def test_folders_are_made_in_another_thread_than_the_main_one_too(tmp_path):
+    thread = threading.Thread(target=_publish, args=([tmp_path / "one"],))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "one" / "a.txt").exists()
