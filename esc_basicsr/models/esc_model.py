@@ -14,7 +14,7 @@ __all__ = ["ESCModel"]
 
 
 class ESCModel(SRModel):
-    """SRModel with the release's optimizer, and checkpoints read safely and across scales.
+    """SRModel with the release's optimizer, an exact schedule, and checkpoints read safely and across scales.
 
     Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too.
     """
@@ -26,6 +26,15 @@ class ESCModel(SRModel):
         if optim_type == "AdamW":
             return torch.optim.AdamW(params, lr, **kwargs)
         return super().get_optimizer(optim_type, params, lr, **kwargs)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Set an iteration's learning rate: from ``warmup_iter`` on, what the scheduler alone would give.
+
+        Before it the rate rises linearly, current_iter / warmup_iter of the initial one.
+        """
+        # Schedulers go on from the rate that they find: theirs of the last iteration, not the warm-up's.
+        self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
+        super().update_learning_rate(current_iter, warmup_iter)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"

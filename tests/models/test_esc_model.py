@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,49 @@ def test_other_optimizers_are_basicsrs(build: Callable[..., ESCModel]) -> None:
         build(train__optim_g={"type": "Lion", "lr": 1e-3})
 
 
-def test_learning_rate_warms_up_then_halves_at_a_milestone(build: Callable[..., ESCModel]) -> None:
-    model = build(train__scheduler={"type": "MultiStepLR", "milestones": [5], "gamma": 0.5})
+def cosine(done: int) -> float:
+    """Two periods, of 8 iterations and of 12, the second one half as high; 0.1 at the least."""
+    start, period, weight = (0, 8, 1.0) if done <= 8 else (8, 12, 0.5)
+    return 0.1 + weight * 0.45 * (1 + math.cos(math.pi * (done - start) / period))
+
+
+SCHEDULES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
+    # Milestones during the warm-up, at its end and after it. A rate is relative to the initial one, and given
+    # by the iterations done before.
+    "MultiStepLR": (
+        {"type": "MultiStepLR", "milestones": [2, 5, 9], "gamma": 0.5},
+        lambda done: 0.5 ** sum(done >= milestone for milestone in (2, 5, 9)),
+    ),
+    "CosineAnnealingRestartLR": (
+        {
+            "type": "CosineAnnealingRestartLR",
+            "periods": [8, 12],
+            "restart_weights": [1, 0.5],
+            "eta_min": 5e-5,
+        },
+        cosine,
+    ),
+}
+
+
+@pytest.mark.parametrize("resumed_after", [None, 1, 4, 5, 6, 12])
+@pytest.mark.parametrize("warmup", [-1, 1, 2, 6])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rate_rises_during_the_warm_up_and_is_the_schedules_from_then_on(
+    build: Callable[..., ESCModel], tmp_path: Path, schedule: str, warmup: int, resumed_after: int | None
+) -> None:
+    scheduler, expected = SCHEDULES[schedule]
+    model = build(train__scheduler=scheduler)
     rates = []
-    for iteration in range(1, 8):
+    for iteration in range(1, 21):
+        model.update_learning_rate(iteration, warmup_iter=warmup)
         model.optimizer_g.step()
-        model.update_learning_rate(iteration, warmup_iter=4)
         rates.append(model.get_current_learning_rate()[0] / 5e-4)
-    # BasicSR's warm-up sets iter / warmup_iter before iteration `warmup_iter`, and leaves the last one.
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 0.75, 0.75, 0.375, 0.375])
+        if iteration == resumed_after:
+            model.save_training_state(0, iteration)
+            model = build(train__scheduler=scheduler)
+            model.resume_training(torch.load(tmp_path / f"{iteration}.state", weights_only=True))
+    assert rates == pytest.approx([i / warmup if i < warmup else expected(i - 1) for i in range(1, 21)])
 
 
 def test_network_starts_from_params_and_ema_from_params_ema(
