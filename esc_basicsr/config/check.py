@@ -7,12 +7,16 @@ was set up, and a training set smaller than a batch trains for zero iterations w
 
 import inspect
 import itertools
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from esc_basicsr.archs.checkpoint import check_fit, infer_network_options, read_weights
+from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.config import keys as known
 from esc_basicsr.config.data_check import GUIDE, batch_problems, data_problems
 from esc_basicsr.config.keys import ANYTHING, BOOL, INTEGER, NUMBER, TEXT, Kind
@@ -48,7 +52,8 @@ def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool) -> N
     check.run()
     if check.problems:
         count = "1 problem" if len(check.problems) == 1 else f"{len(check.problems)} problems"
-        lines = "\n  ".join([f"{path}: {count}", *check.problems])
+        problems = [problem.replace("\n", "\n    ") for problem in check.problems]
+        lines = "\n  ".join([f"{path}: {count}", *problems])
         raise UserError("\n".join([lines, *check.notes]))
 
 
@@ -60,6 +65,7 @@ class _Check:
         self.is_train = is_train
         self.problems: list[str] = []
         self.notes: dict[str, None] = {}  # said once, after the problems, in this order
+        self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
         # Only these models' keys are all known.
         self.is_known_model = opt.get("model_type") in known.KNOWN_MODELS
 
@@ -181,16 +187,21 @@ class _Check:
         name = self.look_up(where, registry.keys(), what, _FOREIGN)
         return None if name is None else registry.get(name)
 
-    def try_to_build(self, where: str, cls: type, problems_before: int) -> None:
-        """Make one of this package's own classes, whose constructors tell by ValueError what does not fit."""
+    def try_to_build(self, where: str, cls: type, problems_before: int) -> Any:
+        """Make one of this package's own classes, whose constructors tell by ValueError what does not fit.
+
+        Returns:
+            It, on the meta device; None if it is not made.
+        """
         if not cls.__module__.startswith("esc_basicsr.") or len(self.problems) > problems_before:
-            return
+            return None
         options = {key: value for key, value in self.section(where).items() if key != "type"}
         try:
             with torch.device("meta"):  # takes no memory, and no random numbers from the run
-                cls(**options)
+                return cls(**options)
         except (TypeError, ValueError) as error:
             self.add(where, str(error))
+            return None
 
     # The sections
 
@@ -210,6 +221,15 @@ class _Check:
         if isinstance(model_type, str) and not is_registered:
             near = hint(model_type, MODEL_REGISTRY.keys())
             self.add("model_type", " ".join(f"got '{model_type}', no known model. {near} {_FOREIGN}".split()))
+        self.check_gpus()
+
+    def check_gpus(self) -> None:
+        wanted, here = self.opt.get("num_gpu"), torch.cuda.device_count()
+        # Each process of a launcher takes one GPU, whatever the number.
+        is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
+        if known.is_whole(wanted) and wanted > here and (here == 0 or not is_launched):
+            gpus = "1 GPU" if here == 1 else f"{here} GPUs"
+            self.add("num_gpu", f"got {wanted}, but this machine has {gpus}. Write auto, or 0 for the CPU.")
 
     def check_network(self, where: str) -> None:
         from basicsr.archs import ARCH_REGISTRY
@@ -217,12 +237,18 @@ class _Check:
         if not self.has_section(where):
             return
         before = len(self.problems)
+        name = self.section(where).get("type")
+        variant = _variant_for(name)
+        if variant is not None and name not in ARCH_REGISTRY:
+            self.add(f"{where}.type", f"got '{name}', a variant: write {_how_to_write(variant)}.")
+            return
         network = self.look_up_registered(where, ARCH_REGISTRY, "network")
         if network is None:
             return
         self.check_call(where, network)
-        self.try_to_build(where, network, before)
+        built = self.try_to_build(where, network, before)
         if where == "network_g" and self.is_known_model:
+            self.network_g = built
             scale = self.opt.get("scale")
             for key in ("upscaling_factor", "upscale"):
                 factor = self.section(where).get(key)
@@ -249,6 +275,35 @@ class _Check:
                 )
                 self.add(f"{where}.{key}", f"there is no {what} '{value}'. {remedy}")
                 self.note_paths()
+            elif key == "pretrain_network_g" and self.network_g is not None:
+                self.check_weights(f"{where}.{key}", Path(value).expanduser(), self.network_g)
+
+    def check_weights(self, where: str, file: Path, network: torch.nn.Module) -> None:
+        section = self.section("path")
+        key = section.get("param_key_g", "params")
+        if not known.PATH["param_key_g"].accepts(key):
+            return
+        decay = self.section("train").get("ema_decay", 0)
+        has_average = self.is_train and known.is_number(decay) and decay > 0
+        try:
+            # SRModel loads the average's network, too.
+            for param_key in {key: None, **({"params_ema": None} if has_average else {})}:
+                weights = read_weights(file, param_key)
+                if section.get("strict_load_g", True):
+                    check_fit(network, weights, file)
+        except UserError as error:
+            self.add(where, str(error))
+            return
+        scale, own_scale = (
+            (infer_network_options(state) or {}).get("upscaling_factor")
+            for state in (weights, network.state_dict())
+        )
+        if scale != own_scale and section.get("strict_load_g", True) and self.opt["model_type"] == "SRModel":
+            self.add(
+                where,
+                f"{file} is of scale ×{scale}, network_g of ×{own_scale}, and SRModel does not convert it. "
+                "With model_type: ESCModel it is converted.",
+            )
 
     def check_train(self) -> None:
         where = "train"
@@ -257,6 +312,12 @@ class _Check:
         required = [*known.TRAIN_REQUIRED]
         required += known.TRAIN_REQUIRED_IN_KNOWN_MODELS if self.is_known_model else ()
         self.check_keys(where, known.TRAIN, required, open_ended=not self.is_known_model)
+        warmup, total = (self.section(where).get(key) for key in ("warmup_iter", "total_iter"))
+        if known.is_number(warmup) and known.is_number(total) and warmup > total:
+            logger.warning(
+                "%s.warmup_iter is %s and total_iter is %s: the learning rate never gets as high as lr.",
+                *(where, warmup, total),
+            )
         self.check_optimizer()
         self.check_scheduler()
         self.check_losses()
@@ -294,6 +355,12 @@ class _Check:
         if len(self.problems) > before:
             return
         milestones = section.get("milestones", [])
+        total = self.section("train").get("total_iter")
+        if milestones and known.is_number(total) and min(milestones) > total:
+            logger.warning(
+                "%s.milestones start at %s and total_iter is %s: the learning rate is never lowered.",
+                *(where, min(milestones), total),
+            )
         if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
             self.add(f"{where}.milestones", f"got {milestones}, expected increasing numbers of iterations.")
         counted = "periods" if "periods" in section else "restarts"
@@ -303,7 +370,6 @@ class _Check:
                 f"{where}.restart_weights",
                 f"got {counts[1]} of them for {counts[0]} {counted}; expected as many.",
             )
-        total = self.section("train").get("total_iter")
         if "periods" in section and known.is_number(total) and sum(section["periods"]) < total - 1:
             self.add(
                 f"{where}.periods",
@@ -413,7 +479,7 @@ class _Check:
         if is_training_set and known.is_whole(size) and known.is_whole(scale) and scale > 0 and size % scale:
             self.add(f"{where}.gt_size", f"got {size}, expected a multiple of scale, {scale}.")
         if kind in known.DATASETS:
-            problems = [*data_problems(dataset)]
+            problems = [*data_problems(dataset, scale, is_training_set)]
             if problems:
                 self.note_paths()
                 self.notes[GUIDE] = None
@@ -437,6 +503,26 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
     return _NO_NUMBER_AS_TEXT if known.is_number(parameter.default) else ANYTHING
 
 
+def _variant_for(name: Any) -> str | None:
+    """The published variant that ``name`` is, however it is spelled: ESC-light, esc_light, ESCLight."""
+    spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in VARIANTS}
+    return spelled.get(re.sub("[-_ ]", "", str(name)).lower())
+
+
+def _how_to_write(variant: str) -> str:
+    """The ``type`` of a variant, and the options that make it differ from the type's defaults."""
+    from basicsr.archs import ARCH_REGISTRY
+
+    options = VARIANTS[variant]
+    defaults = inspect.signature(ARCH_REGISTRY.get(options["type"])).parameters
+    others = [
+        f"{key}: {value}"
+        for key, value in options.items()
+        if key != "type" and defaults[key].default != value
+    ]
+    return f"type: {options['type']}" + (f", with {', '.join(others)}" if others else "")
+
+
 def _number_for(value: Any, kind: Kind) -> str | None:
     """How to write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
     if not isinstance(value, str):
@@ -449,7 +535,10 @@ def _number_for(value: Any, kind: Kind) -> str | None:
         return str(int(number))
     if not kind.accepts(number):
         return None
-    mantissa, e, exponent = value.strip().lower().partition("e")
+    text = value.strip().lower()
+    if not 1 <= abs(float(text.partition("e")[0])) < 10:
+        text = repr(number)
+    mantissa, e, exponent = text.partition("e")
     if "." not in mantissa:
         mantissa += ".0"
     if e and exponent[0] not in "+-":

@@ -10,16 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from esc_basicsr.config.keys import TEMPLATE, is_number, is_whole
+from esc_basicsr.data.lmdb_reader import ImageLMDB
+from esc_basicsr.errors import UserError
 
 Problem = tuple[str, str]
+Size = tuple[int, int]  # height, width
 
 GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
+_PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
+_ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
 
-def data_problems(dataset: Mapping[str, Any]) -> Iterator[Problem]:
-    """Folders and lists of one data set section that are missing, empty or do not belong together."""
+
+def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool) -> Iterator[Problem]:
+    """Folders and lists of one data set section that are missing, empty or do not belong together.
+
+    Args:
+        dataset: The section.
+        scale: ``scale`` of the file.
+        is_training_set: Whether crops of ``gt_size`` are taken from it.
+    """
     backend = _backend(dataset)
     if backend == "memcached":
         return
@@ -30,13 +43,20 @@ def data_problems(dataset: Mapping[str, Any]) -> Iterator[Problem]:
                 found = False
                 yield problem
     for index, root, _ in _sources(dataset):
-        yield from _lmdb_problems(f"sources[{index}].dataroot_gt", root)
+        key = f"sources[{index}].dataroot_gt"
+        problems = [*_lmdb_problems(key, root)]
+        yield from problems
+        if not problems and is_training_set:
+            try:
+                yield from _crop_problems(root, _lmdb_sizes(root), dataset.get("gt_size"))
+            except UserError as error:
+                yield key, str(error)
     listing = dataset.get("meta_info_file")
     if isinstance(listing, str) and not Path(listing).is_file():
         found = False
         yield "meta_info_file", f"there is no list of images '{listing}'."
-    if found and dataset.get("type") == "PairedImageDataset" and listing is None:
-        yield from _pair_problems(dataset, backend)
+    if found and dataset.get("type") == "PairedImageDataset" and (listing is None or backend == "lmdb"):
+        yield from _pair_problems(dataset, backend, scale, is_training_set)
 
 
 def count_images(dataset: Mapping[str, Any]) -> int | None:
@@ -125,8 +145,10 @@ def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
         yield key, f"got '{root}', whose meta_info.txt lists no image. Build it anew."
 
 
-def _pair_problems(dataset: Mapping[str, Any], backend: str) -> Iterator[Problem]:
-    """Where HR and LR do not match one to one, which BasicSR finds only once all is set up."""
+def _pair_problems(
+    dataset: Mapping[str, Any], backend: str, scale: Any, is_training_set: bool
+) -> Iterator[Problem]:
+    """Where HR and LR do not belong together one to one, which BasicSR finds late or never."""
     gt, lq, template = (
         dataset.get("dataroot_gt"),
         dataset.get("dataroot_lq"),
@@ -134,27 +156,124 @@ def _pair_problems(dataset: Mapping[str, Any], backend: str) -> Iterator[Problem
     )
     if not (isinstance(gt, str) and isinstance(lq, str) and TEMPLATE.accepts(template)):
         return
-    if backend == "lmdb":
-        gt_count, lq_count = (_count_lines(_expand(root) / "meta_info.txt") for root in (gt, lq))
-        names = set()
-    else:
-        gt_names, lq_names = _image_names(_expand(gt)), _image_names(_expand(lq))
-        gt_count, lq_count = len(gt_names), len(lq_names)
-        names = {(name, template.replace("{}", Path(name).stem) + Path(name).suffix) for name in gt_names}
-    if gt_count != lq_count:
+    roots = {"dataroot_gt": gt, "dataroot_lq": lq}
+    sizes: dict[str, dict[str, Size]] = {}
+    is_lmdb = backend == "lmdb"
+    try:
+        if is_lmdb:
+            for key, root in roots.items():
+                sizes[key] = _lmdb_sizes(root)
+            lq_of = {name: name for name in sizes["dataroot_gt"]}
+            lq_names = set(sizes["dataroot_lq"])
+        else:
+            names, lq_names = _image_names(_expand(gt)), _image_names(_expand(lq))
+            lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
+        problems = [*_match_problems(lq_of, lq_names, lq, None if is_lmdb else template)]
+        if problems:
+            yield from problems
+            return
+        if not is_lmdb:
+            lq_of = dict(sorted(lq_of.items())[:_PAIRS_LOOKED_AT])
+            files = {"dataroot_gt": [*lq_of], "dataroot_lq": [*lq_of.values()]}
+            for key, root in roots.items():
+                sizes[key] = {name: _file_size(_expand(root) / name) for name in files[key]}
+    except UserError as error:
+        yield key, str(error)
+        return
+    gt_sizes, lq_sizes = sizes["dataroot_gt"], sizes["dataroot_lq"]
+    pairs = {name: (gt_sizes[name], lq_sizes[lq_of[name]]) for name in lq_of}
+    yield from _scale_problems(pairs, scale, is_training_set)
+    if is_training_set:
+        yield from _crop_problems(gt, gt_sizes, dataset.get("gt_size"))
+
+
+def _match_problems(
+    lq_of: Mapping[str, str], lq_names: set[str], lq: str, template: str | None
+) -> Iterator[Problem]:
+    """HR images without LR image: ``lq_of`` says how each one's is named (by ``template``, in a folder)."""
+    unmatched = sorted(name for name, wanted in lq_of.items() if wanted not in lq_names)
+    if len(lq_of) != len(lq_names):
         yield (
             "dataroot_lq",
-            f"has {lq_count} images, dataroot_gt has {gt_count}; expected one LR for each HR.",
+            f"has {len(lq_names)} images, dataroot_gt has {len(lq_of)}; expected one LR for each HR.",
         )
-        return
-    unmatched = sorted((name, wanted) for name, wanted in names if wanted not in lq_names)
-    if unmatched:
-        name, wanted = unmatched[0]
+    elif unmatched and template is None:
+        yield (
+            "dataroot_lq",
+            f"got '{lq}', which has no '{unmatched[0]}' as dataroot_gt has ({len(unmatched)} of {len(lq_of)} "
+            "such in all); expected the LR images of these HR images.",
+        )
+    elif unmatched:
         yield (
             "filename_tmpl",
-            f"got '{template}', by which the LR image of {name} is '{wanted}'; '{lq}' has no such file. "
-            "Expected such as '{}x4' where LR names are HR names with x4 behind.",
+            f"got '{template}', by which the LR image of {unmatched[0]} is '{lq_of[unmatched[0]]}'; '{lq}' "
+            "has no such file. Expected such as '{}x4' where LR names are HR names with x4 behind.",
         )
+
+
+def _scale_problems(
+    pairs: Mapping[str, tuple[Size, Size]], scale: Any, is_training_set: bool
+) -> Iterator[Problem]:
+    """Pairs, by name with the sizes of HR and LR, whose HR image is not ``scale`` times the LR image.
+
+    To validate or test by, BasicSR crops HR images to that, however much there is to crop; right is less than
+    ``scale`` pixels, where the LR size was rounded down.
+    """
+    if not (is_whole(scale) and scale >= 1):
+        return
+    surplus = 0 if is_training_set else scale - 1
+    wrong = [
+        name
+        for name, (gt, lq) in pairs.items()
+        if not all(0 <= side - part * scale <= surplus for side, part in zip(gt, lq, strict=True))
+    ]
+    if wrong:
+        gt, lq = pairs[wrong[0]]
+        expected = _say_size((lq[0] * scale, lq[1] * scale))
+        more = f", or up to {surplus} more on a side" if surplus else ""
+        yield (
+            "dataroot_lq",
+            f"at scale {scale} the LR image of '{wrong[0]}', {_say_size(lq)}, goes with an HR image of "
+            f"{expected}{more}; got {_say_size(gt)} ({len(wrong)} of {len(pairs)} pairs do not fit). "
+            "Give HR and LR of this scale.",
+        )
+
+
+def _crop_problems(root: str, sizes: Mapping[str, Size], gt_size: Any) -> Iterator[Problem]:
+    small = [name for name, size in sizes.items() if is_whole(gt_size) and min(size) < gt_size]
+    if small:
+        yield (
+            "gt_size",
+            f"got {gt_size}, but '{small[0]}' of '{root}' is {_say_size(sizes[small[0]])} ({len(small)} of "
+            f"{len(sizes)} images are smaller than a crop). Lower gt_size, or take them out.",
+        )
+
+
+def _lmdb_sizes(root: str) -> dict[str, Size]:
+    """Height and width of each image as meta_info.txt states them. Raises UserError if it cannot be read."""
+    try:
+        images = ImageLMDB(root)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{root}: meta_info.txt cannot be read: {error}. Build it anew.") from None
+    return {
+        name: (height, width)
+        for name, (height, width) in zip(images.keys, images.sizes.tolist(), strict=True)
+    }
+
+
+def _file_size(file: Path) -> Size:
+    """Height and width by the file's header. Raises UserError if it is no image."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            is_turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f"'{file}' cannot be read as an image. Replace or remove it.") from None
+    return (width, height) if is_turned else (height, width)
+
+
+def _say_size(size: Size) -> str:
+    return f"{size[1]}×{size[0]}"
 
 
 def _image_names(folder: Path) -> set[str]:

@@ -22,6 +22,12 @@ MAX_VALUES = 20_000  # after aliases are written out: nested ones can grow a sma
 _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
+# A key and a value that YAML takes for one text.
+_NO_SPACE = re.compile(r"\s*(?:- +)?(\w+:[^\s/].*?)\s*(?:#.*)?$")
+_NOTHING = re.compile(r"\s*(#.*)?$")
+_SYNTAX_ERRORS = (yaml.scanner.ScannerError, yaml.parser.ParserError)
+
+
 class _OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader that keeps the order of keys and refuses a key given twice."""
 
@@ -140,12 +146,26 @@ def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
+        if spaceless := _spaceless_line(text, error):
+            number, line_text = spaceless
+            message = f"got '{line_text}'. Is a space missing after the colon?"
+            raise UserError(f"{where}, line {number}: {message}") from None
         said = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{where}{line}: {said[:300]}.") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply.") from None
     except (yaml.YAMLError, *_MISFITS) as error:
         raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}.") from None
+
+
+def _spaceless_line(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] | None:
+    """Number and text of the line ``key:value`` over which YAML stumbled, which it notices on the next."""
+    if error.problem_mark is None or not isinstance(error, _SYNTAX_ERRORS):
+        return None
+    lines = [*enumerate(text.splitlines()[: error.problem_mark.line], start=1)]
+    number, line = next((pair for pair in reversed(lines) if not _NOTHING.match(pair[1])), (0, ""))
+    match = _NO_SPACE.match(line)
+    return None if match is None else (number, match[1])
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:

@@ -1,11 +1,16 @@
 """Option files that are sound, with the data they name."""
 
-from collections.abc import Callable, Mapping
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from basicsr.archs import build_network
+from PIL import Image
 
 SOUND = """\
 name: Tiny_x2
@@ -53,30 +58,51 @@ dist_params: {backend: nccl, port: 29500}
 
 
 @pytest.fixture
-def make_data() -> Callable[..., None]:
-    """Make, in the working directory, empty stand-ins for the data that options name."""
+def save_zeros() -> Callable[..., None]:
+    """Save a checkpoint of zeros for a ``network_g``."""
+
+    def save(path: Path, network: Mapping[str, Any], keys: Sequence[str] = ("params", "params_ema")) -> None:
+        with torch.device("meta"):
+            state = build_network(dict(network)).state_dict()
+        weights = {name: torch.zeros(value.shape) for name, value in state.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict.fromkeys(keys, weights), path)
+
+    return save
+
+
+@pytest.fixture
+def make_data(save_zeros: Callable[..., None]) -> Callable[..., None]:
+    """Make, in the working directory, black images and weights of zeros for the data that options name."""
 
     def make(opt: Mapping[str, Any], images: int = 8) -> None:
         for dataset in opt["datasets"].values():
+            hr = dataset.get("gt_size", 8 * opt["scale"])
             template = dataset.get("filename_tmpl", "{}")
-            roots = [(dataset.get("dataroot_gt"), "{}"), (dataset.get("dataroot_lq"), template)]
-            roots += [(source["dataroot_gt"], "{}") for source in dataset.get("sources", ())]
-            for root, names in roots:
-                if root is not None:
-                    make_folder(Path(root), names, images)
+            make_folder(dataset.get("dataroot_gt"), "{}", images, hr)
+            make_folder(dataset.get("dataroot_lq"), template, images, hr // opt["scale"])
+            for source in dataset.get("sources", ()):
+                make_folder(source["dataroot_gt"], "{}", images, hr)
         for key, value in opt["path"].items():
             if key.startswith("pretrain_network") and value is not None:
-                Path(value).parent.mkdir(parents=True, exist_ok=True)
-                Path(value).touch()
+                # As it is named, so it was trained: _x2_.
+                scale = re.search(r"_x(\d)_", value)
+                save_zeros(Path(value), {**opt["network_g"], "upscaling_factor": int(scale[1])})
 
-    def make_folder(root: Path, template: str, images: int) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        if root.suffix == ".lmdb":
-            (root / "data.mdb").touch()
-            (root / "meta_info.txt").write_text("".join(f"{i}.png (16,16,3) 1\n" for i in range(images)))
+    def make_folder(root: str | None, template: str, images: int, side: int) -> None:
+        if root is None:
+            return
+        folder = Path(root)
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.suffix == ".lmdb":
+            (folder / "data.mdb").touch()
+            lines = (f"{i}.png ({side},{side},3) 1\n" for i in range(images))
+            (folder / "meta_info.txt").write_text("".join(lines))
         else:
+            image = io.BytesIO()
+            Image.new("RGB", (side, side)).save(image, "PNG")
             for i in range(images):
-                (root / f"{template.format(i)}.png").touch()
+                (folder / f"{template.format(i)}.png").write_bytes(image.getvalue())
 
     return make
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from basicsr.models import MODEL_REGISTRY
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+from PIL import Image
 
 from esc_basicsr.config.check import check_options
 from esc_basicsr.errors import UserError
@@ -24,7 +26,7 @@ def problems(opt: dict[str, Any], is_train: bool = True) -> list[str]:
         check_options(opt, "mine.yml", is_train)
     except UserError as error:
         head, *lines = str(error).splitlines()
-        lines = [line for line in lines if line.startswith("  ")]
+        lines = [line for line in lines if line.startswith("  ") and not line.startswith("   ")]
         assert head == f"mine.yml: {len(lines)} problem" + "s" * (len(lines) > 1)
         return [line.strip() for line in lines]
     return []
@@ -192,6 +194,45 @@ def test_unknown_types_are_told_with_the_near_one(sound_options, key_path, value
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ESC-light", "type: ESC, with n_blocks: 3"),
+        ("esc_light", "type: ESC, with n_blocks: 3"),
+        ("ESC-FP", "type: ESCFP"),
+    ],
+)
+def test_a_variants_name_as_type_is_told_how_to_write(sound_options, name, said):
+    opt = change(esc_options(sound_options), "network_g.type", name)
+    assert problems(opt) == [f"network_g.type: got '{name}', a variant: write {said}."]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "launched", "said"),
+    [
+        (3, 0, None, "0 GPUs"),
+        (3, 1, None, "1 GPU"),
+        (3, 2, None, "2 GPUs"),
+        (3, 3, None, None),
+        (0, 0, None, None),
+        ("auto", 0, None, None),
+        (3, 1, "WORLD_SIZE", None),
+        (3, 1, "SLURM_PROCID", None),
+        (3, 0, "WORLD_SIZE", "0 GPUs"),
+    ],
+)
+def test_more_gpus_than_there_are_is_told_unless_a_launcher_gives_each_process_one(
+    sound_options, monkeypatch, wanted, here, launched, said
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    if launched:
+        monkeypatch.setenv(launched, "1")
+    change(sound_options, "datasets.train.batch_size_per_gpu", 1)
+    found = problems(change(sound_options, "num_gpu", wanted))
+    expected = f"num_gpu: got 3, but this machine has {said}. Write auto, or 0 for the CPU."
+    assert found == ([expected] if said else [])
+
+
 def test_a_type_of_a_package_that_was_not_imported_is_told_so(sound_options):
     (line,) = problems(change(sound_options, "network_g", {"type": "Zyx"}))
     assert line.endswith("If another package provides it, that package must be imported first.")
@@ -208,6 +249,9 @@ def test_a_type_of_a_package_that_was_not_imported_is_told_so(sound_options):
         ("train.scheduler.gamma", "5e-1", "5.0e-1"),
         ("train.pixel_opt.loss_weight", "1e-1", "1.0e-1"),
         ("network_g.num_feat", "1e1", "10"),
+        ("train.ema_decay", "999e-3", "0.999"),
+        ("train.optim_g.lr", "50e-9", "5.0e-08"),
+        ("train.pixel_opt.loss_weight", ".5e-1", "0.05"),
     ],
 )
 def test_numbers_that_yaml_reads_as_text_are_told_how_to_write(sound_options, key_path, text, number):
@@ -395,6 +439,32 @@ def test_another_crop_border_than_the_scale_is_a_warning_only(sound_options, cap
 @pytest.mark.parametrize(
     ("key_path", "value", "said"),
     [
+        (
+            "train.warmup_iter",
+            101,
+            "train.warmup_iter is 101 and total_iter is 100: the learning rate never gets as high as lr.",
+        ),
+        ("train.warmup_iter", 100, ""),
+        (
+            "train.scheduler.milestones",
+            [101, 200],
+            "train.scheduler.milestones start at 101 and total_iter is 100: "
+            "the learning rate is never lowered.",
+        ),
+        ("train.scheduler.milestones", [100, 200], ""),
+        ("train.scheduler.milestones", [], ""),
+    ],
+)
+def test_a_schedule_beyond_the_training_is_a_warning_only(sound_options, caplog, key_path, value, said):
+    caplog.set_level(logging.WARNING)
+    logging.getLogger("basicsr").propagate = True
+    assert problems(change(sound_options, key_path, value)) == []
+    assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value", "said"),
+    [
         ("network_g.num_heads", 3, "network_g: num_heads must divide dim (16), got 3."),
         (
             "network_g.dim",
@@ -425,6 +495,73 @@ def test_a_checkpoint_that_is_not_there_is_told(sound_options):
         "path.pretrain_network_g: there is no checkpoint 'experiments/x2/net_g_latest.pth'. "
         "Train what it comes from first, or give another."
     )
+
+
+def test_a_file_that_is_no_checkpoint_is_told(sound_options):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    Path("net.pth").write_text("not weights")
+    (line,) = problems(opt)
+    assert line.startswith("path.pretrain_network_g: net.pth: not a")
+
+
+def test_weights_of_another_network_are_told_with_what_differs_before_training(sound_options, save_zeros):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    save_zeros(Path("net.pth"), {**opt["network_g"], "n_blocks": 2})
+    assert problems(opt) == ["path.pretrain_network_g: net.pth does not fit ESC:"]
+    with pytest.raises(UserError) as caught:
+        check_options(opt, "mine.yml", True)
+    assert str(caught.value).splitlines()[-1] == (
+        "    The file is of another network_g: n_blocks: 2 (here 1). Set these options, or load another "
+        "checkpoint."
+    )
+    assert problems(change(opt, "path.strict_load_g", False)) == []
+
+
+def test_weights_of_another_scale_are_for_the_model_that_converts_them(sound_options, save_zeros):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    save_zeros(Path("net.pth"), {**opt["network_g"], "upscaling_factor": 4})
+    assert problems(opt) == []
+    opt |= {"model_type": "SRModel"}
+    opt["train"]["optim_g"]["type"] = "Adam"
+    assert problems(opt) == [
+        "path.pretrain_network_g: net.pth is of scale ×4, network_g of ×2, and SRModel does not convert it. "
+        "With model_type: ESCModel it is converted."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("param_key", "ema_decay", "keys", "fits"),
+    [
+        ("params", 0.999, ("params", "params_ema"), True),
+        ("params", 0.999, ("params",), True),
+        ("params", 0.999, ("params_ema",), False),
+        ("params_ema", 0.999, ("params_ema",), True),
+        (MISSING, 0, ("params",), True),
+        (MISSING, 0, ("params_ema",), False),
+    ],
+)
+def test_both_networks_weights_are_looked_for_as_they_will_be_loaded(
+    sound_options, save_zeros, param_key, ema_decay, keys, fits
+):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    save_zeros(Path("net.pth"), opt["network_g"], keys)
+    change(opt, "train.ema_decay", ema_decay)
+    if param_key is not MISSING:
+        change(opt, "path.param_key_g", param_key)
+    found = problems(opt)
+    assert (found == []) == fits
+    if not fits:
+        assert "net.pth: no weights under 'params'; it holds 'params_ema'." in found[0]
+
+
+def test_the_averages_weights_must_fit_too(sound_options, save_zeros):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    save_zeros(Path("net.pth"), opt["network_g"])
+    content = torch.load("net.pth")
+    del content["params_ema"]["last.bias"]
+    torch.save({**content, "params": {**content["params"], "last.bias": torch.zeros(16)}}, "net.pth")
+    assert problems(opt) == ["path.pretrain_network_g: net.pth does not fit ESC:"]
+    assert problems(change(opt, "train.ema_decay", 0)) == []
 
 
 def test_a_resumed_run_needs_its_state_and_not_what_it_started_from(sound_options):
@@ -504,7 +641,7 @@ def test_an_empty_folder_is_told(sound_options):
 
 def test_unequal_numbers_of_hr_and_lr_are_told(sound_options):
     Path("datasets/Val/LR/0x2.png").unlink()
-    Path("datasets/Train/LR.lmdb/meta_info.txt").write_text("0.png (8,8,3) 1\n")
+    lmdb_lists("datasets/Train/LR.lmdb", "0.png (8,8,3)")
     train, val = problems(sound_options)
     assert train.startswith(
         "datasets.train.dataroot_lq: has 1 images, dataroot_gt has 8; expected one LR for each HR."
@@ -522,6 +659,101 @@ def test_a_template_that_names_no_lr_file_is_told(sound_options):
     )
 
 
+def lmdb_lists(root: str, *lines: str) -> None:
+    Path(root, "meta_info.txt").write_text("".join(f"{line} 1\n" for line in lines))
+
+
+def test_an_lmdb_without_the_lr_of_an_hr_image_is_told(sound_options):
+    lmdb_lists("datasets/Train/LR.lmdb", *(f"{i}x2.png (8,8,3)" for i in range(8)))
+    assert problems(sound_options) == [
+        "datasets.train.dataroot_lq: got 'datasets/Train/LR.lmdb', which has no '0' as dataroot_gt has "
+        "(8 of 8 such in all); expected the LR images of these HR images."
+    ]
+
+
+def test_an_lmdb_whose_list_cannot_be_read_is_told(sound_options):
+    path = Path("datasets/Train/LR.lmdb/meta_info.txt")
+    path.write_text("0.png 1\n")
+    (line,) = problems(sound_options)
+    assert line.startswith(f"datasets.train.dataroot_lq: {path}, line 1: expected 'name.png (height,width,")
+    path.write_bytes(b"\xff.png (8,8,3) 1\n")
+    (line,) = problems(sound_options)
+    assert line.startswith("datasets.train.dataroot_lq: datasets/Train/LR.lmdb: meta_info.txt cannot be read")
+    opt = change(dflip_options(sound_options), "datasets.train.sources", [{"dataroot_gt": str(path.parent)}])
+    (line,) = problems(opt)
+    assert line.startswith("datasets.train.sources[0].dataroot_gt: datasets/Train/LR.lmdb: meta_info.txt")
+
+
+@pytest.mark.parametrize(("hr", "fits"), [("16,20", True), ("17,20", False), ("16,16", False)])
+def test_an_lmdb_of_another_scale_is_told_with_its_first_offender(sound_options, hr, fits):
+    sizes = ["(16,16,3)"] * 8
+    sizes[3] = f"({hr},3)"
+    lmdb_lists("datasets/Train/HR.lmdb", *(f"{i}.png {size}" for i, size in enumerate(sizes)))
+    sizes = ["(8,8,3)"] * 8
+    sizes[3] = "(8,10,3)"
+    lmdb_lists("datasets/Train/LR.lmdb", *(f"{i}.png {size}" for i, size in enumerate(sizes)))
+    height, width = hr.split(",")
+    said = (
+        "datasets.train.dataroot_lq: at scale 2 the LR image of '3', 10×8, goes with an HR image of 20×16; "
+        f"got {width}×{height} (1 of 8 pairs do not fit). Give HR and LR of this scale."
+    )
+    assert problems(sound_options) == ([] if fits else [said])
+
+
+def test_images_smaller_than_a_crop_are_told(sound_options):
+    change(sound_options, "datasets.train.gt_size", 18)
+    said = (
+        "datasets.train.gt_size: got 18, but '0' of 'datasets/Train/HR.lmdb' is 16×16 (8 of 8 images are "
+        "smaller than a crop). Lower gt_size, or take them out."
+    )
+    assert problems(sound_options) == [said]
+    assert problems(dflip_options(sound_options)) == [said]
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [((16, 16), True), ((17, 17), True), ((18, 16), False), ((16, 18), False), ((15, 16), False)],
+)
+def test_hr_images_that_go_with_another_scale_are_told_where_basicsr_would_crop_them(
+    sound_options, size, fits
+):
+    Image.new("RGB", size).save("datasets/Val/HR/5.png")
+    said = (
+        "datasets.val.dataroot_lq: at scale 2 the LR image of '5.png', 8×8, goes with an HR image of 16×16, "
+        f"or up to 1 more on a side; got {size[0]}×{size[1]} (1 of 8 pairs do not fit). "
+        "Give HR and LR of this scale."
+    )
+    assert problems(sound_options) == ([] if fits else [said])
+
+
+def test_images_that_are_turned_on_reading_are_measured_turned(sound_options):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    for folder, name, size in (("HR", "5", (32, 16)), ("LR", "5x2", (8, 16))):
+        Path(f"datasets/Val/{folder}/{name}.png").unlink()
+        options = {"exif": exif} if folder == "HR" else {}
+        Image.new("RGB", size).save(f"datasets/Val/{folder}/{name}.jpg", **options)
+    assert cv2.imread("datasets/Val/HR/5.jpg").shape == (32, 16, 3)
+    assert problems(sound_options) == []
+
+
+def test_a_file_that_is_no_image_is_told(sound_options):
+    Path("datasets/Val/LR/5x2.png").write_text("no image")
+    assert problems(sound_options) == [
+        "datasets.val.dataroot_lq: 'datasets/Val/LR/5x2.png' cannot be read as an image. "
+        "Replace or remove it."
+    ]
+
+
+def test_folders_to_train_by_are_measured_as_strictly_as_lmdbs(sound_options):
+    train, val = (sound_options["datasets"][name] for name in ("train", "val"))
+    train |= {key: val[key] for key in ("dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend")}
+    assert problems(sound_options) == []
+    Image.new("RGB", (17, 16)).save("datasets/Val/HR/5.png")
+    (line,) = problems(sound_options)
+    assert "at scale 2 the LR image of '5.png', 8×8, goes with an HR image of 16×16; got 17×16 (1 of" in line
+
+
 @pytest.mark.parametrize(
     ("batch", "ratio", "gpus", "processes", "enough"),
     [
@@ -537,6 +769,7 @@ def test_a_template_that_names_no_lr_file_is_told(sound_options):
 def test_a_training_set_smaller_than_a_batch_is_told(
     sound_options, monkeypatch, batch, ratio, gpus, processes, enough
 ):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     sound_options["num_gpu"] = gpus
     sound_options["datasets"]["train"] |= {"batch_size_per_gpu": batch, "dataset_enlarge_ratio": ratio}
     if processes is not None:

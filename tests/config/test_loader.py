@@ -66,6 +66,25 @@ def test_a_key_given_twice_is_refused_with_file_line_and_key(tmp_path):
     assert refusal(path) == f"{path}, line 4: the key 'lr' is given twice, first on line 2. Keep one."
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "got"),
+    [
+        ("num_gpu:0\nname: x\n", 1, "num_gpu:0"),
+        ("name: x\nnum_gpu:0\n", 2, "num_gpu:0"),
+        ("train:\n  lr: 1\n  gamma:0.5  # half\n\n  # more\nname: x\n", 3, "gamma:0.5"),
+        ("sources:\n- weight:1\n  dataroot_gt: x\n", 2, "weight:1"),
+    ],
+)
+def test_a_space_missing_after_a_colon_is_told_with_its_line(tmp_path, text, line, got):
+    path = write(tmp_path, text)
+    assert refusal(path) == f"{path}, line {line}: got '{got}'. Is a space missing after the colon?"
+
+
+def test_another_mistake_after_a_line_with_a_web_address_is_not_taken_for_a_missing_space(tmp_path):
+    path = write(tmp_path, "a: http://x.y\nb: c: d\n")
+    assert refusal(path) == f"{path}, line 2: mapping values are not allowed here."
+
+
 def test_a_merge_key_given_twice_is_refused(tmp_path):
     path = write(tmp_path, "a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n")
     assert "line 4: the key '<<' is given twice" in refusal(path)
