@@ -32,7 +32,7 @@ class YChannelL1Loss(nn.Module):
         ValueError: An unknown reduction, a negative weight, images that are not RGB or differ in shape.
     """
 
-    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", chroma_weight: float = 0.1) -> None:
+    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", chroma_weight: float = 0.2) -> None:
         super().__init__()
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}.")
