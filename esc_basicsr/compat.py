@@ -8,6 +8,7 @@ mends were needed.
 
 import importlib
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from esc_basicsr.archs.checkpoint import read_weights
 from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
 
 
 @dataclass(frozen=True)
@@ -314,26 +317,117 @@ def is_resume_sound(load_resume_state: Callable[..., Any]) -> bool:
 def load_resume_state(opt: dict[str, Any]) -> Any:
     """The training state to resume from, on the CPU; None to start anew.
 
-    With ``--auto_resume`` the newest state of this experiment, if it has one, else ``path.resume_state``.
+    With ``--auto_resume`` the newest state of this experiment that is whole, its networks' weights included,
+    if it has any; else ``path.resume_state``.
+
+    Raises:
+        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is.
     """
     path = opt["path"].get("resume_state")
+    state = None
     if opt["auto_resume"]:
-        states = Path(opt["path"]["training_states"]).glob("*.state")
-        newest = max(
-            (state for state in states if state.stem.isdigit()), key=lambda s: int(s.stem), default=None
-        )
-        path = path if newest is None else str(newest)
-        opt["path"]["resume_state"] = path
+        folder = Path(opt["path"]["training_states"])
+        states = [file for file in folder.glob("*.state") if file.stem.isdigit()]
+        for file in sorted(states, key=lambda file: int(file.stem), reverse=True):
+            try:
+                state = _read_resume_state(opt, file)
+            except UserError as error:
+                if opt.get("rank", 0) == 0:
+                    logger.warning("--auto_resume passes over a state: %s", error)
+            else:
+                path = opt["path"]["resume_state"] = str(file)
+                break
+        if states and state is None:
+            raise UserError(
+                f"--auto_resume: none of the {len(states)} training states in {folder} can be resumed from. "
+                "To start anew, move that folder away."
+            )
     if path is None:
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state is None:
+        state = _read_resume_state(opt, Path(path))
     _host("utils").check_resume(opt, state["iter"])
     return state
 
 
+def _read_resume_state(opt: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make torch raise anything
+        problem = (
+            "there is no such training state"
+            if isinstance(error, FileNotFoundError)
+            else ("not a readable training state: it is cut short or damaged")
+        )
+        raise UserError(f"{path}: {problem}. Use an older one.") from error
+    if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
+        raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
+        label = network.removeprefix("network_")
+        weights = Path(opt["path"]["models"]) / f"net_{label}_{state['iter']}.pth"
+        if not weights.is_file():
+            raise UserError(f"{path}: the weights that belong to it, {weights}, are missing.")
+        try:
+            read_weights(weights)
+        except UserError as error:
+            raise UserError(f"{path}: the weights that belong to it cannot be used: {error}") from error
+    return state
+
+
 def _mend_resume() -> None:
-    """Resuming needs a GPU, and --auto_resume looks under the working directory instead of the root path."""
+    """Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file."""
     _host("train").load_resume_state = load_resume_state
+
+
+# Saving
+
+
+class _TorchThatSavesWhole:
+    """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
+
+    def save(self, content: object, path: str) -> None:
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _is_saving_sound() -> bool:
+    """Whether what torch.save is given for a training state is not the file of that name itself."""
+    module = _host("models.base_model")
+    if isinstance(module.torch, _TorchThatSavesWhole):
+        return True
+    saved_to = []
+
+    class Torch(_Torch):
+        def save(self, content: object, file: Any, **kwargs: Any) -> None:
+            saved_to.append(str(getattr(file, "name", file)))
+
+    opt = {"path": {"training_states": "no such folder"}}
+    _works_without_gpu(
+        inspect.unwrap(module.BaseModel.save_training_state),
+        *(types.SimpleNamespace(opt=opt, optimizers=[], schedulers=[]), 0, 1),
+        torch=Torch(),
+        time=types.SimpleNamespace(sleep=lambda seconds: None),
+    )
+    return str(Path("no such folder", "1.state")) not in saved_to
+
+
+def _mend_saving() -> None:
+    """Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file."""
+    _host("models.base_model").torch = _TorchThatSavesWhole()
 
 
 # Data
@@ -436,6 +530,7 @@ MENDS = (
         lambda: is_resume_sound(_host("train").load_resume_state),
         _mend_resume,
     ),
+    Mend("whole checkpoints", "basicsr/models/base_model.py", _is_saving_sound, _mend_saving),
     Mend("persistent_workers", "basicsr/data/__init__.py", _is_dataloader_sound, _mend_dataloader),
     Mend("CUDAPrefetcher", "basicsr/data/prefetch_dataloader.py", _is_prefetcher_sound, _mend_prefetcher),
     Mend("LMDB clients", "basicsr/utils/file_client.py", _is_lmdb_sound, _mend_lmdb),

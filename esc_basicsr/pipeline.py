@@ -18,11 +18,13 @@ from esc_basicsr import compat
 from esc_basicsr.config.check import check_options
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
+from esc_basicsr.version import __version__
 
 ParseOptions = Callable[..., tuple[dict[str, Any], argparse.Namespace]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, is_train: bool) -> None:
     """Declare BasicSR's flags."""
     parser.add_argument("-opt", required=True, metavar="FILE", help="option file")
     parser.add_argument(
@@ -31,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what started the processes: nothing, torchrun, or srun (default: none)",
     )
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the experiment's newest state")
+    if is_train:
+        parser.add_argument(
+            "--auto_resume", action="store_true", help="go on from the experiment's newest state"
+        )
+    else:
+        parser.set_defaults(auto_resume=False)
     parser.add_argument(
         "--debug", action="store_true", help="print and validate often, under the name debug_NAME"
     )
@@ -52,10 +59,18 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     argv = [f"esc_basicsr.{name}", "-opt", args.opt, "--launcher", args.launcher]
     argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
     argv += ["--force_yml", *args.force_yml] if args.force_yml else []
-    pipeline = getattr(importlib.import_module(f"basicsr.{name}"), f"{name}_pipeline")
+    module = importlib.import_module(f"basicsr.{name}")
+    stock_info = module.get_env_info
+
+    def get_env_info() -> str:
+        # BasicSR asks for it as soon as its log file is there.
+        mends = ", ".join(mend.name for mend in compat.active_mends())
+        logger.info("esc_basicsr %s mends of this BasicSR: %s", __version__, mends or "nothing")
+        return stock_info()
+
     # BasicSR takes its flags from sys.argv alone, and writes them into the experiment's copy of the options.
-    with _replaced(sys, "argv", argv):
-        pipeline(str(Path.cwd()))
+    with _replaced(sys, "argv", argv), _replaced(module, "get_env_info", get_env_info):
+        getattr(module, f"{name}_pipeline")(str(Path.cwd()))
     return 0
 
 
@@ -71,7 +86,7 @@ def parse_options(
         As BasicSR's: the options, and the command line.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_arguments(parser)
+    add_arguments(parser, is_train)
     args, unknown = parser.parse_known_args()
     checked = _agree_on_options(args, is_train)
     _mend_copied_script()

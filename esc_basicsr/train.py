@@ -14,7 +14,10 @@ import sys
 from esc_basicsr import pipeline
 from esc_basicsr.__main__ import run_command
 
-add_arguments = pipeline.add_arguments
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    pipeline.add_arguments(parser, is_train=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -99,7 +99,8 @@ def force_yml_runs_code():
 def _state(folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"epoch": 0, "iter": 8, "schedulers": [{"milestones": Counter([1])}]}, folder / "8.state")
+    state = {"epoch": 0, "iter": 8, "optimizers": [], "schedulers": [{"milestones": Counter([1])}]}
+    torch.save(state, folder / "8.state")
     path = {"models": "models", "training_states": str(folder), "resume_state": None}
     return {"name": "run", "root_path": "root", "auto_resume": False, "path": path}
 
@@ -114,6 +115,35 @@ def auto_resume_under_the_root_path():
     opt = _state("root/experiments/run/training_states")
     opt["auto_resume"] = True
     assert importlib.import_module("basicsr.train").load_resume_state(opt)["iter"] == 8
+
+
+class _Killed:
+    """Ends the process that pickles it, as SIGKILL does."""
+
+    def __reduce__(self):
+        os._exit(9)
+
+
+def checkpoint_of_a_process_killed_while_saving():
+    from basicsr.models.base_model import BaseModel
+
+    model = BaseModel({"num_gpu": 0, "is_train": True, "path": {"models": ".", "training_states": "."}})
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    model.optimizers = [optimizer]
+    save_all = lambda: model.save_training_state(0, 8), lambda: model.save_network(net, "net_g", 8)
+    for save in save_all:
+        save()
+    optimizer.param_groups[0]["betas"] = _Killed()
+    net.state_dict = lambda: {"weight": net.weight, "killed": types.SimpleNamespace(cpu=_Killed)}
+    for save in save_all:
+        child = os.fork()
+        if child == 0:
+            save()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert torch.load("8.state", weights_only=True)["iter"] == 8
+    assert list(torch.load("net_g_8.pth", weights_only=True)["params"]) == ["weight", "bias"]
 
 
 def persistent_workers_of_a_validation_set():
@@ -162,6 +192,7 @@ SYMPTOMS = {
     force_yml_runs_code: "options",
     resume_on_a_cpu: "resume",
     auto_resume_under_the_root_path: "resume",
+    checkpoint_of_a_process_killed_while_saving: "whole checkpoints",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",
     lmdb_pickles_after_reading: "LMDB clients",

@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 
-from esc_basicsr import pipeline
+from esc_basicsr import compat, pipeline
 from esc_basicsr.__main__ import main
+from esc_basicsr.version import __version__
 
 SCALE = 2
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -167,6 +168,9 @@ class Runs:
 
         # The state after two iterations, to go on from: as a command, and by BasicSR's own script elsewhere.
         self.copy_of_first_half(work / "experiments" / "resumed")
+        # and one that a full disk, or a process killed without our mends, cut short
+        whole = (work / "experiments" / "single" / "training_states" / "2.state").read_bytes()
+        (work / "experiments" / "resumed" / "training_states" / "3.state").write_bytes(whole[:1000])
         self.stock = work / "stock"
         self.copy_of_first_half(self.stock / "experiments" / "single")
         (self.stock / "basicsr").mkdir()
@@ -229,6 +233,22 @@ def test_training_writes_checkpoints_states_and_logs_under_the_working_directory
     assert sum(seen[2:]) < sum(seen[:2])
 
 
+def test_log_tells_once_what_was_mended(runs: Runs) -> None:
+    mends = ", ".join(mend.name for mend in compat.active_mends())
+    line = f"INFO: esc_basicsr {__version__} mends of this BasicSR: {mends}\n"
+    for output in (runs.single, runs.double, runs.resumed, runs.tested):
+        assert output.count(line) == 1
+    (log,) = (runs.work / "experiments" / "two").glob("train_two_*.log")
+    assert log.read_text().count(line) == 1
+
+
+def test_testing_offers_no_resumption(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, offered in (("train", True), ("test", False)):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert ("--auto_resume" in capsys.readouterr().out) is offered
+
+
 def test_two_processes_agree_with_one_on_the_same_global_batch(runs: Runs) -> None:
     start = runs.weights("single", 2)["params"]
     for iteration in (2, 4):
@@ -241,7 +261,8 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(runs: Runs) -> No
     np.testing.assert_allclose(psnr(runs.double), psnr(runs.single), atol=2e-3)
 
 
-def test_auto_resume_goes_on_from_the_newest_state_with_its_optimizer(runs: Runs) -> None:
+def test_auto_resume_goes_on_from_the_newest_whole_state_with_its_optimizer(runs: Runs) -> None:
+    assert runs.resumed.count("3.state: not a readable training state") == 1
     assert "Resuming training from epoch: 0, iter: 2." in runs.resumed
     assert len(losses(runs.resumed)) == 2
     assert not list((runs.work / "experiments").glob("resumed_archived*"))
