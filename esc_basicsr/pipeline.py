@@ -88,7 +88,7 @@ def parse_options(
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser, is_train)
     args, unknown = parser.parse_known_args()
-    checked = _agree_on_options(args, is_train)
+    checked = _agree_on_options(args, Path(root_path), is_train)
     _mend_copied_script()
     module = sys.modules[stock.__module__]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,13 +102,15 @@ def parse_options(
     return opt, args
 
 
-def _agree_on_options(args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
+def _agree_on_options(args: argparse.Namespace, root: Path, is_train: bool) -> dict[str, Any]:
     """Read and check the options in every process; end them all, telling why once, if one cannot go on."""
     options: dict[str, Any] = {}
     problem = None
     try:
         options = load_options(args.opt, args.force_yml)
-        check_options(options, args.opt, is_train)
+        states = root / "experiments" / str(options.get("name")) / "training_states"
+        resumes = args.auto_resume and any(states.glob("*.state"))
+        check_options(options, args.opt, is_train, resumes)
     except UserError as error:
         problem = str(error)
     launcher = args.launcher

@@ -36,19 +36,20 @@ _NO_NUMBER_AS_TEXT = Kind("a number", lambda value: _number_for(value, NUMBER) i
 _FOREIGN = "If another package provides it, that package must be imported first."
 
 
-def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool) -> None:
+def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool, resumes: bool = False) -> None:
     """Raise one error that lists everything found wrong in the options of a file.
 
     Args:
         opt: What `load_options` gave.
         path: Their file, to be named in the message.
         is_train: Whether they are to be trained by; else tested by.
+        resumes: Whether training goes on from a state of its own; what it started from is not needed then.
 
     Raises:
         UserError: Unknown or missing keys, values that do not fit or contradict one another, data that is
             not there.
     """
-    check = _Check(opt, is_train)
+    check = _Check(opt, is_train, resumes)
     check.run()
     if check.problems:
         count = "1 problem" if len(check.problems) == 1 else f"{len(check.problems)} problems"
@@ -60,9 +61,10 @@ def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool) -> N
 class _Check:
     """One pass over the options, which collects problems."""
 
-    def __init__(self, opt: Mapping[str, Any], is_train: bool) -> None:
+    def __init__(self, opt: Mapping[str, Any], is_train: bool, resumes: bool) -> None:
         self.opt = opt
         self.is_train = is_train
+        self.resumes = resumes
         self.problems: list[str] = []
         self.notes: dict[str, None] = {}  # said once, after the problems, in this order
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
@@ -261,9 +263,9 @@ class _Check:
         where = "path"
         self.check_keys(where, known.PATH, open_ended=not self.is_known_model)
         section = self.section(where)
-        resume_state = section.get("resume_state") if self.is_train else None
+        resumes = self.is_train and (self.resumes or section.get("resume_state") is not None)
         for key, value in section.items():
-            is_weights = str(key).startswith("pretrain_network") and resume_state is None
+            is_weights = str(key).startswith("pretrain_network") and not resumes
             if not isinstance(value, str) or not (is_weights or (key == "resume_state" and self.is_train)):
                 continue
             if not Path(value).expanduser().is_file():
@@ -275,7 +277,7 @@ class _Check:
                 )
                 self.add(f"{where}.{key}", f"there is no {what} '{value}'. {remedy}")
                 self.note_paths()
-            elif key == "pretrain_network_g" and self.network_g is not None:
+            elif key == "pretrain_network_g" and self.network_g is not None and is_weights:
                 self.check_weights(f"{where}.{key}", Path(value).expanduser(), self.network_g)
 
     def check_weights(self, where: str, file: Path, network: torch.nn.Module) -> None:

@@ -910,3 +910,10 @@ def test_no_value_anywhere_ends_in_another_error(sound_options, value):
         opt = change(copy.deepcopy(sound_options), key_path, value)
         problems(opt)
         problems(opt, is_train=False)
+
+
+def test_what_a_run_started_from_is_not_needed_to_resume_it(sound_options):
+    sound_options["path"]["pretrain_network_g"] = "experiments/gone.pth"
+    with pytest.raises(UserError, match=r"there is no checkpoint 'experiments/gone\.pth'"):
+        check_options(sound_options, "tiny.yml", is_train=True)
+    check_options(sound_options, "tiny.yml", is_train=True, resumes=True)
