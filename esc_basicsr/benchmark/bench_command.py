@@ -1,6 +1,7 @@
 """Measure latency, peak memory, multiply-adds and parameters of networks, in turn, in one run.
 
-By the field's convention: one image, 1280×720 output, warm-up, median of several runs.
+By the field's convention: one image, 1280×720 output, warm-up, median of several runs. A CPU's peak memory is
+read from the operating system, Linux or macOS.
 
   python -m esc_basicsr bench                                     ESC against the release's form of it
   python -m esc_basicsr bench --network ESC-light ESC-FP Bicubic  published variants and BasicSR's networks
