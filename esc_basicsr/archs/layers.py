@@ -65,13 +65,19 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     pixel is repeated.
 
     Shape:
-        Input: (B, C, H, W), any H, W >= 1. Output: (B, C, H', W'), the input itself where it fits.
+        Input: (B, C, H, W), any H, W >= 1.
+        Output: (B, C, H', W'), laid out channels last; the input itself where it fits.
     """
     H, W = x.shape[-2:]
     padded_H = -(-H // multiple) * multiple
     padded_W = -(-W // multiple) * multiple
+    if (padded_H, padded_W) == (H, W):
+        return x
+    # index_select gives a contiguous result: seen as [B, H, W, C] it stays channels last, which the
+    # convolution that follows needs to be fast.
+    x = x.permute(0, 2, 3, 1)
     if padded_H != H:
-        x = x.index_select(-2, _reflected_index(H, padded_H, x.device))
+        x = x.index_select(1, _reflected_index(H, padded_H, x.device))
     if padded_W != W:
-        x = x.index_select(-1, _reflected_index(W, padded_W, x.device))
-    return x
+        x = x.index_select(2, _reflected_index(W, padded_W, x.device))
+    return x.permute(0, 3, 1, 2)
