@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernel
-from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, add
 
 __all__ = ["ESCBlock"]
 
@@ -53,7 +53,7 @@ class ESCBlock(nn.Module):
         skip = x
         x = self.proj(self.ln_proj(x))
         if self.attn is not None and self.ln_attn is not None:
-            x = x + self.attn(self.ln_attn(x))
+            x = add(x, self.attn(self.ln_attn(x)))
         for norm, convffn, mixer in zip(self.lns, self.convffns, self.pconvs, strict=True):
-            x = x + mixer(convffn(norm(x)), large_kernel)
-        return self.conv_out(self.ln_out(x)) + skip
+            x = add(x, mixer(convffn(norm(x)), large_kernel))
+        return add(self.conv_out(self.ln_out(x)), skip)

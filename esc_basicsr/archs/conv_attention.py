@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.layers import LayerNorm2d
+from esc_basicsr.archs.layers import LayerNorm2d, add
 
 __all__ = [
     "AttentionMixer",
@@ -88,7 +88,7 @@ class LargeKernelConv(nn.Module):
         if self.dwc_proj is None:
             return out
         kernels = self.dwc_proj(x).reshape(-1, 1, DYNAMIC_KERNEL_SIZE, DYNAMIC_KERNEL_SIZE)
-        return out + _depthwise_per_image(x, kernels)
+        return add(out, _depthwise_per_image(x, kernels))
 
 
 class SeparableLargeKernelConv(nn.Module):

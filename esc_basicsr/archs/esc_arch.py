@@ -14,6 +14,7 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
     average_over_symmetries,
 )
+from esc_basicsr.archs.layers import add
 from esc_basicsr.archs.validation import check_flags, check_network_options, require
 
 __all__ = ["ESC"]
@@ -133,6 +134,6 @@ class ESC(nn.Module):
         out = feat
         for block in self.blocks:
             out = block(out, large_kernel)
-        out = self.last(out) + feat
+        out = add(self.last(out), feat)
         nearest = x.repeat_interleave(self.upscaling_factor**2, dim=1)
         return F.pixel_shuffle(self.to_img(out) + nearest, self.upscaling_factor)

@@ -8,7 +8,7 @@ from torch import Tensor
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.block import ESCBlock
 from esc_basicsr.archs.conv_attention import ConvAttention, SeparableLargeKernelConv
-from esc_basicsr.archs.layers import LayerNorm2d
+from esc_basicsr.archs.layers import LayerNorm2d, add
 from esc_basicsr.archs.validation import check_network_options, require
 
 __all__ = ["ESCFP"]
@@ -92,6 +92,6 @@ class ESCFP(nn.Module):
         out = feat
         for block in self.blocks:
             out = block(out, (self.lk_channel, self.lk_spatial))
-        out = self.last(self.ln_last(out)) + feat
+        out = add(self.last(self.ln_last(out)), feat)
         bicubic = F.interpolate(x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False)
         return F.pixel_shuffle(self.to_img(out), self.upscaling_factor) + bicubic

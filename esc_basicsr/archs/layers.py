@@ -5,7 +5,21 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvFFN", "LayerNorm2d", "pad_to_multiple"]
+__all__ = ["ConvFFN", "LayerNorm2d", "add", "pad_to_multiple"]
+
+
+# Without gradients the two functions below overwrite their first operand, which must be the caller's own: a
+# map of features takes some 20 MB, and fresh memory for each result costs a CPU more than the operation.
+
+
+def add(own: Tensor, other: Tensor) -> Tensor:
+    """``own + other``, where no gradients are recorded in ``own``'s place."""
+    return own + other if torch.is_grad_enabled() else own.add_(other)
+
+
+def _gelu(own: Tensor) -> Tensor:
+    """Exact GELU, where no gradients are recorded in ``own``'s place."""
+    return F.gelu(own) if torch.is_grad_enabled() else torch.ops.aten.gelu_(own)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -44,9 +58,8 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, mix neighbours, and aggregate."""
-        x = F.gelu(self.proj(x))
-        x = x + F.gelu(self.dwc(x))
-        return self.aggr(x)
+        x = _gelu(self.proj(x))
+        return self.aggr(add(_gelu(self.dwc(x)), x))
 
 
 def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:

@@ -68,7 +68,10 @@ def test_input_is_not_written_to_and_gets_gradients_in_eval(net, attn_type):
     backend(net, attn_type).eval()
     lq = torch.rand(1, 3, 6, 6, requires_grad=True)
     before = lq.detach().clone()
-    net(lq).square().sum().backward()
+    sr = net(lq)
+    sr.square().sum().backward()
+    with torch.no_grad():
+        assert torch.allclose(net(lq), sr, atol=1e-5)  # there, results overwrite one another
     assert torch.equal(lq.detach(), before)
     assert lq.grad is not None and lq.grad.abs().sum() > 0
 
@@ -100,6 +103,16 @@ def test_pickle_and_state_dict_round_trips_keep_the_output(net, attn_type, tiny_
         expected = net(lq)
         assert torch.equal(pickle.loads(pickle.dumps(net))(lq), expected)
         assert torch.allclose(fresh(lq), expected, atol=1e-5)
+
+
+def test_block_without_gradients_leaves_its_input_alone(tiny_network, build_network):
+    block = build_network(tiny_network).blocks[0]
+    x, kernel = torch.rand(1, 16, 8, 8), torch.rand(4, 4, 5, 5)
+    before = x.clone()
+    expected = block(x, kernel)
+    with torch.no_grad():
+        assert torch.allclose(block(x, kernel), expected, atol=1e-5)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("attn_type", ["SDPA", "Flex"])
