@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"esc_basicsr {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     command = parser.parse_args(arguments[:1]).command
     module_name, _ = COMMANDS[command]
     return run_command(module_name, arguments[1:], prog=f"python -m esc_basicsr {command}")

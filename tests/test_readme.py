@@ -131,6 +131,12 @@ def test_help_lists_every_command_and_an_unknown_one_is_refused(capsys):
     assert "invalid choice: 'upscal'" in capsys.readouterr().err
 
 
+def test_no_command_shows_the_commands(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    assert all(command in text for command in COMMANDS)
+
+
 def test_links_and_named_files_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
