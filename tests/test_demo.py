@@ -35,6 +35,13 @@ def test_demo_ends_with_a_table_pictures_and_a_checkpoint(tmp_path, capfd):
     assert "is not an empty folder" in capfd.readouterr().err
 
 
+def test_a_third_of_the_demo_is_enough_to_end_above_bicubic(tmp_path, capfd):
+    assert main(["demo", "--iterations", "200", "-o", str(tmp_path / "esc_demo")]) == 0
+    results = json.loads((tmp_path / "esc_demo" / "results.json").read_text())
+    assert results["mean"]["ESC"]["psnr"] > results["mean"]["bicubic"]["psnr"] + 0.1
+    assert "above bicubic in PSNR" in capfd.readouterr().out
+
+
 def test_training_and_held_out_photographs_differ():
     assert not set(demo.TRAINING_PHOTOGRAPHS) & set(demo.HELD_OUT_PHOTOGRAPHS)
 
