@@ -186,17 +186,15 @@ def measure(image: Image, gt: Image) -> dict[str, float]:
 
 def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, float]], path: Path) -> None:
     """Draw the photograph and, side by side, its most detailed part in each of ``pictures``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     hr = pictures["HR"]
     edges = cv2.Laplacian(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
     detail = cv2.boxFilter(np.abs(edges), -1, (ZOOM, ZOOM))[ZOOM // 2 : -ZOOM // 2, ZOOM // 2 : -ZOOM // 2]
     top, left = (int(index) for index in np.unravel_index(detail.argmax(), detail.shape))
-    figure, axes = plt.subplots(1, 1 + len(pictures), figsize=(3.2 * (1 + len(pictures)), 3.5))
+    figure = Figure(figsize=(3.2 * (1 + len(pictures)), 3.5))
+    axes = figure.subplots(1, 1 + len(pictures))
     axes[0].imshow(hr)
     axes[0].add_patch(Rectangle((left, top), ZOOM, ZOOM, fill=False, edgecolor="red"))
     axes[0].set_title(name)
@@ -207,7 +205,6 @@ def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, flo
         axis.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def compare(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, dict[str, float]]], list[Path]]:

@@ -40,11 +40,13 @@ def build_network() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Any]]:
-    """Read a golden file: its arrays by name, and `config` parsed."""
+    """Read a golden file: its arrays by name, `config` parsed, and `weights`, the state dict."""
 
     def read(name: str) -> dict[str, Any]:
         with np.load(GOLDEN / f"{name}.npz") as file:
             arrays: dict[str, Any] = {key: file[key] for key in file.files}
+        weights = {key.removeprefix("weight/"): arrays[key] for key in arrays if key.startswith("weight/")}
+        arrays["weights"] = {key: torch.from_numpy(value) for key, value in weights.items()}
         arrays["config"] = json.loads(str(arrays["config"]))
         return arrays
 

@@ -164,12 +164,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Parameters against latency, circles sized by memory."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axis = figure.subplots()
     largest = max(row.memory for row in rows) or 1
     for row in rows:
         axis.scatter(row.seconds * 1e3, row.params / 1e3, s=100 + 1500 * row.memory / largest, alpha=0.5)
@@ -180,4 +178,3 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.margins(0.2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

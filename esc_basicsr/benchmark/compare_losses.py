@@ -140,10 +140,7 @@ def draw(
     methods: dict[str, Callable[[Image], Image]], pairs: Sequence[Pair], path: Path, crop: int = 96
 ) -> None:
     """Draw, for the images whose colours differ most, the same crop by every method, with chroma errors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     worst = []
     for pair in pairs:
@@ -157,7 +154,8 @@ def draw(
     worst.sort(key=lambda item: -item[0])
     rows = worst[:3]
     names = ["HR", *methods]
-    figure, axes = plt.subplots(2 * len(rows), len(names), figsize=(2.1 * len(names), 4.4 * len(rows)))
+    figure = Figure(figsize=(2.1 * len(names), 4.4 * len(rows)))
+    axes = figure.subplots(2 * len(rows), len(names))
     for row, (_, pair, window, results, errors) in enumerate(rows):
         for column, name in enumerate(names):
             top_axis, bottom_axis = axes[2 * row, column], axes[2 * row + 1, column]
@@ -172,7 +170,6 @@ def draw(
     figure.suptitle("Each crop, and below it the chroma error (black 0, white 16 of 255)", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=100, pil_kwargs={"quality": 90})
-    plt.close(figure)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
-from esc_basicsr.data.image_folder import crop_to_multiple, find_images, read_image
+from esc_basicsr.data.image_folder import check_scales, crop_to_multiple, find_images, read_image
 from esc_basicsr.data.progress import progress
 from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
@@ -53,8 +53,7 @@ def lay_out_benchmark(
         UserError: Impossible scales; no images, or two of one name; an unreadable or too small one; existing
             output.
     """
-    if any(scale < 2 for scale in scales) or len(set(scales)) != len(scales):
-        raise UserError(f"scales must be different integers of at least 2, got {list(scales)}")
+    check_scales(scales)
     files: dict[str, Path] = {}
     for relative in find_images(source, recursive=False):
         if relative.stem in files:

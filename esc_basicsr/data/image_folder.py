@@ -1,5 +1,6 @@
 """Folders of images: finding them, reading them, cropping them for a scale."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from mmengine.fileio import list_dir_or_file
 from esc_basicsr.data.image_codec import decode_image
 from esc_basicsr.errors import UserError
 
-__all__ = ["IMAGE_SUFFIXES", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
+__all__ = ["IMAGE_SUFFIXES", "check_scales", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -49,6 +50,16 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     """Read an image file as `read_image` does, but as RGB."""
     return np.ascontiguousarray(read_image(path)[:, :, ::-1])
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Refuse scales that LR images cannot be made for, or not side by side.
+
+    Raises:
+        UserError: A scale below 2, or one given twice.
+    """
+    if any(scale < 2 for scale in scales) or len(set(scales)) != len(scales):
+        raise UserError(f"scales must be different integers of at least 2, got {list(scales)}")
 
 
 def crop_to_multiple(image: npt.NDArray[np.uint8], multiple: int, origin: str) -> npt.NDArray[np.uint8]:

@@ -23,7 +23,7 @@ import torch
 
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
-from esc_basicsr.data.image_folder import crop_to_multiple, find_images, read_image
+from esc_basicsr.data.image_folder import check_scales, crop_to_multiple, find_images, read_image
 from esc_basicsr.data.progress import progress
 from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
@@ -148,8 +148,7 @@ def build_lmdb_sets(
 
 
 def _check_numbers(scales: Sequence[int], crop_size: int, step: int, workers: int) -> None:
-    if any(scale < 2 for scale in scales) or len(set(scales)) != len(scales):
-        raise UserError(f"scales must be different integers of at least 2, got {list(scales)}")
+    check_scales(scales)
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")
     multiple = math.lcm(*scales)

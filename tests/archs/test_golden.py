@@ -18,10 +18,7 @@ def case(request, golden, build_network):
     file, attn_type = request.param
     arrays = golden(file)
     net = build_network(arrays["config"], attn_type=attn_type)
-    weights = {
-        k.removeprefix("weight/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")
-    }
-    net.load_state_dict(weights, strict=True)
+    net.load_state_dict(arrays["weights"], strict=True)
     return net, arrays
 
 

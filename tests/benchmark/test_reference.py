@@ -12,9 +12,7 @@ from esc_basicsr.benchmark.reference import ReferenceNetwork
 def test_reference_equals_the_golden_outputs(golden, build_network, file):
     arrays = golden(file)
     net = build_network(arrays["config"])
-    net.load_state_dict(
-        {k.removeprefix("weight/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
-    )
+    net.load_state_dict(arrays["weights"])
     reference = ReferenceNetwork(net)
     for key in (key for key in arrays if key.endswith("/lq")):
         with torch.no_grad():
