@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.errors import UserError
 
@@ -42,15 +41,18 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
               image of each successive two, drawn anew each time;
             * ``gt_size``: side of an HR crop, a multiple of the scale (training only);
             * ``use_hflip``: flip left and right; ``use_rot``: flip up and down and transpose (training only);
+            * ``lq_on_device``: leave LR to the model, which makes it for a batch at a time on its device
+              (`ESCModel`); false if left out;
             * ``scale`` and ``phase``, which BasicSR puts in.
 
     Returns of an item:
         ``gt``: (3, H, W) and ``lq``: (3, H / scale, W / scale), float32 RGB in [0, 1];
         ``gt_path`` and ``lq_path``: ``<dataroot_gt>/<key>``.
+        With ``lq_on_device`` there is no ``lq``, and ``gt`` is (3, H, W), uint8 RGB: a quarter of the bytes.
 
     Raises:
         UserError: A missing or impossible option; an LMDB that is missing or broken; an image smaller than
-            ``gt_size``, named with its source.
+            ``gt_size``, or in training of another size than meta_info.txt states, named with its source.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -58,6 +60,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         self._label = f"data set {opt.get('name', 'without a name')!r}"
         self._scale = int(self._option("scale"))
         self._training = self._option("phase") == "train"
+        self._lq_on_device = bool(opt.get("lq_on_device", False))
         if self._training:
             self._gt_size = int(self._option("gt_size"))
             if self._gt_size < 1 or self._gt_size % self._scale:
@@ -96,7 +99,11 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         small = np.flatnonzero(images.sizes.min(axis=1) < self._gt_size)
         if len(small):
             height, width = images.sizes[small[0]]
-            self._refuse_small(images, int(small[0]), height, width, count=len(small))
+            raise UserError(
+                f"{self._label}: image {images.keys[small[0]]!r} of {images.path} is {width}x{height}, "
+                f"smaller than gt_size {self._gt_size} ({len(small)} such in all): take its line out of "
+                f"{images.path / 'meta_info.txt'}, or lower gt_size"
+            )
         visits = round(len(images) * weight)
         if visits < 1:
             raise UserError(
@@ -104,41 +111,35 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
             )
         return _Source(images, visits)
 
-    def _refuse_small(self, images: ImageLMDB, index: int, height: int, width: int, count: int) -> None:
-        raise UserError(
-            f"{self._label}: image {images.keys[index]!r} of {images.path} is {width}x{height}, smaller than "
-            f"gt_size {self._gt_size} ({count} such in all): take its line out of "
-            f"{images.path / 'meta_info.txt'}, or lower gt_size"
-        )
-
     def __len__(self) -> int:
         """Items of an epoch: the sum over the sources of round(images * weight)."""
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read, crop, augment and reduce one image."""
+        """Read a crop of one image, augment and reduce it."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self._label}: index {index} is not below its length {len(self)}")
         number = bisect_right(self._ends, index)
         source = self._sources[number]
         position = index - self._ends[number] + source.visits
         chosen = _stratified(position, source.visits, len(source.images))
-        hr = source.images.read(chosen)
-        height, width = hr.shape[:2]
         if self._training:
-            if min(height, width) < self._gt_size:  # meta_info.txt said otherwise
-                self._refuse_small(source.images, chosen, height, width, count=1)
-            hr = self._augment(self._crop(hr))
+            image = self._augment(self._read_crop(source.images, chosen))
         else:
-            hr = hr[: height - height % self._scale, : width - width % self._scale]
-        lr = reduce_uint8(hr, self._scale)
+            image = source.images.read(chosen)
+            height, width = (side - side % self._scale for side in image.shape[:2])
+            image = image[:height, :width]
+        # one copy: out of OpenCV's order, the augmentation's views included
+        hr = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
         path = str(source.images.path / source.images.keys[chosen])
-        return {"lq": _to_tensor(lr), "gt": _to_tensor(hr), "lq_path": path, "gt_path": path}
+        images = {"gt": hr} if self._lq_on_device else make_pair(hr, self._scale)
+        return {**images, "lq_path": path, "gt_path": path}
 
-    def _crop(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        top = random.randint(0, image.shape[0] - self._gt_size)
-        left = random.randint(0, image.shape[1] - self._gt_size)
-        return image[top : top + self._gt_size, left : left + self._gt_size]
+    def _read_crop(self, images: ImageLMDB, index: int) -> npt.NDArray[np.uint8]:
+        height, width = images.sizes[index].tolist()
+        top = random.randint(0, height - self._gt_size)
+        left = random.randint(0, width - self._gt_size)
+        return images.read_crop(index, top, left, self._gt_size, self._gt_size)
 
     def _augment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if self._use_hflip and random.random() < 0.5:
@@ -155,8 +156,3 @@ def _stratified(position: int, visits: int, images: int) -> int:
     if visits == images:
         return position
     return min(int((position + random.random()) * images / visits), images - 1)
-
-
-def _to_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) BGR 8-bit to (3, H, W) RGB float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))).float().div_(255)

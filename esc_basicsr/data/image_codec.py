@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from esc_basicsr.data.stored_png import encode_stored_png, has_stored_form
 from esc_basicsr.errors import UserError
 
 __all__ = ["decode_image", "encode_png"]
@@ -34,6 +35,14 @@ def decode_image(data: bytes | memoryview, origin: str) -> npt.NDArray[np.uint8]
 
 
 def encode_png(image: npt.NDArray[np.uint8], compression: int) -> bytes:
-    """Encode (H, W, 3) BGR as PNG. ``compression``: 0 (fast, large) to 9 (slow, small)."""
+    """Encode (H, W, 3) BGR as PNG.
+
+    Args:
+        image: (H, W, 3), BGR, contiguous.
+        compression: 1 (fast) to 9 (slow, small), or 0: not compressed, and in the form that
+            `crop_stored_png` crops if the size has it.
+    """
+    if compression == 0 and has_stored_form(*image.shape[:2]):
+        return encode_stored_png(image)
     _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
     return encoded.tobytes()

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.data.stored_png import crop_stored_png
 from esc_basicsr.errors import UserError
 
 __all__ = ["ImageLMDB", "shared_environment"]
@@ -100,6 +103,48 @@ class ImageLMDB:
         Raises:
             UserError: The record is missing or cannot be decoded; the message names its key.
         """
+        with self._record(index) as record:
+            return decode_image(record, self._origin(index))
+
+    def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Read a window of image ``index``; where the record is a stored PNG, without decoding it.
+
+        Any other record, of a set that was made with compression or by other tools, is decoded as a whole.
+        The pixels are the same.
+
+        Args:
+            index: Place of the image in ``keys``.
+            top: First row.
+            left: First column.
+            height: Rows, at least 1.
+            width: Columns, at least 1.
+
+        Returns:
+            (height, width, 3), BGR.
+
+        Raises:
+            UserError: The record is missing, cannot be decoded, or is of another size than meta_info.txt
+                states; the message names its key.
+            ValueError: The window does not lie within the image.
+        """
+        rows, columns = size = tuple(self.sizes[index].tolist())
+        if not (0 <= top < top + height <= rows and 0 <= left < left + width <= columns):
+            raise ValueError(f"a window {width}x{height} at ({left}, {top}) is not within {columns}x{rows}")
+        with self._record(index) as record:
+            crop = crop_stored_png(record, size, top, left, height, width)
+            if crop is not None:
+                return crop
+            image = decode_image(record, self._origin(index))
+        if image.shape[:2] != size:
+            raise UserError(
+                f"{self._origin(index)} is {image.shape[1]}x{image.shape[0]}, but meta_info.txt says "
+                f"{columns}x{rows}: rebuild the LMDB"
+            )
+        return image[top : top + height, left : left + width]
+
+    @contextmanager
+    def _record(self, index: int) -> Iterator[memoryview]:
+        """Lend the bytes of a record, which lie in the mapped file."""
         if self._pid != os.getpid():
             self._environment = shared_environment(self.path)
             self._pid = os.getpid()
@@ -111,7 +156,10 @@ class ImageLMDB:
                     f"the LMDB {self.path} has no record {key!r}, though its meta_info.txt lists it: "
                     "rebuild it"
                 )
-            return decode_image(record, f"record {key!r} of the LMDB {self.path}")
+            yield record
+
+    def _origin(self, index: int) -> str:
+        return f"record {self.keys[index]!r} of the LMDB {self.path}"
 
 
 def _read_meta_info(file: Path) -> tuple[list[str], npt.NDArray[np.int32]]:

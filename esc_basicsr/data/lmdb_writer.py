@@ -29,9 +29,10 @@ from esc_basicsr.data.publish import publishing
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
-__all__ = ["build_lmdb_sets", "collect_images"]
+__all__ = ["COMPRESSION", "build_lmdb_sets", "collect_images"]
 
-_COMPRESSION = 1  # PNG's lowest: records are read far more often than stored
+# None: records are read far more often than written, and are then cropped without decoding (docs/loader.md).
+COMPRESSION = 0
 _FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 _FIRST_MAP_SIZE = 64 * 2**20
 _LONGEST_KEY = 500  # LMDB's limit is 511 bytes; a sub-image adds its number
@@ -50,6 +51,7 @@ class _Task(NamedTuple):
     scales: tuple[int, ...]
     crop_size: int
     step: int
+    compression: int
 
 
 def collect_images(folders: Sequence[Path]) -> dict[str, Path]:
@@ -91,6 +93,7 @@ def build_lmdb_sets(
     scales: Sequence[int] = (),
     crop_size: int = 480,
     step: int = 240,
+    compression: int = COMPRESSION,
     workers: int = 1,
     overwrite: bool = False,
 ) -> dict[int, Path]:
@@ -108,6 +111,7 @@ def build_lmdb_sets(
         crop_size: Side of a sub-image in HR pixels, a multiple of every scale; 0 stores whole images. The
             names of sets of sub-images end in ``_sub``.
         step: Distance of sub-images in HR pixels, a multiple of every scale.
+        compression: Of the records, which are PNGs: 0, stored as they are, to 9, smallest.
         workers: Processes that read, reduce and encode. With 1 it all happens in this process.
         overwrite: Replace sets of the same names.
 
@@ -115,9 +119,10 @@ def build_lmdb_sets(
         Scale to the set's folder; 1 is HR.
 
     Raises:
-        UserError: Impossible sizes, scales or keys; an unreadable or too small image; existing output.
+        UserError: Impossible sizes, scales, compression or keys; an unreadable or too small image; existing
+            output.
     """
-    _check_numbers(scales, crop_size, step, workers)
+    _check_numbers(scales, crop_size, step, compression, workers)
     if not images:
         raise UserError("there are no images to make an LMDB of")
     for key in images:
@@ -127,10 +132,12 @@ def build_lmdb_sets(
     targets = {1: output / f"{name}_HR{suffix}"}
     targets |= {scale: output / f"{name}_LR_bicubic_X{scale}{suffix}" for scale in scales}
 
-    tasks = (_Task(key, source, tuple(scales), crop_size, step) for key, source in images.items())
+    tasks = (
+        _Task(key, source, tuple(scales), crop_size, step, compression) for key, source in images.items()
+    )
     uncut = 0
     with publishing(list(targets.values()), _FILES, overwrite) as partials, ExitStack() as stack:
-        writers = [stack.enter_context(_LmdbWriter(partial)) for partial in partials]
+        writers = [stack.enter_context(_LmdbWriter(partial, compression)) for partial in partials]
         results = stack.enter_context(closing(_run_in_order(_make_records, tasks, workers)))
         bar = stack.enter_context(progress(f"making LMDB sets {name} in {output}", len(images)))
         for records_of_sets in results:
@@ -147,8 +154,10 @@ def build_lmdb_sets(
     return targets
 
 
-def _check_numbers(scales: Sequence[int], crop_size: int, step: int, workers: int) -> None:
+def _check_numbers(scales: Sequence[int], crop_size: int, step: int, compression: int, workers: int) -> None:
     check_scales(scales)
+    if compression not in range(10):
+        raise UserError(f"the compression must be from 0 (none) to 9 (smallest), got {compression}")
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")
     multiple = math.lcm(*scales)
@@ -187,7 +196,8 @@ def _make_records(task: _Task) -> list[list[_Record]]:
             y, x = top // scale, left // scale
             part = np.ascontiguousarray(resized[y : y + side, x : x + side])
             key = f"{task.key}_s{number:03d}" if task.crop_size else task.key
-            set_records.append(_Record(key, part.shape[0], part.shape[1], encode_png(part, _COMPRESSION)))
+            png = encode_png(part, task.compression)
+            set_records.append(_Record(key, part.shape[0], part.shape[1], png))
         records.append(set_records)
     return records
 
@@ -245,8 +255,9 @@ def _end_with_main_process() -> None:
 class _LmdbWriter:
     """Writes records into a new LMDB with BasicSR's meta_info.txt."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, compression: int) -> None:
         self._folder = folder
+        self._compression = compression
         # Nothing reads the set before it is complete, so that syncing once, at the end, is enough.
         self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE, sync=False)
         self._meta_info = (folder / "meta_info.txt").open("w", encoding="ascii", newline="\n")
@@ -272,7 +283,8 @@ class _LmdbWriter:
             except lmdb.Error as error:
                 raise UserError(f"writing {self._folder} failed: {error}") from error
         for record in records:
-            self._meta_info.write(f"{record.key}.png ({record.height},{record.width},3) {_COMPRESSION}\n")
+            size = f"({record.height},{record.width},3)"
+            self._meta_info.write(f"{record.key}.png {size} {self._compression}\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

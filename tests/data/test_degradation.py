@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from esc_basicsr.bicubic import resize_matrix
-from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.degradation import make_pair, reduce_uint8
 from esc_basicsr.data.photos import load_photograph
 
 SCALES = [2, 3, 4]
@@ -86,6 +86,31 @@ def test_overshoot_is_clipped_not_wrapped():
 def test_sides_that_are_no_multiple_of_the_scale_are_refused(size):
     with pytest.raises(ValueError, match=rf"multiples of 4, got {size[0]}x{size[1]}"):
         reduce_uint8(np.zeros((*size, 3), np.uint8), 4)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_pair_of_a_batch_is_that_of_each_image(scale):
+    images = [_photograph(name, 48) for name in ("astronaut", "chelsea", "coffee")]
+    hr = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    for dtype in (torch.float32, torch.float64):
+        pair = make_pair(hr, scale, dtype)
+        assert torch.equal(pair["gt"], hr.float() / 255) and pair["lq"].dtype == torch.float32
+        expected = np.stack([reduce_uint8(image, scale) for image in images]).transpose(0, 3, 1, 2)
+        difference = np.abs((pair["lq"] * 255).round().numpy() - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3
+
+
+def test_double_precision_is_untouched_by_autocast():
+    hr = torch.from_numpy(_photograph("coffee", 96)).permute(2, 0, 1)[None]
+    expected = make_pair(hr, 4, torch.float64)["lq"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(make_pair(hr, 4, torch.float64)["lq"], expected)
+
+
+def test_pair_of_sides_that_are_no_multiple_is_refused():
+    with pytest.raises(ValueError, match="multiples of 4, got 12x10"):
+        make_pair(torch.zeros(1, 3, 12, 10, dtype=torch.uint8), 4)
 
 
 def test_reduction_is_the_same_with_one_thread_and_two():

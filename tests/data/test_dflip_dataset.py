@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.degradation import make_pair, reduce_uint8
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.data.lmdb_writer import build_lmdb_sets
@@ -66,6 +66,43 @@ def test_item_is_a_crop_in_rgb_and_its_reduction(opt, hr_lmdb, photographs):
         crop = _to_uint8(item["gt"])
         assert (windows == crop).all(axis=(2, 3, 4, 5)).any()
         np.testing.assert_array_equal(_to_uint8(item["lq"]), reduce_uint8(crop, 4))
+
+
+@pytest.mark.parametrize("compression", [0, 1])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_items_are_to_the_bit_what_decoding_cropping_and_reducing_in_turn_give(
+    opt, tmp_path, photographs, scale, compression
+):
+    path = build_lmdb_sets(photographs, tmp_path, "x", crop_size=0, compression=compression)[1]
+    data_set = DFLIPDataset(opt | {"scale": scale, "sources": [{"dataroot_gt": str(path)}]})
+    random.seed(3)
+    items = [data_set[index] for index in (0, 1, 2) * 8]
+    random.seed(3)
+    for item, photo in zip(items, list(photographs.values()) * 8, strict=True):
+        top, left = (random.randint(0, side - 48) for side in photo.shape[:2])
+        hr = photo[top : top + 48, left : left + 48]
+        hr = hr[:, ::-1] if random.random() < 0.5 else hr
+        hr = hr[::-1] if random.random() < 0.5 else hr
+        hr = hr.transpose(1, 0, 2) if random.random() < 0.5 else hr
+        for kind, expected in (("gt", hr), ("lq", reduce_uint8(hr, scale))):
+            tensor = torch.from_numpy(np.ascontiguousarray(expected.transpose(2, 0, 1))).float().div_(255)
+            assert torch.equal(item[kind], tensor)
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_left_to_the_model_lr_is_the_loaders_to_one_level(opt, phase):
+    opt["phase"] = phase
+    data_set, hr_alone = DFLIPDataset(opt), DFLIPDataset(opt | {"lq_on_device": True})
+    for index in (0, 1, 2):
+        random.seed(index)
+        expected = data_set[index]
+        random.seed(index)
+        item = hr_alone[index]
+        assert set(item) == {"gt", "gt_path", "lq_path"} and item["gt"].dtype == torch.uint8
+        pair = make_pair(item["gt"][None], 4, torch.float64)
+        assert torch.equal(pair["gt"][0], expected["gt"])
+        difference = (_to_uint8(pair["lq"][0]).astype(int) - _to_uint8(expected["lq"])).ravel()
+        assert np.abs(difference).max() <= 1 and np.count_nonzero(difference) <= 1
 
 
 def test_values_equal_basicsr_float_conversion(opt):
@@ -274,9 +311,9 @@ def test_image_smaller_than_gt_size_is_named_before_training(opt):
         DFLIPDataset(opt | {"gt_size": 100})
 
 
-def test_image_smaller_than_meta_info_says_is_named(opt, hr_lmdb):
+def test_image_of_another_size_than_meta_info_says_is_named(opt, hr_lmdb):
     (hr_lmdb / "meta_info.txt").write_text("astronaut.png (480,480,3) 1\n")
-    with pytest.raises(UserError, match=r"'astronaut' of .* is 125x113, smaller than gt_size 120"):
+    with pytest.raises(UserError, match=r"'astronaut' of .* is 125x113, but meta_info.txt says 480x480"):
         DFLIPDataset(opt | {"gt_size": 120})[0]
 
 

@@ -7,6 +7,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from esc_basicsr.data import lmdb_reader
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.data.lmdb_writer import build_lmdb_sets
 from esc_basicsr.errors import UserError
@@ -93,6 +94,48 @@ def test_gray_record_is_read_in_three_channels(hr_lmdb):
     np.testing.assert_array_equal(ImageLMDB(hr_lmdb).read(1), np.repeat(gray[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize("compression", [0, 1])
+def test_windows_are_those_of_the_image(tmp_path, photographs, compression):
+    images = ImageLMDB(build_lmdb_sets(photographs, tmp_path, "x", crop_size=0, compression=compression)[1])
+    for index, photo in enumerate(photographs.values()):
+        for window in ((0, 0, *photo.shape[:2]), (photo.shape[0] - 40, photo.shape[1] - 50, 40, 50)):
+            top, left, height, width = window
+            expected = photo[top : top + height, left : left + width, ::-1]
+            np.testing.assert_array_equal(images.read_crop(index, *window), expected)
+
+
+def test_windows_of_a_gray_record_have_three_channels(hr_lmdb):
+    gray = np.arange(120 * 96, dtype=np.uint8).reshape(96, 120)
+    _put(hr_lmdb, b"chelsea", cv2.imencode(".png", gray)[1].tobytes())
+    crop = ImageLMDB(hr_lmdb).read_crop(1, 5, 6, 20, 30)
+    np.testing.assert_array_equal(crop, np.repeat(gray[5:25, 6:36, None], 3, axis=2))
+
+
+def test_window_of_a_stored_record_is_read_without_decoding(hr_lmdb, photographs, monkeypatch):
+    def refuse(data, origin):
+        raise AssertionError(f"{origin} is decoded")
+
+    monkeypatch.setattr(lmdb_reader, "decode_image", refuse)
+    crop = ImageLMDB(hr_lmdb).read_crop(2, 8, 4, 32, 16)
+    np.testing.assert_array_equal(crop, photographs["coffee"][8:40, 4:20, ::-1])
+
+
+@pytest.mark.parametrize("compression", [0, 1])
+def test_record_of_another_size_than_meta_info_states_is_named(tmp_path, photographs, compression):
+    path = build_lmdb_sets(photographs, tmp_path, "x", crop_size=0, compression=compression)[1]
+    (path / "meta_info.txt").write_text("astronaut.png (480,480,3) 0\n")
+    with pytest.raises(UserError, match=r"record 'astronaut' of .* is 125x113, but meta_info.txt says 480"):
+        ImageLMDB(path).read_crop(0, 0, 0, 48, 48)
+
+
+@pytest.mark.parametrize(
+    "window", [(-1, 0, 8, 8), (0, -1, 8, 8), (89, 0, 8, 8), (0, 113, 8, 8), (0, 0, 0, 8), (0, 0, 8, 0)]
+)
+def test_window_outside_the_image_is_refused(hr_lmdb, window):
+    with pytest.raises(ValueError, match="is not within 120x96"):
+        ImageLMDB(hr_lmdb).read_crop(1, *window)
+
+
 def _put(path, key, value):
     with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
         if value is None:
@@ -128,8 +171,9 @@ def test_empty_meta_info_is_told(hr_lmdb):
 
 def test_missing_record_is_told_with_its_key(hr_lmdb):
     _put(hr_lmdb, b"chelsea", None)
-    with pytest.raises(UserError, match=r"photos_HR\.lmdb has no record 'chelsea'"):
-        ImageLMDB(hr_lmdb).read(1)
+    for read in (lambda images: images.read(1), lambda images: images.read_crop(1, 0, 0, 8, 8)):
+        with pytest.raises(UserError, match=r"photos_HR\.lmdb has no record 'chelsea'"):
+            read(ImageLMDB(hr_lmdb))
 
 
 @pytest.mark.parametrize("value", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])

@@ -99,11 +99,23 @@ def test_basicsr_paired_data_set_reads_the_sets(tmp_path, photographs):
 
 def test_meta_info_is_in_basicsr_form(hr_lmdb):
     assert (hr_lmdb / "meta_info.txt").read_text().splitlines() == [
-        "astronaut.png (113,125,3) 1",
-        "chelsea.png (96,120,3) 1",
-        "coffee.png (96,96,3) 1",
+        "astronaut.png (113,125,3) 0",
+        "chelsea.png (96,120,3) 0",
+        "coffee.png (96,96,3) 0",
     ]
     assert sorted(path.name for path in hr_lmdb.iterdir()) == ["data.mdb", "lock.mdb", "meta_info.txt"]
+
+
+def test_compression_changes_the_size_and_the_third_field_and_no_pixel(tmp_path, photographs):
+    photo = photographs["chelsea"]
+    sizes = []
+    for level in (0, 1, 9):
+        path = build_lmdb_sets({"a": photo}, tmp_path / str(level), "x", crop_size=0, compression=level)[1]
+        assert (path / "meta_info.txt").read_text() == f"a.png (96,120,3) {level}\n"
+        np.testing.assert_array_equal(_all(path)["a"], photo[:, :, ::-1])
+        with lmdb.open(str(path), readonly=True) as environment, environment.begin() as transaction:
+            sizes.append(len(transaction.get(b"a")))
+    assert sizes[0] > photo.nbytes > sizes[1] > sizes[2]
 
 
 def test_processes_write_the_same_bytes_as_one_process(tmp_path, photo_folder):
@@ -184,6 +196,8 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         ({"scales": [4], "crop_size": 48, "step": 6}, "step must be a positive multiple of 4 .* got 6"),
         ({"crop_size": 48, "step": 0}, "step must be a positive multiple of 1 .* got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"compression": 10}, r"compression must be from 0 \(none\) to 9 \(smallest\), got 10"),
+        ({"compression": -1}, "compression must be from 0 .* got -1"),
     ],
 )
 def test_impossible_numbers_are_refused(tmp_path, photographs, options, message):
@@ -356,7 +370,9 @@ def test_error_begins_a_line_of_its_own(tmp_path, photo_folder, capsys):
 def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
     out = tmp_path / "datasets" / "DIV2K"
     command = ["lmdb", str(photo_folder), "-o", str(out), "--name", "DIV2K_train", "--workers", "2"]
-    assert main([*command, "--scales", "2", "4", "--crop-size", "48", "--step", "24"]) == 0
+    sizes = ["--scales", "2", "4", "--crop-size", "48", "--step", "24"]
+    assert main([*command, *sizes, "--compression", "3"]) == 0
+    assert (out / "DIV2K_train_HR_sub.lmdb/meta_info.txt").read_text().endswith("(48,48,3) 3\n")
     names = [
         "DIV2K_train_HR_sub.lmdb",
         "DIV2K_train_LR_bicubic_X2_sub.lmdb",
