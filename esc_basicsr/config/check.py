@@ -477,6 +477,11 @@ class _Check:
         prefetch = dataset.get("prefetch_mode") if is_training_set else None
         if prefetch == "cuda" and dataset.get("pin_memory") is not True:
             self.add(f"{where}.pin_memory", "expected true with prefetch_mode: cuda.")
+        if dataset.get("lq_on_device") is True and self.opt.get("model_type") == "SRModel":
+            self.add(
+                f"{where}.lq_on_device",
+                "got true, but SRModel cannot make LR: with model_type: ESCModel it can.",
+            )
         size, scale = dataset.get("gt_size"), self.opt.get("scale")
         if is_training_set and known.is_whole(size) and known.is_whole(scale) and scale > 0 and size % scale:
             self.add(f"{where}.gt_size", f"got {size}, expected a multiple of scale, {scale}.")

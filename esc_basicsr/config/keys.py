@@ -217,7 +217,13 @@ DATASETS = {
         **_IMAGES,
     },
     "SingleImageDataset": {"dataroot_lq": TEXT, "io_backend": SECTION, **_IMAGES},
-    "DFLIPDataset": {"sources": SOURCES, "gt_size": COUNT, "use_hflip": BOOL, "use_rot": BOOL},
+    "DFLIPDataset": {
+        "sources": SOURCES,
+        "gt_size": COUNT,
+        "use_hflip": BOOL,
+        "use_rot": BOOL,
+        "lq_on_device": BOOL,
+    },
 }
 DATASETS_REQUIRED = {
     "PairedImageDataset": ("dataroot_gt", "dataroot_lq", "io_backend"),

@@ -8,6 +8,7 @@ from basicsr.models.sr_model import SRModel
 from torch import nn
 
 from esc_basicsr.archs.checkpoint import load_weights, read_weights
+from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.log import logger
 
 __all__ = ["ESCModel"]
@@ -18,6 +19,16 @@ class ESCModel(SRModel):
 
     Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too.
     """
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Take a batch: ``lq`` and, unless there is none, ``gt``, (B, 3, H, W) in [0, 1].
+
+        Where there is ``gt`` alone, uint8 from a `DFLIPDataset` with ``lq_on_device``, LR is made here.
+        """
+        if "lq" not in data:
+            # float64, which a TF32 setting leaves alone
+            data = make_pair(data["gt"].to(self.device), self.opt["scale"], torch.float64)
+        super().feed_data(data)
 
     def get_optimizer(
         self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any

@@ -82,6 +82,18 @@ def test_sound_options_with_this_packages_classes_pass(sound_options):
     assert problems(dflip_options(esc_options(sound_options))) == []
 
 
+def test_lr_made_on_the_device_needs_a_model_that_makes_it(sound_options):
+    dflip_options(esc_options(sound_options))["datasets"]["train"]["lq_on_device"] = True
+    assert problems(sound_options) == []
+    assert problems(change(sound_options, "datasets.train.lq_on_device", "yes")) == [
+        "datasets.train.lq_on_device: got 'yes', expected true or false."
+    ]
+    change(sound_options, "datasets.train.lq_on_device", True)
+    sound_options["train"]["optim_g"]["type"] = "Adam"
+    (line,) = problems(change(sound_options, "model_type", "SRModel"))
+    assert line.startswith("datasets.train.lq_on_device: got true, but SRModel cannot make LR")
+
+
 def test_options_pass_once_more_after_basicsr_has_filled_them_in(sound_options, monkeypatch):
     sound_options |= {"dist": False, "rank": 0, "world_size": 1, "auto_resume": False, "is_train": True}
     sound_options["root_path"] = "."

@@ -11,6 +11,8 @@ import pytest
 import torch
 from basicsr.models import build_model
 
+from esc_basicsr.data.degradation import make_pair
+from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
 from esc_basicsr.models.esc_model import ESCModel
 
@@ -69,6 +71,18 @@ def test_other_optimizers_are_basicsrs(build: Callable[..., ESCModel]) -> None:
     assert type(build(train__optim_g={"type": "Adam", "lr": 1e-3}).optimizer_g) is torch.optim.Adam
     with pytest.raises(NotImplementedError, match="Lion"):
         build(train__optim_g={"type": "Lion", "lr": 1e-3})
+
+
+def test_batch_of_hr_alone_gives_the_loaders_pairs_to_one_level(build: Callable[..., ESCModel]) -> None:
+    photograph = torch.from_numpy(load_photograph("coffee")[:96, :192]).permute(2, 0, 1)
+    hr = torch.stack(photograph.split(96, dim=2))
+    model = build(scale=3)
+    model.feed_data({"gt": hr, "gt_path": ["a", "b"], "lq_path": ["a", "b"]})
+    expected = make_pair(hr, 3)
+    assert torch.equal(model.gt, expected["gt"])
+    assert model.lq.dtype == torch.float32 and model.lq.shape == (2, 3, 32, 32)
+    difference = ((model.lq - expected["lq"]) * 255).round().abs()
+    assert difference.max() <= 1 and difference.count_nonzero() <= 6
 
 
 def cosine(done: int) -> float:
