@@ -70,6 +70,8 @@ class _Check:
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
         # Only these models' keys are all known.
         self.is_known_model = opt.get("model_type") in known.KNOWN_MODELS
+        # Each process of a launcher takes one GPU, whatever num_gpu is.
+        self.is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
 
     def run(self) -> None:
         self.check_top_level()
@@ -125,10 +127,16 @@ class _Check:
                 self.check_value(f"{prefix}{key}", value, kinds[key])
             elif not open_ended:
                 meant.add(nearest(key, kinds))
-                self.add(f"{prefix}{key}", f"unknown key. {hint(key, kinds)}".strip())
+                is_escs = key in known.ESC_MODEL.get(where, ())
+                remedy = "With model_type: ESCModel it is known." if is_escs else hint(key, kinds)
+                self.add(f"{prefix}{key}", f"unknown key. {remedy}".strip())
         for key in required:
             if key not in section and key not in meant:
                 self.add(f"{prefix}{key}", f"missing; expected {kinds[key].expected}.")
+
+    def with_models(self, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, Kind]:
+        """``kinds`` of a section, and what the model adds to them."""
+        return {**kinds, **known.ESC_MODEL[where]} if self.opt.get("model_type") == "ESCModel" else kinds
 
     def check_value(self, where: str, value: Any, kind: Kind) -> None:
         if kind.accepts(value):
@@ -219,7 +227,7 @@ class _Check:
         is_registered = isinstance(model_type, str) and model_type in MODEL_REGISTRY
         # A mistyped model_type should not hide the rest.
         open_ended = is_registered and not self.is_known_model
-        self.check_keys("", known.TOP_LEVEL, required, open_ended)
+        self.check_keys("", self.with_models("", known.TOP_LEVEL), required, open_ended)
         if isinstance(model_type, str) and not is_registered:
             near = hint(model_type, MODEL_REGISTRY.keys())
             self.add("model_type", " ".join(f"got '{model_type}', no known model. {near} {_FOREIGN}".split()))
@@ -227,9 +235,7 @@ class _Check:
 
     def check_gpus(self) -> None:
         wanted, here = self.opt.get("num_gpu"), torch.cuda.device_count()
-        # Each process of a launcher takes one GPU, whatever the number.
-        is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
-        if known.is_whole(wanted) and wanted > here and (here == 0 or not is_launched):
+        if known.is_whole(wanted) and wanted > here and (here == 0 or not self.is_launched):
             gpus = "1 GPU" if here == 1 else f"{here} GPUs"
             self.add("num_gpu", f"got {wanted}, but this machine has {gpus}. Write auto, or 0 for the CPU.")
 
@@ -313,7 +319,8 @@ class _Check:
             return
         required = [*known.TRAIN_REQUIRED]
         required += known.TRAIN_REQUIRED_IN_KNOWN_MODELS if self.is_known_model else ()
-        self.check_keys(where, known.TRAIN, required, open_ended=not self.is_known_model)
+        kinds = self.with_models(where, known.TRAIN)
+        self.check_keys(where, kinds, required, open_ended=not self.is_known_model)
         warmup, total = (self.section(where).get(key) for key in ("warmup_iter", "total_iter"))
         if known.is_number(warmup) and known.is_number(total) and warmup > total:
             logger.warning(
@@ -323,6 +330,44 @@ class _Check:
         self.check_optimizer()
         self.check_scheduler()
         self.check_losses()
+        if self.opt.get("model_type") == "ESCModel":
+            self.check_accumulation()
+            self.check_single_device()
+
+    def check_accumulation(self) -> None:
+        where = "train.accumulate"
+        pieces = self.section("train").get("accumulate", 1)
+        if not known.COUNT.accepts(pieces) or pieces == 1:
+            return
+        batch = self.section("datasets.train").get("batch_size_per_gpu")
+        if known.is_whole(batch) and batch % pieces:
+            self.add(
+                where,
+                f"got {pieces}, expected a divisor of datasets.train.batch_size_per_gpu, {batch}, which is "
+                "worked through in that many equal pieces.",
+            )
+        # A piece's loss is weighed by its share of the batch, which is right for means over images alone.
+        for key, value in (("pixel_opt.reduction", "sum"), ("perceptual_opt.criterion", "fro")):
+            name, option = key.split(".")
+            if self.section(f"train.{name}").get(option) == value:
+                self.add(
+                    f"train.{key}",
+                    f"got '{value}', which is no mean over images: {where} would change it. Leave one out.",
+                )
+
+    def check_single_device(self) -> None:
+        """Without a launcher several GPUs are served by threads, which autocast and compile do not suit."""
+        wanted = self.opt.get("num_gpu")
+        devices = torch.cuda.device_count() if wanted == "auto" else wanted
+        if not known.is_whole(devices) or devices < 2 or self.is_launched:
+            return
+        for key in ("amp", "compile"):
+            if self.section("train").get(key):
+                self.add(
+                    f"train.{key}",
+                    f"needs a process for each GPU, and num_gpu is {wanted} ({devices} GPUs) in one process. "
+                    "Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
+                )
 
     def check_optimizer(self) -> None:
         where = "train.optim_g"
@@ -407,7 +452,8 @@ class _Check:
         required = [*known.VAL_REQUIRED]
         required += known.VAL_REQUIRED_IN_TRAINING if self.is_train else ()
         required += ["suffix"] if section.get("save_img") is True and not self.is_train else []
-        self.check_keys(where, known.VAL, required, open_ended=not self.is_known_model)
+        kinds = self.with_models(where, known.VAL)
+        self.check_keys(where, kinds, required, open_ended=not self.is_known_model)
         for name, metric in self.section("val.metrics").items():
             metric_where = f"val.metrics.{name}"
             if not isinstance(metric, Mapping):

@@ -71,6 +71,7 @@ NUMBER = Kind("a number", is_number)
 NOT_NEGATIVE = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Kind("a number from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1)
+AMP = Kind("bf16 or fp16, or false", lambda value: value in ("bf16", "fp16") or value in (None, False))
 GPUS = Kind("auto, or a whole number of at least 0", lambda value: value == "auto" or WHOLE.accepts(value))
 SOURCES = Kind("a list of sections", lambda value: isinstance(value, list) and len(value) > 0)
 SECTION = Kind("a section of 'key: value' lines", lambda value: isinstance(value, dict))
@@ -136,6 +137,13 @@ TRAIN = {
     "pixel_opt": or_none(SECTION),
     "perceptual_opt": or_none(SECTION),
 }
+# Keys that ESCModel has beyond SRModel's, by section.
+ESC_MODEL = {
+    "": {"channels_last": BOOL},
+    "train": {"amp": AMP, "accumulate": COUNT, "compile": BOOL},
+    "val": {"amp": AMP},
+}
+
 TRAIN_REQUIRED = ("total_iter",)
 TRAIN_REQUIRED_IN_KNOWN_MODELS = ("optim_g", "scheduler")
 

@@ -245,6 +245,69 @@ def test_more_gpus_than_there_are_is_told_unless_a_launcher_gives_each_process_o
     assert found == ([expected] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("key_path", "value"),
+    [
+        ("train.amp", "bf16"),
+        ("train.amp", "fp16"),
+        ("train.amp", False),
+        ("train.amp", None),
+        ("train.accumulate", 1),
+        ("train.accumulate", 4),
+        ("train.compile", True),
+        ("channels_last", True),
+        ("val.amp", "bf16"),
+    ],
+)
+def test_options_for_speed_are_escmodels(sound_options, key_path, value):
+    (line,) = problems(change(copy.deepcopy(sound_options), key_path, value))
+    assert line == f"{key_path}: unknown key. With model_type: ESCModel it is known."
+    assert problems(change(esc_options(sound_options), key_path, value)) == []
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value", "said"),
+    [
+        ("train.amp", True, "train.amp: got true, expected bf16 or fp16, or false."),
+        ("train.amp", "float16", "train.amp: got 'float16', expected bf16 or fp16, or false."),
+        ("val.amp", "int8", "val.amp: got 'int8', expected bf16 or fp16, or false."),
+        ("train.compile", "yes", "train.compile: got 'yes', expected true or false."),
+        ("channels_last", 1, "channels_last: got 1, expected true or false."),
+        ("train.channels_last", True, "train.channels_last: unknown key."),
+        ("train.acumulate", 2, "train.acumulate: unknown key. Did you mean 'accumulate'?"),
+        ("train.accumulate", 0, "train.accumulate: got 0, expected a whole number of at least 1."),
+        ("train.accumulate", "2", "In quotes it is text: write 2."),
+        (
+            "train.accumulate",
+            3,
+            "train.accumulate: got 3, expected a divisor of datasets.train.batch_size_per_gpu, 4",
+        ),
+    ],
+)
+def test_options_for_speed_that_do_not_fit_are_told(sound_options, key_path, value, said):
+    (line,) = problems(change(esc_options(sound_options), key_path, value))
+    assert said in line
+
+
+def test_losses_that_are_no_means_are_not_accumulated(sound_options):
+    opt = change(esc_options(sound_options), "train.pixel_opt", {"type": "L1Loss", "reduction": "sum"})
+    assert problems(opt) == []
+    (line,) = problems(change(opt, "train.accumulate", 2))
+    assert line.startswith("train.pixel_opt.reduction: got 'sum', which is no mean over images")
+
+
+@pytest.mark.parametrize("wanted", [2, "auto"])
+@pytest.mark.parametrize(("key", "value"), [("amp", "bf16"), ("compile", True)])
+def test_amp_and_compile_want_a_process_for_each_gpu(sound_options, monkeypatch, wanted, key, value):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    opt = change(esc_options(sound_options), "num_gpu", wanted)
+    assert problems(opt) == []
+    (line,) = problems(change(opt, f"train.{key}", value))
+    assert line.startswith(f"train.{key}: needs a process for each GPU, and num_gpu is {wanted} (2 GPUs)")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert problems(opt) == []
+
+
 def test_a_type_of_a_package_that_was_not_imported_is_told_so(sound_options):
     (line,) = problems(change(sound_options, "network_g", {"type": "Zyx"}))
     assert line.endswith("If another package provides it, that package must be imported first.")
