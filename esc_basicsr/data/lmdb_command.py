@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=COMPRESSION,
         metavar="LEVEL",
-        help="of the records: 0, stored as they are and fastest to load, to 9, smallest; 1 takes some 40%% "
+        help="of the records: 0, stored as they are and fastest to load, to 9, smallest; 1 takes some 45%% "
         f"less space than 0 (default: {COMPRESSION})",
     )
     parser.add_argument(
