@@ -9,7 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.archs.layers import pad_to_multiple
+from esc_basicsr.archs.layers import Conv1x1, pad_to_multiple
+from esc_basicsr.archs.strips import add_by_strips
 from esc_basicsr.log import info_once, warn_once
 
 __all__ = ["ATTN_TYPES", "WindowAttention", "expand_position_bias"]
@@ -36,17 +37,28 @@ def expand_position_bias(table: Tensor, window_size: int) -> Tensor:
     return windows.flip(1, 2).reshape(-1, w * w, w * w)
 
 
-def _naive(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
-    bias = expand_position_bias(table, window_size)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+class PositionBias:
+    """The relative position bias of one layer, and its expansion, made once when a backend needs it."""
+
+    def __init__(self, table: Tensor, window_size: int) -> None:
+        self.table = table
+        self.window_size = window_size
+
+    @functools.cached_property
+    def expanded(self) -> Tensor:
+        """The bias of each query and key, (heads, w², w²)."""
+        return expand_position_bias(self.table, self.window_size)
+
+
+def _naive(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.expanded
     # Half precision overflows in a sum of exponentials over a window of 32×32 keys.
     dtype = torch.promote_types(scores.dtype, torch.float32)
     return scores.softmax(-1, dtype=dtype).to(v.dtype) @ v
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
-    bias = expand_position_bias(table, window_size).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expanded.to(q.dtype).unsqueeze(0))
 
 
 # devices on which Flex has failed in this process: a failing compilation takes long, and would fail again
@@ -66,14 +78,13 @@ def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> Tensor:
-    device = q.device.type
+def _flex(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
+    device, table, w = q.device.type, bias.table, bias.window_size
     if device in _flex_failed:
-        return _sdpa(q, k, v, table, window_size)
+        return _sdpa(q, k, v, bias)
     if device != "cuda" and _needs_grad(q, k, v, table):
         info_once(f"attn_type Flex: torch has no backward for it on {device}; SDPA takes over for training.")
-        return _sdpa(q, k, v, table, window_size)
-    w = window_size
+        return _sdpa(q, k, v, bias)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         rows = key // w - query // w + w - 1
@@ -91,10 +102,10 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window_size: int) -> T
         # No Triton, no compiler, a shape that Flex does not take: the result is the same by SDPA.
         _flex_failed.add(device)
         warn_once(f"attn_type Flex failed on {device} ({type(error).__name__}: {error}); SDPA takes over.")
-        return _sdpa(q, k, v, table, window_size)
+        return _sdpa(q, k, v, bias)
 
 
-_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]] = {
+_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PositionBias], Tensor]] = {
     "Naive": _naive,
     "SDPA": _sdpa,
     "Flex": _flex,
@@ -132,8 +143,8 @@ class WindowAttention(nn.Module):
         self.attn_type = attn_type
         self.relative_position_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
         nn.init.normal_(self.relative_position_bias, std=0.001)
-        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.to_out = nn.Conv2d(dim, dim, 1)
+        self.to_qkv = Conv1x1(dim, 3 * dim)
+        self.to_out = Conv1x1(dim, dim)
 
     def extra_repr(self) -> str:
         """Show what the submodules do not."""
@@ -141,6 +152,14 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each window."""
+        return self._attend(x, PositionBias(self.relative_position_bias, self.window_size))
+
+    def add_to(self, x: Tensor, norm: nn.Module, source: Tensor) -> Tensor:
+        """``x + self(norm(source))``, by strips of windows in ``x``'s place where there are strips."""
+        bias = PositionBias(self.relative_position_bias, self.window_size)
+        return add_by_strips(x, lambda strip: self._attend(norm(strip), bias), source, self.window_size)
+
+    def _attend(self, x: Tensor, bias: PositionBias) -> Tensor:
         H, W = x.shape[-2:]
         w, heads = self.window_size, self.num_heads
         qkv = self.to_qkv(pad_to_multiple(x, w))
@@ -149,7 +168,7 @@ class WindowAttention(nn.Module):
         # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
         qkv = qkv.view(B, 3, heads, -1, rows, w, columns, w).permute(1, 0, 4, 6, 2, 5, 7, 3)
         q, k, v = qkv.reshape(3, B * rows * columns, heads, w * w, -1)
-        out = _BACKENDS[self._backend(x.device.type)](q, k, v, self.relative_position_bias, w)
+        out = _BACKENDS[self._backend(x.device.type)](q, k, v, bias)
         # [(B rows columns), heads, (w w), d] -> [B, (heads d), (rows w), (columns w)]
         out = out.view(B, rows, columns, heads, w, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
         out = out.reshape(B, padded_H, padded_W, -1)[:, :H, :W].permute(0, 3, 1, 2)

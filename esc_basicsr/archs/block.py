@@ -7,7 +7,8 @@ from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernel
-from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, add
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
+from esc_basicsr.archs.strips import add_by_strips, map_by_strips
 
 __all__ = ["ESCBlock"]
 
@@ -18,7 +19,8 @@ class ESCBlock(nn.Module):
     Args:
         dim: Feature channels.
         attention: The block's window attention; None leaves it out, with its normalisation.
-        mixers: The layers after it, called ``mixer(x, large_kernel)``; each follows a ConvFFN.
+        mixers: The layers after it, called ``mixer(x, norm, convffn, large_kernel)`` with the normalisation
+            and the ConvFFN before them; each returns ``x`` plus its result, and may overwrite ``x``.
         proj_ratio: Expansion of the ConvFFN that opens the block.
         exp_ratio: Expansion of the ConvFFNs before the mixers.
         use_ln: Whether those ConvFFNs see normalised features.
@@ -49,11 +51,13 @@ class ESCBlock(nn.Module):
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Run the block with the network's large kernel, None where there is no shared one."""
-        skip = x
-        x = self.proj(self.ln_proj(x))
+        """Run the block with the network's large kernel, None where there is no shared one.
+
+        Where there are strips, ``x`` is overwritten.
+        """
+        y = map_by_strips(lambda strip: self.proj(self.ln_proj(strip)), x)
         if self.attn is not None and self.ln_attn is not None:
-            x = add(x, self.attn(self.ln_attn(x)))
+            y = self.attn.add_to(y, self.ln_attn, y)
         for norm, convffn, mixer in zip(self.lns, self.convffns, self.pconvs, strict=True):
-            x = add(x, mixer(convffn(norm(x)), large_kernel))
-        return add(self.conv_out(self.ln_out(x)), skip)
+            y = mixer(y, norm, convffn, large_kernel)
+        return add_by_strips(x, lambda strip: self.conv_out(self.ln_out(strip)), y)

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.layers import LayerNorm2d, add
+from esc_basicsr.archs.layers import Conv1x1, ConvFFN, LayerNorm2d, add
+from esc_basicsr.archs.strips import (
+    add_by_strips,
+    empty_map,
+    map_by_strips,
+    overlapping_strips,
+    works_by_strips,
+)
+from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 
 __all__ = [
     "AttentionMixer",
@@ -21,25 +29,13 @@ __all__ = [
     "LargeKernelConv",
     "SeparableLargeKernelConv",
     "UnsharedConvAttention",
-    "average_over_symmetries",
 ]
 
-# What a network hands to its mixers: ESC's filter, ESC-FP's pair of filters, or nothing.
-LargeKernel = Tensor | tuple[Tensor, Tensor] | None
+# What a network hands to its mixers: ESC's kernel, ESC-FP's pair of filters, or nothing.
+LargeKernel = SymmetricKernel | tuple[Tensor, Tensor] | None
 
 # side of the kernel made from the image
 DYNAMIC_KERNEL_SIZE = 3
-
-
-def average_over_symmetries(kernel: Tensor) -> Tensor:
-    """Average a square kernel over the 8 flips and quarter turns of the square.
-
-    Shape:
-        Input, output: (..., k, k); the output is equal to its own flips and transposition.
-    """
-    kernel = (kernel + kernel.flip(-1)) / 2
-    kernel = (kernel + kernel.flip(-2)) / 2
-    return (kernel + kernel.transpose(-1, -2)) / 2
 
 
 def _depthwise_per_image(x: Tensor, kernels: Tensor) -> Tensor:
@@ -72,7 +68,7 @@ class LargeKernelConv(nn.Module):
         dynamic_kernel: Whether there is a predicted kernel.
 
     Shape:
-        x, output: (B, pdim, H, W). large_kernel: (pdim, pdim, k, k).
+        x, output: (B, pdim, H, W). large_kernel: of ``pdim`` channels.
     """
 
     def __init__(self, pdim: int, dynamic_kernel: bool = True) -> None:
@@ -82,9 +78,9 @@ class LargeKernelConv(nn.Module):
             for parameter in self.dwc_proj[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, large_kernel: Tensor) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: SymmetricKernel) -> Tensor:
         """Convolve with both kernels and add."""
-        out = F.conv2d(x, large_kernel, padding=large_kernel.shape[-1] // 2)
+        out = large_kernel.convolve(x)
         if self.dwc_proj is None:
             return out
         kernels = self.dwc_proj(x).reshape(-1, 1, DYNAMIC_KERNEL_SIZE, DYNAMIC_KERNEL_SIZE)
@@ -123,19 +119,45 @@ class ConvAttention(nn.Module):
         core: `LargeKernelConv` or `SeparableLargeKernelConv` over ``pdim`` channels.
 
     Shape:
-        Input, output: (B, dim, H, W).
+        x, output: (B, dim, H, W).
     """
 
     def __init__(self, dim: int, pdim: int, core: nn.Module) -> None:
         super().__init__()
         self.pdim = pdim
         self.plk = core
-        self.aggr = nn.Conv2d(dim, dim, 1)
+        self.aggr = Conv1x1(dim, dim)
 
-    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Convolve with the network's ``large_kernel`` in the form that the core takes."""
-        attended = self.plk(x[:, : self.pdim], large_kernel)
-        return self.aggr(torch.cat((attended, x[:, self.pdim :]), dim=1))
+    def forward(self, x: Tensor, norm: nn.Module, convffn: ConvFFN, large_kernel: LargeKernel) -> Tensor:
+        """Add to ``x`` what ConvAttn makes of ``convffn(norm(x))``, in ``x``'s place where there are strips.
+
+        Args:
+            x: Features.
+            norm: The normalisation before the ConvFFN.
+            convffn: The ConvFFN before ConvAttn.
+            large_kernel: The network's large kernel in the form that the core takes.
+        """
+        pdim = self.pdim
+        if not works_by_strips():
+            y = convffn(norm(x))
+            return x + self.aggr(torch.cat((self.plk(y[:, :pdim], large_kernel), y[:, pdim:]), dim=1))
+        # Between the ConvFFN's last convolution and this one's nothing lies on the channels that are not
+        # convolved: on these the two are one.
+        last = convffn.aggr
+        with torch.autocast(x.device.type, enabled=False):
+            rest = self.aggr.matrix[:, pdim:]
+            weight = (rest @ last.matrix[pdim:])[:, :, None, None]
+            bias = torch.addmv(self.aggr.bias, rest, last.bias[pdim:])
+        B, _, H, W = x.shape
+        to_convolve = empty_map((B, pdim, H, W), like=x)
+        for rows, surrounded, inner in overlapping_strips(x):
+            hidden = convffn.hidden(norm(surrounded))[:, :, inner]
+            to_convolve[:, :, rows] = F.conv2d(hidden, last.weight[:pdim], last.bias[:pdim])
+            x[:, :, rows] += F.conv2d(hidden, weight, bias)
+        convolved = self.plk(to_convolve, large_kernel)
+        return add_by_strips(
+            x, lambda strip: F.conv2d(strip, self.aggr.weight[:, :pdim]), convolved, multiple=1
+        )
 
 
 class UnsharedConvAttention(ConvAttention):
@@ -148,7 +170,7 @@ class UnsharedConvAttention(ConvAttention):
         dynamic_kernel: Whether there is a predicted kernel.
 
     Shape:
-        Input, output: (B, dim, H, W).
+        x, output: (B, dim, H, W).
     """
 
     def __init__(self, dim: int, pdim: int, kernel_size: int, dynamic_kernel: bool) -> None:
@@ -156,9 +178,9 @@ class UnsharedConvAttention(ConvAttention):
         self.plk_filter = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))
         nn.init.orthogonal_(self.plk_filter)
 
-    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Convolve with the layer's own large kernel."""
-        return super().forward(x, average_over_symmetries(self.plk_filter))
+    def forward(self, x: Tensor, norm: nn.Module, convffn: ConvFFN, large_kernel: LargeKernel) -> Tensor:
+        """As ConvAttn does, with the layer's own large kernel."""
+        return super().forward(x, norm, convffn, SymmetricKernel(self.plk_filter))
 
 
 class AttentionMixer(nn.Module):
@@ -169,7 +191,7 @@ class AttentionMixer(nn.Module):
         attention: The window attention.
 
     Shape:
-        Input, output: (B, dim, H, W).
+        x, output: (B, dim, H, W).
     """
 
     def __init__(self, dim: int, attention: WindowAttention) -> None:
@@ -177,6 +199,7 @@ class AttentionMixer(nn.Module):
         self.norm = LayerNorm2d(dim)
         self.attn = attention
 
-    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Normalise and attend; there is no large kernel."""
-        return self.attn(self.norm(x))
+    def forward(self, x: Tensor, norm: nn.Module, convffn: ConvFFN, large_kernel: LargeKernel) -> Tensor:
+        """Add attention over ``convffn(norm(x))``; there is no large kernel."""
+        y = map_by_strips(lambda strip: convffn(norm(strip)), x)
+        return self.attn.add_to(x, self.norm, y)

@@ -12,9 +12,10 @@ from esc_basicsr.archs.conv_attention import (
     ConvAttention,
     LargeKernelConv,
     UnsharedConvAttention,
-    average_over_symmetries,
 )
 from esc_basicsr.archs.layers import add
+from esc_basicsr.archs.strips import add_by_strips, map_by_strips, works_by_strips
+from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 from esc_basicsr.archs.validation import check_flags, check_network_options, require
 
 __all__ = ["ESC"]
@@ -130,10 +131,13 @@ class ESC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
         feat = self.proj(x.contiguous(memory_format=torch.channels_last))
-        large_kernel = None if self.plk_filter is None else average_over_symmetries(self.plk_filter)
-        out = feat
+        large_kernel = None if self.plk_filter is None else SymmetricKernel(self.plk_filter)
+        out = feat.clone() if works_by_strips() else feat
         for block in self.blocks:
             out = block(out, large_kernel)
-        out = add(self.last(out), feat)
-        nearest = x.repeat_interleave(self.upscaling_factor**2, dim=1)
-        return F.pixel_shuffle(self.to_img(out) + nearest, self.upscaling_factor)
+        out = add_by_strips(feat, self.last, out)
+        nearest = F.interpolate(x, scale_factor=self.upscaling_factor, mode="nearest")
+        return add(map_by_strips(self._enlarge, out), nearest)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor)

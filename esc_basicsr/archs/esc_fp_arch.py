@@ -9,6 +9,7 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.block import ESCBlock
 from esc_basicsr.archs.conv_attention import ConvAttention, SeparableLargeKernelConv
 from esc_basicsr.archs.layers import LayerNorm2d, add
+from esc_basicsr.archs.strips import add_by_strips, map_by_strips, works_by_strips
 from esc_basicsr.archs.validation import check_network_options, require
 
 __all__ = ["ESCFP"]
@@ -89,9 +90,12 @@ class ESCFP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
         feat = self.proj(x.contiguous(memory_format=torch.channels_last))
-        out = feat
+        out = feat.clone() if works_by_strips() else feat
         for block in self.blocks:
             out = block(out, (self.lk_channel, self.lk_spatial))
-        out = add(self.last(self.ln_last(out)), feat)
+        out = add_by_strips(feat, lambda strip: self.last(self.ln_last(strip)), out)
         bicubic = F.interpolate(x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False)
-        return F.pixel_shuffle(self.to_img(out), self.upscaling_factor) + bicubic
+        return add(map_by_strips(self._enlarge, out), bicubic)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor)

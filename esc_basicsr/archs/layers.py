@@ -5,21 +5,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvFFN", "LayerNorm2d", "add", "pad_to_multiple"]
+from esc_basicsr.archs.strips import works_by_strips
+
+__all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple"]
 
 
-# Without gradients the two functions below overwrite their first operand, which must be the caller's own: a
-# map of features takes some 20 MB, and fresh memory for each result costs a CPU more than the operation.
+# Where works_by_strips() the two functions below overwrite their first operand, which must be the caller's
+# own: fresh memory for each result costs a CPU more than the operation.
 
 
 def add(own: Tensor, other: Tensor) -> Tensor:
     """``own + other``, where no gradients are recorded in ``own``'s place."""
-    return own + other if torch.is_grad_enabled() else own.add_(other)
+    return own.add_(other) if works_by_strips() else own + other
 
 
 def _gelu(own: Tensor) -> Tensor:
     """Exact GELU, where no gradients are recorded in ``own``'s place."""
-    return F.gelu(own) if torch.is_grad_enabled() else torch.ops.aten.gelu_(own)
+    return torch.ops.aten.gelu_(own) if works_by_strips() else F.gelu(own)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -37,6 +39,28 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Conv1x1(nn.Conv2d):
+    """1×1 convolution with a bias.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+
+    Shape:
+        Input: (B, in_channels, H, W). Output: (B, out_channels, H, W).
+    """
+
+    bias: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight, (out_channels, in_channels)."""
+        return self.weight[:, :, 0, 0]
+
+
 class ConvFFN(nn.Module):
     """Feed-forward network with a depthwise convolution between its two 1×1 convolutions.
 
@@ -52,14 +76,18 @@ class ConvFFN(nn.Module):
     def __init__(self, dim: int, kernel_size: int, exp_ratio: float) -> None:
         super().__init__()
         hidden = int(dim * exp_ratio)
-        self.proj = nn.Conv2d(dim, hidden, 1)
+        self.proj = Conv1x1(dim, hidden)
         self.dwc = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
-        self.aggr = nn.Conv2d(hidden, dim, 1)
+        self.aggr = Conv1x1(hidden, dim)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Expand and mix neighbours: (B, dim, H, W) to (B, hidden, H, W)."""
+        x = _gelu(self.proj(x))
+        return add(_gelu(self.dwc(x)), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, mix neighbours, and aggregate."""
-        x = _gelu(self.proj(x))
-        return self.aggr(add(_gelu(self.dwc(x)), x))
+        return self.aggr(self.hidden(x))
 
 
 def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from esc_basicsr.archs import VARIANTS, attention
+from esc_basicsr.archs import VARIANTS, attention, strips
 from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention, expand_position_bias
-from esc_basicsr.archs.conv_attention import average_over_symmetries
 from esc_basicsr.archs.layers import pad_to_multiple
+from esc_basicsr.archs.symmetric_conv import average_over_symmetries
 from esc_basicsr.archs.variants import NETWORKS
 
 
@@ -105,14 +105,16 @@ def test_pickle_and_state_dict_round_trips_keep_the_output(net, attn_type, tiny_
         assert torch.allclose(fresh(lq), expected, atol=1e-5)
 
 
-def test_block_without_gradients_leaves_its_input_alone(tiny_network, build_network):
-    block = build_network(tiny_network).blocks[0]
-    x, kernel = torch.rand(1, 16, 8, 8), torch.rand(4, 4, 5, 5)
-    before = x.clone()
-    expected = block(x, kernel)
-    with torch.no_grad():
-        assert torch.allclose(block(x, kernel), expected, atol=1e-5)
-    assert torch.equal(x, before)
+@pytest.mark.parametrize("pixels", [1, 64, 200])
+def test_strips_give_what_the_whole_map_gives_and_leave_the_input_alone(net, monkeypatch, pixels):
+    net.eval()
+    lq = torch.rand(2, 3, 41, 13)
+    before = lq.clone()
+    expected = net(lq)  # with gradients: in one piece
+    monkeypatch.setitem(strips._STRIP_PIXELS, "cpu", pixels)
+    with torch.inference_mode():
+        assert torch.allclose(net(lq), expected, rtol=1e-5, atol=1e-4 * expected.std())
+    assert torch.equal(lq, before)
 
 
 @pytest.mark.parametrize("attn_type", ["SDPA", "Flex"])
