@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr import kernels
 from esc_basicsr.archs.layers import Conv1x1, pad_to_multiple
 from esc_basicsr.archs.strips import add_by_strips
 from esc_basicsr.log import info_once, warn_once
@@ -164,6 +165,9 @@ class WindowAttention(nn.Module):
         w, heads = self.window_size, self.num_heads
         qkv = self.to_qkv(pad_to_multiple(x, w))
         B, _, padded_H, padded_W = qkv.shape
+        if kernels.serves_heads_of(qkv, qkv.shape[1] // (3 * heads)):
+            out = kernels.window_attention(qkv.permute(0, 2, 3, 1), bias.table, w)
+            return self.to_out(out[:, :H, :W].permute(0, 3, 1, 2))
         rows, columns = padded_H // w, padded_W // w
         # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
         qkv = qkv.view(B, 3, heads, -1, rows, w, columns, w).permute(1, 0, 4, 6, 2, 5, 7, 3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernel
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
-from esc_basicsr.archs.strips import add_by_strips, map_by_strips
+from esc_basicsr.archs.strips import add_by_strips
 
 __all__ = ["ESCBlock"]
 
@@ -40,11 +40,11 @@ class ESCBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.ln_proj = LayerNorm2d(dim)
-        self.proj = ConvFFN(dim, 3, proj_ratio)
+        self.proj = ConvFFN(dim, proj_ratio)
         self.ln_attn = LayerNorm2d(dim) if attention is not None else None
         self.attn = attention
         self.lns = nn.ModuleList(LayerNorm2d(dim) if use_ln else nn.Identity() for _ in mixers)
-        self.convffns = nn.ModuleList(ConvFFN(dim, 3, exp_ratio) for _ in mixers)
+        self.convffns = nn.ModuleList(ConvFFN(dim, exp_ratio) for _ in mixers)
         # The checkpoints' name for the ConvAttn layers, whatever stands in their place in an ablation.
         self.pconvs = nn.ModuleList(mixers)
         self.ln_out = LayerNorm2d(dim)
@@ -55,7 +55,7 @@ class ESCBlock(nn.Module):
 
         Where there are strips, ``x`` is overwritten.
         """
-        y = map_by_strips(lambda strip: self.proj(self.ln_proj(strip)), x)
+        y = self.proj.after(self.ln_proj, x)
         if self.attn is not None and self.ln_attn is not None:
             y = self.attn.add_to(y, self.ln_attn, y)
         for norm, convffn, mixer in zip(self.lns, self.convffns, self.pconvs, strict=True):

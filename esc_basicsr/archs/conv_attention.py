@@ -146,15 +146,10 @@ class ConvAttention(nn.Module):
         last = convffn.aggr
         with torch.autocast(x.device.type, enabled=False):
             rest = self.aggr.matrix[:, pdim:]
-            weight = (rest @ last.matrix[pdim:])[:, :, None, None]
+            weight = rest @ last.matrix[pdim:]
             bias = torch.addmv(self.aggr.bias, rest, last.bias[pdim:])
-        B, _, H, W = x.shape
-        to_convolve = empty_map((B, pdim, H, W), like=x)
-        for rows, surrounded, inner in overlapping_strips(x):
-            hidden = convffn.hidden(norm(surrounded))[:, :, inner]
-            to_convolve[:, :, rows] = F.conv2d(hidden, last.weight[:pdim], last.bias[:pdim])
-            x[:, :, rows] += F.conv2d(hidden, weight, bias)
-        convolved = self.plk(to_convolve, large_kernel)
+        convolved, x = convffn.split_after(norm, x, (last.matrix[:pdim], last.bias[:pdim]), (weight, bias))
+        convolved = self.plk(convolved, large_kernel)
         return add_by_strips(
             x, lambda strip: F.conv2d(strip, self.aggr.weight[:, :pdim]), convolved, multiple=1
         )
@@ -201,5 +196,5 @@ class AttentionMixer(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module, convffn: ConvFFN, large_kernel: LargeKernel) -> Tensor:
         """Add attention over ``convffn(norm(x))``; there is no large kernel."""
-        y = map_by_strips(lambda strip: convffn(norm(strip)), x)
+        y = convffn.after(norm, x)
         return self.attn.add_to(x, self.norm, y)

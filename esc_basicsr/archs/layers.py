@@ -5,7 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.archs.strips import works_by_strips
+from esc_basicsr import kernels
+from esc_basicsr.archs.strips import empty_map, map_by_strips, overlapping_strips, works_by_strips
 
 __all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple"]
 
@@ -62,32 +63,68 @@ class Conv1x1(nn.Conv2d):
 
 
 class ConvFFN(nn.Module):
-    """Feed-forward network with a depthwise convolution between its two 1×1 convolutions.
+    """Feed-forward network with a depthwise 3×3 convolution between its two 1×1 convolutions.
 
     Args:
         dim: Channels of input and output.
-        kernel_size: Side of the depthwise kernel, odd.
         exp_ratio: Hidden channels are ``int(dim * exp_ratio)``.
 
     Shape:
         Input, output: (B, dim, H, W).
     """
 
-    def __init__(self, dim: int, kernel_size: int, exp_ratio: float) -> None:
+    def __init__(self, dim: int, exp_ratio: float) -> None:
         super().__init__()
         hidden = int(dim * exp_ratio)
         self.proj = Conv1x1(dim, hidden)
-        self.dwc = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
+        self.dwc = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.aggr = Conv1x1(hidden, dim)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """Expand and mix neighbours: (B, dim, H, W) to (B, hidden, H, W)."""
-        x = _gelu(self.proj(x))
-        return add(_gelu(self.dwc(x)), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, mix neighbours, and aggregate."""
-        return self.aggr(self.hidden(x))
+        return self.aggr(self._hidden(x))
+
+    def after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """``self(norm(x))``, by strips where there are strips."""
+        if works_by_strips() and kernels.serves(x):
+            return self._by_kernel(norm, x, (self.aggr.matrix, self.aggr.bias))[1]
+        return map_by_strips(lambda strip: self(norm(strip)), x)
+
+    def split_after(
+        self, norm: nn.Module, x: Tensor, first: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What two other 1×1 convolutions in ``aggr``'s place make of ``norm(x)``, where there are strips.
+
+        Args:
+            norm: The normalisation before the ConvFFN.
+            x: Features; may be overwritten.
+            first: Matrix (channels, hidden) and bias of one convolution.
+            rest: Matrix (dim, hidden) and bias of the other.
+
+        Shape:
+            Output: what ``first`` gives, (B, channels, H, W); ``x`` plus what ``rest`` gives, (B, dim, H, W).
+        """
+        if kernels.serves(x):
+            matrix, bias = (torch.cat(pair) for pair in zip(first, rest, strict=True))
+            return self._by_kernel(norm, x, (matrix, bias), split=len(first[1]), add=True)
+        B, _, H, W = x.shape
+        out = empty_map((B, len(first[1]), H, W), like=x)
+        for rows, surrounded, inner in overlapping_strips(x):
+            hidden = self._hidden(norm(surrounded))[:, :, inner]
+            out[:, :, rows] = F.conv2d(hidden, first[0][:, :, None, None], first[1])
+            x[:, :, rows] += F.conv2d(hidden, rest[0][:, :, None, None], rest[1])
+        return out, x
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        x = _gelu(self.proj(x))
+        return add(_gelu(self.dwc(x)), x)
+
+    def _by_kernel(
+        self, norm: nn.Module, x: Tensor, last: tuple[Tensor, Tensor], split: int = 0, add: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        affine = (norm.weight, norm.bias) if isinstance(norm, LayerNorm2d) else None
+        proj, dwc = (self.proj.matrix, self.proj.bias), (self.dwc.weight, self.dwc.bias)
+        return kernels.conv_ffn(x, affine, proj, dwc, last, split, add)
 
 
 def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:

@@ -1,0 +1,102 @@
+"""Compiling the kernels, once for each compiler and processor."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
+
+__all__ = ["Library", "load"]
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+
+class Library(NamedTuple):
+    """The compiled functions; cpu.cpp says what they take.
+
+    Attributes:
+        lanes: Floats in a vector of this processor.
+    """
+
+    window_attention: Callable[..., None]
+    window_attention_backward: Callable[..., None]
+    conv_ffn: Callable[..., None]
+    lanes: int
+
+
+@functools.cache
+def load() -> Library:
+    """Compile the kernels, or find them compiled, and load them.
+
+    Raises:
+        UserError: There is no C++ compiler, or it fails.
+    """
+    library = ctypes.CDLL(str(_compiled()))
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+
+    def function(name: str, *arguments: type) -> Callable[..., None]:
+        found = getattr(library, name)
+        found.argtypes, found.restype = arguments, None
+        return found  # type: ignore[no-any-return]
+
+    sizes = [size] * 6
+    return Library(
+        function("esc_window_attention", *[pointer] * 4, *sizes, ctypes.c_int),
+        function("esc_window_attention_backward", *[pointer] * 7, *sizes, ctypes.c_int),
+        function("esc_conv_ffn", *[pointer] * 11, ctypes.c_int, *sizes, ctypes.c_int),
+        library.esc_lanes(),
+    )
+
+
+def _compiled() -> Path:
+    """The compiled library, kept in the user's cache."""
+    compiler = _compiler()
+    # What the compiler defines tells its version and the processor's instructions.
+    macros = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
+    key = hashlib.sha256("\0".join([*_FLAGS, macros, _SOURCE.read_text(encoding="utf-8")]).encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esc_basicsr"
+    target = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    if target.is_file():
+        return target
+    logger.info("Compiling the CPU kernels, once.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / target.name
+        _run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)])
+        os.replace(made, target)  # whole or not at all, whoever else compiles
+    return target
+
+
+def _compiler() -> list[str]:
+    """The command of the C++ compiler: $CXX, or the system's."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise UserError(
+        "the CPU kernels need a C++ compiler, and there is none: install g++ or clang, or set CXX to its command"
+    )
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except OSError as error:
+        raise UserError(
+            f"the CPU kernels cannot be compiled: {command[0]!r} does not run ({error}); see CXX"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"the CPU kernels cannot be compiled: {shlex.join(command)} failed:\n{error.stderr.strip()[-2000:]}"
+        ) from error

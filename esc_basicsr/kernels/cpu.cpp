@@ -1,0 +1,595 @@
+// ESC's layers for a CPU, float32: what torch's operators do in several passes over memory is done in the cache.
+//
+// Plain C++ with the vector extensions that GCC and Clang share, so that one text serves any instruction set.
+// Maps are laid out channels last, (B, H, W, C). Nothing is thrown; the caller has checked shapes.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kQueries = 8;  // rows of scores at a time: as many as the registers hold
+constexpr int kPixels = 6;   // rows of a matrix product at a time
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kQueries = 4;
+constexpr int kPixels = 3;
+#else
+constexpr int kLanes = 4;
+constexpr int kQueries = 4;
+constexpr int kPixels = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896340736f;
+
+inline Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
+
+inline Vec fill(float value) { return value - Vec{}; }
+
+// Of a number and not-a-number, the second argument. GCC makes two instructions of the plain form.
+#if defined(__AVX512F__)
+inline Vec vmax(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec vmin(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX__)
+inline Vec vmax(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec vmin(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+#else
+inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec vmin(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+
+inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+inline float largest(Vec v) {
+  float value = v[0];
+  for (int i = 1; i < kLanes; ++i) value = std::max(value, v[i]);
+  return value;
+}
+
+// 2^x for x <= 0, relative error 3e-7; what is below the least normal number becomes about that number.
+inline Vec exp2_negative(Vec x) {
+  x = vmax(fill(-126.0f), x);
+  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds, and leaves the integer in the low bits
+  const Vec f = x - (shifted - 12582912.0f);
+  Vec p = fill(0.0013266970636323094f);
+  p = p * f + 0.009675459936261177f;
+  p = p * f + 0.05550742521882057f;
+  p = p * f + 0.24022121727466583f;
+  p = p * f + 0.6931469440460205f;
+  p = p * f + 1.0f;
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+constexpr int kGeluTerms = 15;
+constexpr float kGeluEnd = 5.25f;
+// Least squares at Chebyshev's points of [-1, 1], lowest power first.
+constexpr float kGelu[kGeluTerms] = {
+    0.13465934991836548f, -0.0671268105506897f, 0.04964572191238403f, -0.039763666689395905f,
+    0.032032594084739685f, -0.025039661675691605f, 0.01853097416460514f, -0.0127838971093297f,
+    0.008441951125860214f, -0.005432670004665852f, 0.0028538790065795183f, -0.0010533645981922746f,
+    0.0006950204842723906f, -0.0006519745220430195f, 0.0002306388778379187f};
+
+// x * (1 + erf(x / sqrt 2)) / 2, absolute error 7e-7 for |x| < 8: half of erf is x times a polynomial of x^2 up to
+// kGeluEnd, and 1/2 beyond.
+inline Vec gelu(Vec x) {
+  const Vec clipped = vmin(fill(kGeluEnd), vmax(fill(-kGeluEnd), x));
+  const Vec u = clipped * clipped * (2 / (kGeluEnd * kGeluEnd)) - 1.0f;
+  Vec p = fill(kGelu[kGeluTerms - 1]);
+  for (int i = kGeluTerms - 2; i >= 0; --i) p = p * u + kGelu[i];
+  return x * (clipped * p + 0.5f);
+}
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Scratch memory of a thread, aligned to a vector.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : memory_(new float[floats + kLanes]), next_(memory_.get()) {
+    const auto address = reinterpret_cast<uintptr_t>(next_);
+    next_ += (round_up(address, sizeof(Vec)) - address) / sizeof(float);
+  }
+  float* take(int64_t floats) {
+    float* taken = next_;
+    next_ += round_up(floats, kLanes);
+    return taken;
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  float* next_;
+};
+
+// ---------------------------------------------------------------------------------------- window attention
+
+struct Attention {
+  int64_t batch, rows, columns, window, heads, channels;  // rows and columns of windows; channels of a head
+
+  int64_t keys() const { return window * window; }
+  int64_t padded_keys() const { return round_up(keys(), 2 * kLanes); }
+  // Rows of scores: not a power of two apart, which would crowd them into a few sets of the cache.
+  int64_t score_stride() const { return padded_keys() + kLanes; }
+  int64_t padded_channels() const { return round_up(channels, kLanes); }
+  int64_t dim() const { return heads * channels; }
+  int64_t width() const { return columns * window; }
+  int64_t side() const { return 2 * window - 1; }
+  int64_t tasks() const { return batch * rows * columns * heads; }
+};
+
+// One window and one head of it. Tasks go through all windows of a head first: its bias stays in the cache.
+struct Task {
+  int64_t head, image, top, left;
+  Task(const Attention& a, int64_t index) {
+    const int64_t windows = a.rows * a.columns;
+    head = index / (a.batch * windows);
+    index %= a.batch * windows;
+    image = index / windows;
+    top = index % windows / a.columns * a.window;
+    left = index % a.columns * a.window;
+  }
+  int64_t pixel(const Attention& a, int64_t key) const {
+    return (image * a.rows * a.window + top + key / a.window) * a.width() + left + key % a.window;
+  }
+};
+
+// Rows of (keys, channels), one vector or several a row, padded with zeros.
+void gather(const Attention& a, const Task& task, const float* map, int64_t pixel_stride, float scale, float* to) {
+  const int64_t padded = a.padded_channels();
+  for (int64_t key = 0; key < a.keys(); ++key) {
+    const float* from = map + task.pixel(a, key) * pixel_stride;
+    float* row = to + key * padded;
+    for (int64_t c = 0; c < a.channels; ++c) row[c] = from[c] * scale;
+    for (int64_t c = a.channels; c < padded; ++c) row[c] = 0;
+  }
+  std::fill(to + a.keys() * padded, to + a.padded_keys() * padded, 0.0f);
+}
+
+void scatter(const Attention& a, const Task& task, const float* from, float scale, float* map, int64_t pixel_stride) {
+  for (int64_t key = 0; key < a.keys(); ++key) {
+    float* row = map + task.pixel(a, key) * pixel_stride;
+    for (int64_t c = 0; c < a.channels; ++c) row[c] = from[key * a.padded_channels() + c] * scale;
+  }
+}
+
+// Rows of (keys, channels) in the order in which they are multiplied: (keys / 2 vectors, channels, 2 vectors).
+void transpose(const Attention& a, const float* rows, float* to) {
+  for (int64_t key = 0; key < a.padded_keys(); key += 2 * kLanes)
+    for (int64_t c = 0; c < a.channels; ++c)
+      for (int64_t lane = 0; lane < 2 * kLanes; ++lane) *to++ = rows[(key + lane) * a.padded_channels() + c];
+}
+
+// scores[i][key] = starts[i][offset(key)] + sum over c of rows[i][c] * transposed[key][c], for kQueries rows, and the
+// largest of each row, lane by lane.
+template <typename Offset>
+inline void add_products(const Attention& a, const float* rows, const float* transposed, const float* const* starts,
+                         Offset offset, float* scores, Vec* highest) {
+  const int64_t stride = a.score_stride(), row = a.padded_channels();
+  for (int i = 0; i < kQueries; ++i) highest[i] = fill(-kInfinity);
+  for (int64_t key = 0; key < a.padded_keys(); key += 2 * kLanes) {
+    const int64_t start = offset(key);
+    Vec left[kQueries], right[kQueries];
+    for (int i = 0; i < kQueries; ++i) {
+      left[i] = load(starts[i] + start);
+      right[i] = load(starts[i] + start + kLanes);
+    }
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const Vec first = load(transposed), second = load(transposed + kLanes);
+      transposed += 2 * kLanes;
+      for (int i = 0; i < kQueries; ++i) {
+        left[i] += rows[i * row + c] * first;
+        right[i] += rows[i * row + c] * second;
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      store(scores + i * stride + key, left[i]);
+      store(scores + i * stride + key + kLanes, right[i]);
+      highest[i] = vmax(highest[i], vmax(left[i], right[i]));
+    }
+  }
+}
+
+// Scores of kQueries queries from `query` on: products of rows and bias.
+void score(const Attention& a, const float* table, int64_t query, const float* q, const float* k_transposed, float* scores,
+           Vec* highest) {
+  const float* starts[kQueries];
+  const auto position = [&](int i, int64_t key_row) {
+    // Queries beyond the last repeat it; what they give is not used.
+    const int64_t at = std::min(query + i, a.keys() - 1), y = at / a.window, x = at % a.window;
+    return table + (key_row - y + a.window - 1) * a.side() + a.window - 1 - x;
+  };
+  const float* rows = q + query * a.padded_channels();
+  if (a.window % (2 * kLanes) == 0) {
+    for (int i = 0; i < kQueries; ++i) starts[i] = position(i, 0);
+    const auto offset = [&](int64_t key) { return key / a.window * a.side() + key % a.window; };
+    add_products(a, rows, k_transposed, starts, offset, scores, highest);
+    return;
+  }
+  // Where two vectors reach over the end of a window's row, the bias is laid out first.
+  for (int i = 0; i < kQueries; ++i) {
+    float* row = scores + i * a.score_stride();
+    for (int64_t key_row = 0; key_row < a.window; ++key_row)
+      std::copy_n(position(i, key_row), a.window, row + key_row * a.window);
+    std::fill(row + a.keys(), row + a.padded_keys(), -kInfinity);
+    starts[i] = row;
+  }
+  add_products(a, rows, k_transposed, starts, [](int64_t key) { return key; }, scores, highest);
+}
+
+// to[i] = sum over keys of weights[i][key] * rows[key], for kQueries rows i.
+template <int V>
+void weigh_rows(const Attention& a, const float* weights, const float* rows, float* to) {
+  const int64_t keys = a.score_stride();
+  Vec even[kQueries][V] = {}, odd[kQueries][V] = {};
+  for (int64_t key = 0; key < a.padded_keys(); key += 2) {
+    for (int v = 0; v < V; ++v) {
+      const Vec first = load(rows + key * V * kLanes + v * kLanes);
+      const Vec second = load(rows + (key + 1) * V * kLanes + v * kLanes);
+      for (int i = 0; i < kQueries; ++i) {
+        even[i][v] += weights[i * keys + key] * first;
+        odd[i][v] += weights[i * keys + key + 1] * second;
+      }
+    }
+  }
+  for (int i = 0; i < kQueries; ++i)
+    for (int v = 0; v < V; ++v) store(to + (i * V + v) * kLanes, even[i][v] + odd[i][v]);
+}
+
+// to[key] += sum over i of weights[i][key] * rows[i], for kQueries rows i.
+template <int V>
+void add_weighted(const Attention& a, const float* weights, const float* rows, float* to) {
+  const int64_t keys = a.score_stride();
+  for (int v = 0; v < V; ++v) {
+    Vec row[kQueries];
+    for (int i = 0; i < kQueries; ++i) row[i] = load(rows + (i * V + v) * kLanes);
+    for (int64_t key = 0; key < a.keys(); ++key) {
+      float* at = to + (key * V + v) * kLanes;
+      Vec total = load(at);
+      for (int i = 0; i < kQueries; ++i) total += weights[i * keys + key] * row[i];
+      store(at, total);
+    }
+  }
+}
+
+typedef void (*WeighRows)(const Attention&, const float*, const float*, float*);
+
+// Both functions for as many vectors as a head's channels fill.
+WeighRows weigh_rows_of(const Attention& a) {
+  constexpr WeighRows forms[] = {weigh_rows<1>, weigh_rows<2>, weigh_rows<3>, weigh_rows<4>};
+  return forms[a.padded_channels() / kLanes - 1];
+}
+
+WeighRows add_weighted_of(const Attention& a) {
+  constexpr WeighRows forms[] = {add_weighted<1>, add_weighted<2>, add_weighted<3>, add_weighted<4>};
+  return forms[a.padded_channels() / kLanes - 1];
+}
+
+// Scores of a head are kept in units of log2, so that exponentials are powers of 2.
+std::unique_ptr<float[]> scaled_table(const Attention& a, const float* table) {
+  const int64_t entries = a.side() * a.side(), all = a.heads * entries;
+  std::unique_ptr<float[]> scaled(new float[all]);
+  for (int64_t i = 0; i < all; ++i) scaled[i] = table[i] * kLog2E;
+  return scaled;
+}
+
+}  // namespace
+
+// qkv: (batch, rows * window, columns * window, 3 * heads * channels), ordered (q k v, head, channel).
+// table: (heads, (2 window - 1)^2). out: as qkv, with heads * channels.
+// log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients; may be null.
+// channels <= 4 * lanes().
+extern "C" void esc_window_attention(const float* qkv, const float* table, float* out, float* log_sums, int64_t batch,
+                                     int64_t rows, int64_t columns, int64_t window, int64_t heads, int64_t channels,
+                                     int threads) {
+  const Attention a{batch, rows, columns, window, heads, channels};
+  const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
+  const auto scaled = scaled_table(a, table);
+  const float scale = kLog2E / std::sqrt(static_cast<float>(channels));
+  const WeighRows weigh = weigh_rows_of(a);
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(3 * padded_keys * padded + padded_keys * channels + kQueries * a.score_stride() + 8 * kLanes);
+    float* q = scratch.take(padded_keys * padded);
+    float* k = scratch.take(padded_keys * padded);
+    float* v = scratch.take(padded_keys * padded);
+    float* k_transposed = scratch.take(padded_keys * channels);
+    float* scores = scratch.take(kQueries * a.score_stride());
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < a.tasks(); ++index) {
+      const Task task(a, index);
+      const float* from = qkv + task.head * channels;
+      gather(a, task, from, 3 * dim, scale, q);
+      gather(a, task, from + dim, 3 * dim, 1, k);
+      gather(a, task, from + 2 * dim, 3 * dim, 1, v);
+      transpose(a, k, k_transposed);
+      for (int64_t query = 0; query < keys; query += kQueries) {
+        Vec highest[kQueries];
+        score(a, scaled.get() + task.head * a.side() * a.side(), query, q, k_transposed, scores, highest);
+        float sums[kQueries];
+        for (int i = 0; i < kQueries; ++i) {
+          float* row = scores + i * a.score_stride();
+          const float most = largest(highest[i]);
+          Vec even = {}, odd = {};
+          for (int64_t key = 0; key < padded_keys; key += 2 * kLanes) {
+            const Vec first = exp2_negative(load(row + key) - most);
+            const Vec second = exp2_negative(load(row + key + kLanes) - most);
+            store(row + key, first);
+            store(row + key + kLanes, second);
+            even += first;
+            odd += second;
+          }
+          sums[i] = sum(even + odd);
+          if (log_sums != nullptr && query + i < keys) log_sums[index * keys + query + i] = most + std::log2(sums[i]);
+        }
+        float weighed[kQueries * 4 * kLanes];
+        weigh(a, scores, v, weighed);
+        for (int i = 0; i < kQueries && query + i < keys; ++i) {
+          float* to = out + task.pixel(a, query + i) * dim + task.head * channels;
+          for (int64_t c = 0; c < channels; ++c) to[c] = weighed[i * padded + c] / sums[i];
+        }
+      }
+    }
+  }
+}
+
+// The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
+// table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
+extern "C" void esc_window_attention_backward(const float* qkv, const float* table, const float* out, const float* log_sums,
+                                              const float* out_grad, float* qkv_grad, float* table_grad, int64_t batch,
+                                              int64_t rows, int64_t columns, int64_t window, int64_t heads,
+                                              int64_t channels, int threads) {
+  const Attention a{batch, rows, columns, window, heads, channels};
+  const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
+  const int64_t entries = a.side() * a.side();
+  const auto scaled = scaled_table(a, table);
+  const float root = 1 / std::sqrt(static_cast<float>(channels));
+  const WeighRows weigh = weigh_rows_of(a), add = add_weighted_of(a);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t square = padded_keys * padded;
+    Scratch scratch(8 * square + 2 * padded_keys * channels + 2 * kQueries * a.score_stride() + entries +
+                    16 * kLanes);
+    float* q = scratch.take(square);
+    float* upstream = scratch.take(square);
+    float* k = scratch.take(square);
+    float* v = scratch.take(square);
+    float* attended = scratch.take(square);
+    float* k_transposed = scratch.take(padded_keys * channels);
+    float* v_transposed = scratch.take(padded_keys * channels);
+    float* q_grad = scratch.take(square);
+    float* k_grad = scratch.take(square);
+    float* v_grad = scratch.take(square);
+    float* scores = scratch.take(kQueries * a.score_stride());
+    float* products = scratch.take(kQueries * a.score_stride());
+    float* bias_grad = scratch.take(entries);
+    float* zeros = scratch.take(2 * kLanes);
+    std::fill(zeros, zeros + 2 * kLanes, 0.0f);
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < a.tasks(); ++index) {
+      const Task task(a, index);
+      const float* from = qkv + task.head * channels;
+      gather(a, task, from, 3 * dim, root * kLog2E, q);
+      gather(a, task, from + dim, 3 * dim, 1, k);
+      gather(a, task, from + 2 * dim, 3 * dim, 1, v);
+      gather(a, task, out + task.head * channels, dim, 1, attended);
+      gather(a, task, out_grad + task.head * channels, dim, 1, upstream);
+      transpose(a, k, k_transposed);
+      transpose(a, v, v_transposed);
+      std::fill(k_grad, k_grad + square, 0.0f);
+      std::fill(v_grad, v_grad + square, 0.0f);
+      std::fill(bias_grad, bias_grad + entries, 0.0f);
+      for (int64_t query = 0; query < keys; query += kQueries) {
+        Vec highest[kQueries];
+        score(a, scaled.get() + task.head * entries, query, q, k_transposed, scores, highest);
+        const float* starts[kQueries];
+        std::fill(starts, starts + kQueries, zeros);
+        const auto none = [](int64_t) { return 0; };
+        add_products(a, upstream + query * padded, v_transposed, starts, none, products, highest);
+        for (int i = 0; i < kQueries; ++i) {
+          float* weights = scores + i * a.score_stride();
+          float* product = products + i * a.score_stride();
+          if (query + i >= keys) {
+            std::fill(weights, weights + padded_keys, 0.0f);
+            std::fill(product, product + padded_keys, 0.0f);
+            continue;
+          }
+          const int64_t at = query + i, y = at / window, x = at % window;
+          float expected = 0;
+          for (int64_t c = 0; c < channels; ++c) expected += upstream[at * padded + c] * attended[at * padded + c];
+          const float log_sum = log_sums[index * keys + at];
+          for (int64_t key = 0; key < padded_keys; key += kLanes) {
+            const Vec weight = exp2_negative(load(weights + key) - log_sum);
+            store(weights + key, weight);
+            store(product + key, weight * (load(product + key) - expected));
+          }
+          for (int64_t key_row = 0; key_row < window; ++key_row) {
+            float* to = bias_grad + (key_row - y + window - 1) * a.side() + window - 1 - x;
+            const float* add_from = product + key_row * window;
+            for (int64_t c = 0; c < window; ++c) to[c] += add_from[c];
+          }
+        }
+        weigh(a, products, k, q_grad + query * padded);
+        // q carries log2(e) / sqrt(channels); what it must carry here is 1 / sqrt(channels): see the scatter.
+        add(a, products, q + query * padded, k_grad);
+        add(a, scores, upstream + query * padded, v_grad);
+      }
+      float* to = qkv_grad + task.head * channels;
+      scatter(a, task, q_grad, root, to, 3 * dim);
+      scatter(a, task, k_grad, 1 / kLog2E, to + dim, 3 * dim);
+      scatter(a, task, v_grad, 1, to + 2 * dim, 3 * dim);
+      const int64_t of_window = index % (a.batch * a.rows * a.columns);
+      std::memcpy(table_grad + (of_window * heads + task.head) * entries, bias_grad, entries * sizeof(float));
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- ConvFFN
+
+namespace {
+
+// A matrix (outputs, inputs) turned to (inputs, outputs) and padded to whole vectors, and its bias.
+struct Packed {
+  int64_t inputs, outputs, padded;
+  std::unique_ptr<float[]> memory;
+
+  Packed(const float* weight, const float* bias, int64_t outputs, int64_t inputs)
+      : inputs(inputs), outputs(outputs), padded(round_up(outputs, kLanes)), memory(new float[(inputs + 1) * padded]()) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (int64_t i = 0; i < inputs; ++i) memory[i * padded + o] = weight[o * inputs + i];
+      memory[inputs * padded + o] = bias[o];
+    }
+  }
+  const float* weight() const { return memory.get(); }
+  const float* bias() const { return memory.get() + inputs * padded; }
+};
+
+template <int P, int V, bool Gelu>
+inline void multiply_block(const Packed& by, const float* rows, int64_t stride, float* to, int64_t first) {
+  Vec total[P][V];
+  for (int v = 0; v < V; ++v)
+    for (int i = 0; i < P; ++i) total[i][v] = load(by.bias() + first + v * kLanes);
+  for (int64_t k = 0; k < by.inputs; ++k) {
+    Vec weight[V];
+    for (int v = 0; v < V; ++v) weight[v] = load(by.weight() + k * by.padded + first + v * kLanes);
+    for (int i = 0; i < P; ++i)
+      for (int v = 0; v < V; ++v) total[i][v] += rows[i * stride + k] * weight[v];
+  }
+  for (int i = 0; i < P; ++i)
+    for (int v = 0; v < V; ++v)
+      store(to + i * by.padded + first + v * kLanes, Gelu ? gelu(total[i][v]) : total[i][v]);
+}
+
+template <int V, bool Gelu>
+void multiply_columns(const Packed& by, const float* rows, int64_t count, int64_t stride, float* to, int64_t first) {
+  int64_t row = 0;
+  for (; row + kPixels <= count; row += kPixels)
+    multiply_block<kPixels, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
+  for (; row < count; ++row) multiply_block<1, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
+}
+
+// to (count, padded outputs) = rows (count, inputs) times the matrix, plus the bias; then GELU if asked for.
+template <bool Gelu>
+void multiply(const Packed& by, const float* rows, int64_t count, int64_t stride, float* to) {
+  for (int64_t first = 0; first < by.padded;) {
+    const int64_t vectors = (by.padded - first) / kLanes;
+    // five vectors are better three and two than four and one
+    const int64_t taken = vectors == 5 ? 3 : std::min<int64_t>(vectors, 4);
+    if (taken == 4) multiply_columns<4, Gelu>(by, rows, count, stride, to, first);
+    if (taken == 3) multiply_columns<3, Gelu>(by, rows, count, stride, to, first);
+    if (taken == 2) multiply_columns<2, Gelu>(by, rows, count, stride, to, first);
+    if (taken == 1) multiply_columns<1, Gelu>(by, rows, count, stride, to, first);
+    first += taken * kLanes;
+  }
+}
+
+// to = hidden + GELU(depthwise 3×3 of hidden) for one line; the three lines have a pixel of zeros at both ends.
+void depthwise_line(const Packed& taps, const float* const lines[3], int64_t width, float* to) {
+  const int64_t padded = taps.padded;
+  for (int64_t first = 0; first < padded; first += kLanes) {
+    Vec tap[9];
+    for (int t = 0; t < 9; ++t) tap[t] = load(taps.weight() + t * padded + first);
+    const Vec bias = load(taps.bias() + first);
+    for (int64_t x = 0; x < width; ++x) {
+      Vec line_total[3];
+      for (int y = 0; y < 3; ++y) {
+        const float* at = lines[y] + x * padded + first;
+        line_total[y] = tap[3 * y] * load(at) + tap[3 * y + 1] * load(at + padded) + tap[3 * y + 2] * load(at + 2 * padded);
+      }
+      const Vec total = bias + line_total[0] + (line_total[1] + line_total[2]);
+      store(to + x * padded + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
+    }
+  }
+}
+
+void normalise_line(const float* weight, const float* bias, int64_t channels, int64_t width, const float* line, float* to) {
+  for (int64_t x = 0; x < width; ++x, line += channels, to += channels) {
+    float mean = 0, variance = 0;
+    for (int64_t c = 0; c < channels; ++c) mean += line[c];
+    mean /= channels;
+    for (int64_t c = 0; c < channels; ++c) variance += (line[c] - mean) * (line[c] - mean);
+    const float factor = 1 / std::sqrt(variance / channels + 1e-6f);
+    for (int64_t c = 0; c < channels; ++c) to[c] = (line[c] - mean) * factor * weight[c] + bias[c];
+  }
+}
+
+}  // namespace
+
+// A ConvFFN and what follows it without a nonlinearity between: hidden = GELU(proj x), + GELU(dwc hidden); then a 1×1
+// convolution to split + channels channels, of which the first go to `first`, the others to `out`.
+// x, out: (batch, height, width, channels), first: (batch, height, width, split); out must not be x.
+// norm_weight, norm_bias: a LayerNorm before proj, eps 1e-6, or null. add: whether x is added to out.
+// proj: (hidden, channels), dwc: (hidden, 9), last: (split + channels, hidden), each with its bias.
+extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
+                             const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
+                             const float* last_weight, const float* last_bias, float* first, float* out, int add,
+                             int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden, int64_t split,
+                             int threads) {
+  const Packed proj(proj_weight, proj_bias, hidden, channels), dwc(dwc_weight, dwc_bias, hidden, 9);
+  const Packed last(last_weight, last_bias, split + channels, hidden);
+  // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
+  const int64_t band = std::max<int64_t>(16, (height * batch + 4 * threads - 1) / (4 * threads));
+  const int64_t bands = (height + band - 1) / band;
+  const int64_t line_size = (width + 2) * proj.padded;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch(5 * line_size + width * (channels + last.padded) + 8 * kLanes);
+    float* ring[3] = {scratch.take(line_size), scratch.take(line_size), scratch.take(line_size)};
+    float* none = scratch.take(line_size);
+    float* mixed = scratch.take(line_size);
+    float* normalised = scratch.take(width * channels);
+    float* results = scratch.take(width * last.padded);
+    for (float* line : {ring[0], ring[1], ring[2], none}) std::fill(line, line + line_size, 0.0f);
+    const auto expand = [&](int64_t image, int64_t y) {
+      const float* line = x + (image * height + y) * width * channels;
+      if (norm_weight != nullptr) {
+        normalise_line(norm_weight, norm_bias, channels, width, line, normalised);
+        line = normalised;
+      }
+      multiply<true>(proj, line, width, channels, ring[y % 3] + proj.padded);
+    };
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < batch * bands; ++index) {
+      const int64_t image = index / bands, top = index % bands * band, bottom = std::min(top + band, height);
+      if (top > 0) expand(image, top - 1);
+      expand(image, top);
+      for (int64_t y = top; y < bottom; ++y) {
+        if (y + 1 < height) expand(image, y + 1);
+        const float* const lines[3] = {y > 0 ? ring[(y - 1) % 3] : none, ring[y % 3], y + 1 < height ? ring[(y + 1) % 3] : none};
+        depthwise_line(dwc, lines, width, mixed);
+        multiply<false>(last, mixed, width, proj.padded, results);
+        const int64_t at = (image * height + y) * width;
+        for (int64_t column = 0; column < width; ++column) {
+          const float* result = results + column * last.padded;
+          const float* skip = x + (at + column) * channels;
+          float* to = out + (at + column) * channels;
+          for (int64_t c = 0; c < split; ++c) first[(at + column) * split + c] = result[c];
+          for (int64_t c = 0; c < channels; ++c) to[c] = result[split + c] + (add ? skip[c] : 0.0f);
+        }
+      }
+    }
+  }
+}
+
+extern "C" int esc_lanes() { return kLanes; }
