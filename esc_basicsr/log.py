@@ -1,19 +1,28 @@
 """Logging that ends up in BasicSR's log file where BasicSR runs, and works without it."""
 
-import functools
 import logging
+
+import torch
 
 # A child of BasicSR's logger "basicsr": same handlers, same level on each rank.
 logger = logging.getLogger("basicsr.esc")
 
 
-@functools.cache
+_said: set[str] = set()
+
+
 def info_once(message: str) -> None:
     """Log ``message`` at level INFO the first time it is said in this process."""
-    logger.info(message)
+    _once(logging.INFO, message)
 
 
-@functools.cache
 def warn_once(message: str) -> None:
     """Log ``message`` at level WARNING the first time it is said in this process."""
-    logger.warning(message)
+    _once(logging.WARNING, message)
+
+
+def _once(level: int, message: str) -> None:
+    # torch.compile would cut its graph in two at a message.
+    if not torch.compiler.is_compiling() and message not in _said:
+        _said.add(message)
+        logger.log(level, message)

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn as nn
 
+from esc_basicsr import log
 from esc_basicsr.archs.variants import NETWORKS
-from esc_basicsr.log import info_once, logger, warn_once
+from esc_basicsr.log import logger
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -90,8 +91,7 @@ def esc_log() -> Iterator[list[str]]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    info_once.cache_clear()
-    warn_once.cache_clear()
+    log._said.clear()
     yield messages
     logger.setLevel(level)
     logger.removeHandler(handler)

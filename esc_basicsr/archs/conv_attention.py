@@ -15,9 +15,6 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.layers import Conv1x1, ConvFFN, LayerNorm2d, add
 from esc_basicsr.archs.strips import (
     add_by_strips,
-    empty_map,
-    map_by_strips,
-    overlapping_strips,
     works_by_strips,
 )
 from esc_basicsr.archs.symmetric_conv import SymmetricKernel

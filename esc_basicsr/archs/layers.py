@@ -62,6 +62,22 @@ class Conv1x1(nn.Conv2d):
         return self.weight[:, :, 0, 0]
 
 
+class DepthwiseConv3x3(nn.Conv2d):
+    """Depthwise 3×3 convolution with a bias, zero padding.
+
+    Args:
+        dim: Channels of input and output.
+
+    Shape:
+        Input, output: (B, dim, H, W).
+    """
+
+    bias: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim)
+
+
 class ConvFFN(nn.Module):
     """Feed-forward network with a depthwise 3×3 convolution between its two 1×1 convolutions.
 
@@ -77,7 +93,7 @@ class ConvFFN(nn.Module):
         super().__init__()
         hidden = int(dim * exp_ratio)
         self.proj = Conv1x1(dim, hidden)
-        self.dwc = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.dwc = DepthwiseConv3x3(hidden)
         self.aggr = Conv1x1(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

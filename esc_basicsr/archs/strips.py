@@ -2,8 +2,8 @@
 
 A layer that looks no further than some rows up and down gives the same result strip by strip, when each strip
 brings its neighbouring rows along. What lies between its operations is then as large as a strip, not as the
-map: it stays in the processor's cache, its memory is used again, and an image of any size needs no more than the few maps
-that outlive a layer.
+map: it stays in the processor's cache, its memory is used again, and an image of any size needs no more than
+the few maps that outlive a layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,8 @@ def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:
 def overlapping_strips(x: Tensor) -> Iterator[Strip]:
     """The strips of a map, (B, C, H, W), each with its neighbouring rows.
 
-    The caller may overwrite a strip's rows of ``x`` before taking the next: that one still sees them as they were.
+    The caller may overwrite a strip's rows of ``x`` before taking the next: that one still sees them as they
+    were.
     """
     before: Tensor | None = None
     for rows in _rows_of_strips(x, 1):

@@ -139,7 +139,7 @@ TRAIN = {
 }
 # Keys that ESCModel has beyond SRModel's, by section.
 ESC_MODEL = {
-    "": {"channels_last": BOOL},
+    "": {"channels_last": BOOL, "cpu_kernels": BOOL},
     "train": {"amp": AMP, "accumulate": COUNT, "compile": BOOL},
     "val": {"amp": AMP},
 }

@@ -7,7 +7,8 @@
         sr = net(lq)
 
 They give what the networks give without them, to rounding. Window attention has gradients and so serves
-training too; the rest serves inference. Layers in other precisions, on other devices or of unusual sizes go on without.
+training too; the rest serves inference. In other precisions, on other devices and for unusual sizes layers
+run as they do without.
 """
 
 import contextlib
@@ -15,12 +16,25 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from esc_basicsr.kernels.build import load
 
-__all__ = ["conv_ffn", "in_use", "load", "serves", "serves_heads_of", "window_attention"]
+__all__ = ["conv_ffn", "in_use", "load", "serves", "serves_heads_of", "use", "window_attention"]
 
 _in_use = False
+
+
+def use(on: bool) -> None:
+    """Run networks by the kernels from now on, in this process; or, with False, without them.
+
+    Raises:
+        UserError: They cannot be compiled.
+    """
+    global _in_use
+    if on:
+        load()
+    _in_use = on
 
 
 @contextlib.contextmanager
@@ -30,23 +44,19 @@ def in_use() -> Iterator[None]:
     Raises:
         UserError: They cannot be compiled.
     """
-    global _in_use
-    load()
-    before, _in_use = _in_use, True
+    before = _in_use
+    use(True)
     try:
         yield
     finally:
-        _in_use = before
+        use(before)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels are in use and ``x`` is of their kind."""
-    return (
-        _in_use
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Whether the kernels are in use, ``x`` is of their kind, and nobody records operations for later."""
+    if not _in_use or torch.compiler.is_compiling() or is_tracing():
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:
@@ -99,7 +109,8 @@ def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     """Window self-attention with a relative position bias.
 
     Args:
-        qkv: Queries, keys and values, channels ordered (q k v, head, channel), as `serves_heads_of` takes them.
+        qkv: Queries, keys and values, channels ordered (q k v, head, channel), of a kind that
+            `serves_heads_of` takes.
         table: The bias by relative position, key minus query.
         window_size: Side w of a window.
 

@@ -47,7 +47,7 @@ def load() -> Library:
     def function(name: str, *arguments: type) -> Callable[..., None]:
         found = getattr(library, name)
         found.argtypes, found.restype = arguments, None
-        return found  # type: ignore[no-any-return]
+        return found
 
     sizes = [size] * 6
     return Library(
@@ -73,7 +73,7 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         _run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)])
-        os.replace(made, target)  # whole or not at all, whoever else compiles
+        made.replace(target)  # whole or not at all, whoever else compiles
     return target
 
 
@@ -85,18 +85,17 @@ def _compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     raise UserError(
-        "the CPU kernels need a C++ compiler, and there is none: install g++ or clang, or set CXX to its command"
+        "the CPU kernels need a C++ compiler, and there is none: install g++ or clang, or set CXX to the "
+        "command of one"
     )
 
 
 def _run(command: list[str]) -> str:
+    failed = "the CPU kernels cannot be compiled"
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except OSError as error:
-        raise UserError(
-            f"the CPU kernels cannot be compiled: {command[0]!r} does not run ({error}); see CXX"
-        ) from error
+        raise UserError(f"{failed}: {command[0]!r} does not run ({error}); see CXX") from error
     except subprocess.CalledProcessError as error:
-        raise UserError(
-            f"the CPU kernels cannot be compiled: {shlex.join(command)} failed:\n{error.stderr.strip()[-2000:]}"
-        ) from error
+        said = error.stderr.strip()[-2000:]
+        raise UserError(f"{failed}: {shlex.join(command)} failed:\n{said}") from error

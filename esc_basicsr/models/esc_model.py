@@ -9,6 +9,7 @@ from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from esc_basicsr import kernels
 from esc_basicsr.archs.checkpoint import load_weights, read_weights
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.log import logger
@@ -34,6 +35,8 @@ class ESCModel(SRModel):
     * ``train.compile``: true. Training runs through ``torch.compile``; where that fails, uncompiled, and the
       log says why. Validation, on images of many sizes, is never compiled.
     * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
+    * ``cpu_kernels``: true. On a CPU, in float32, the networks run by kernels that are compiled when the
+      model is built, which needs a C++ compiler (see `esc_basicsr.kernels`).
     * ``val.amp``: as ``train.amp``, for validation and testing. They run in float32 without it, whatever
       ``train.amp`` is.
     """
@@ -41,6 +44,11 @@ class ESCModel(SRModel):
     lq: Tensor
     gt: Tensor
     output: Tensor
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        if opt.get("cpu_kernels"):
+            kernels.load()  # a missing compiler is told before anything else is done
+        super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Put a network where it runs, laid out as ``channels_last`` says, and wrap it for several GPUs."""
@@ -78,7 +86,7 @@ class ESCModel(SRModel):
         batch = list(zip(self.lq.chunk(pieces), self.gt.chunk(pieces), strict=True))
         for number, (lq, gt) in enumerate(batch, 1):
             share = len(lq) / len(self.lq)
-            with self._gradients_exchanged(number == len(batch)):
+            with self._gradients_exchanged(number == len(batch)), self._kernels():
                 losses = self._losses(self._upscale(lq), gt)
                 total: Any = sum(losses.values())
                 self.scaler.scale(total * share).backward()
@@ -92,13 +100,16 @@ class ESCModel(SRModel):
 
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
-        with self._autocast((self.opt.get("val") or {}).get("amp")):
+        with self._autocast((self.opt.get("val") or {}).get("amp")), self._kernels():
             super().test()
         self.output = self.output.float()
 
     def _laid_out(self, what: Any) -> Any:
         """A network or a batch of images, channels last if that is switched on. A network is changed."""
         return what.to(memory_format=torch.channels_last) if self.opt.get("channels_last") else what
+
+    def _kernels(self) -> contextlib.AbstractContextManager[None]:
+        return kernels.in_use() if self.opt.get("cpu_kernels") else contextlib.nullcontext()
 
     def _autocast(self, amp: str | None) -> torch.autocast:
         return torch.autocast(self.device.type, AMP_DTYPES.get(amp or ""), enabled=bool(amp))

@@ -256,6 +256,7 @@ def test_more_gpus_than_there_are_is_told_unless_a_launcher_gives_each_process_o
         ("train.accumulate", 4),
         ("train.compile", True),
         ("channels_last", True),
+        ("cpu_kernels", True),
         ("val.amp", "bf16"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from esc_basicsr import kernels
 from esc_basicsr.models import esc_model
 from esc_basicsr.models.esc_model import ESCModel
 
@@ -88,6 +89,7 @@ def assert_same_training(model: ESCModel, expected: ESCModel, **tolerances: floa
         {"train": {"accumulate": BATCH}},
         {"channels_last": True},
         {"channels_last": True, "train": {"accumulate": 4}},
+        {"cpu_kernels": True},
     ],
     ids=str,
 )
@@ -100,6 +102,26 @@ def test_option_changes_nothing_but_the_order_of_sums(
     assert_same_training(model, plain, rtol=1e-5, atol=1e-6)
     end = plain.net_g.state_dict()
     assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-3
+
+
+def test_cpu_kernels_serve_training_and_validation_and_leave_no_trace(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+    attention, ffn = kernels.window_attention, kernels.conv_ffn
+    monkeypatch.setattr(kernels, "window_attention", lambda *args: (served.append("sa"), attention(*args))[1])
+    monkeypatch.setattr(kernels, "conv_ffn", lambda *args: (served.append("ffn"), ffn(*args))[1])
+    model = build(cpu_kernels=True)
+    step(model, steps=1)
+    assert set(served) == {"sa"}
+    model.test()
+    assert set(served) == {"sa", "ffn"}
+    served.clear()
+    plain = build()
+    step(plain, steps=1)
+    plain.test()
+    assert not served
+    torch.testing.assert_close(model.output, plain.output, rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_of_a_batch_that_cannot_be_divided_weigh_by_their_images(
