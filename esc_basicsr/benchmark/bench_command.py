@@ -1,180 +1,263 @@
 """Measure latency, peak memory, multiply-adds and parameters of networks, in turn, in one run.
 
-By the field's convention: one image, 1280×720 output, warm-up, median of several runs. A CPU's peak memory is
-read from the operating system, Linux or macOS.
+By the field's convention: one image, 1280×720 output, warm-up, median of several runs. CUDA is timed by
+events, in strict float32 (no TF32) unless a precision is asked for, and its memory is that of PyTorch's
+allocator; a CPU's is read from the operating system, Linux or macOS, in a fresh process.
 
-  python -m esc_basicsr bench                                     ESC against the release's form of it
-  python -m esc_basicsr bench --network ESC-light ESC-FP Bicubic  published variants and BasicSR's networks
-  python -m esc_basicsr bench --network ESC MSRResNet.yml -o DIR  network_g of an option file
+  python -m esc_basicsr bench                                          ESC against the release's form of it
+  python -m esc_basicsr bench --network ESC:release ESC ESC:kernels --scale 2 3 4 -o DIR
+  python -m esc_basicsr bench --network ESC MSRResNet spandrel.DAT weights.pth options.yml
 
 A network is a published variant (ESC, ESC-light, ESC-FP); the same with ':release' (naive attention, NCHW,
-direct convolutions, as the authors released it) or ':release-flex' (its attention by compiled Flex); or a
-YAML file with a network_g section. Forms of one variant share their weights, and their outputs are compared.
+direct convolutions, as the authors released it), ':release-flex' (its attention by compiled Flex) or
+':kernels' (ours by the C++ kernels, float32 on a CPU); a network of BasicSR's registry, with options where it
+needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's architectures (spandrel.DAT); a YAML file with
+a network_g section; or a checkpoint that spandrel reads. Forms of one variant share their weights, and their
+outputs and figures are compared with those of the first of them at that scale. A network with a scale of its
+own, as a checkpoint has, is measured at that scale, whatever --scale says.
+
+An option that stands for the scale (upscale, scale and the like) is filled in. Weights are random, except a
+checkpoint's. spandrel comes with the extra esc-basicsr[spandrel].
 """
 
 import argparse
 import functools
+import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import mmengine
 import torch
-import torch.nn as nn
+from tqdm import tqdm
 
-from esc_basicsr.archs.variants import SCALES, VARIANTS, build_variant
-from esc_basicsr.benchmark.measure import describe_machine, median_times, peak_memory_growth
-from esc_basicsr.benchmark.reference import ReferenceNetwork
+from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.benchmark.measure import (
+    add_measuring_arguments,
+    describe_machine,
+    device_to_measure_on,
+    largest_difference,
+    peak_memory_growth,
+    time_networks,
+)
+from esc_basicsr.benchmark.networks import FORMS, build, check_forms, network_of, scale_of
+from esc_basicsr.benchmark.report import (
+    make_folder,
+    markdown_table,
+    mebibytes,
+    milliseconds,
+    write_report,
+)
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, measure_complexity
-from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
 
-FORMS = {"": "ours", "release": "the release's form", "release-flex": "the release's form, compiled Flex"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Row(NamedTuple):
-    """One network's figures.
+    """One network's figures at one scale.
 
     Attributes:
         network: As it was named.
-        seconds: Median latency.
+        scale: Scale of its output.
+        input: Height and width of its input.
+        seconds: Each latency measured.
         memory: Bytes of peak memory growth.
-        flops: Multiply-adds; None for a form of a network that is counted already.
+        flops: Multiply-adds; None if they cannot be counted.
         params: Parameters.
-        difference: Largest absolute difference of the output from that of the first network with its weights.
+        difference: Largest absolute difference of the output from that of the first form of the network.
+        psnr: Of the output against the first form's in float32, dB for a range of 1; None in float32.
     """
 
     network: str
-    seconds: float
+    scale: int
+    input: tuple[int, int]
+    seconds: list[float]
     memory: int
     flops: int | None
     params: int
     difference: float | None
+    psnr: float | None
 
-
-def build(name: str, scale: int) -> nn.Module:
-    """Build a network by its name; a variant's weights are random, but the same for each of its forms.
-
-    Raises:
-        UserError: There is no such network.
-    """
-    variant, _, form = name.partition(":")
-    if variant in VARIANTS and form in FORMS:
-        torch.manual_seed(0)
-        net = build_variant(variant, scale)
-        # fresh predictors give kernels of zero, which a difference would not notice
-        for parameter in net.parameters():
-            if parameter.ndim == 4 and not parameter.any():
-                nn.init.normal_(parameter, std=0.02)
-        return net if not form else ReferenceNetwork(net, compile_flex=form == "release-flex")
-    if name.endswith((".yml", ".yaml")):
-        from basicsr.archs import build_network
-
-        options = load_options(name)
-        if "network_g" not in options:
-            raise UserError(f"{name}: there is no network_g section.")
-        torch.manual_seed(0)
-        return build_network(options["network_g"])
-    raise UserError(
-        f"{name!r} is no network: expected {', '.join(VARIANTS)}, with ':release' or ':release-flex' or "
-        "without, or a YAML file with a network_g section."
-    )
+    @property
+    def latency(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--network", nargs="+", default=["ESC:release", "ESC"], help="what to measure")
-    parser.add_argument("--scale", type=int, choices=SCALES, default=4, help="upscaling factor (default: 4)")
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        default=["ESC:release", "ESC"],
+        help="what to measure (default: ESC:release ESC)",
+    )
+    parser.add_argument(
+        "--scale", type=int, nargs="+", choices=SCALES, default=[4], help="upscaling factors (default: 4)"
+    )
     parser.add_argument(
         "--input-size", type=int, nargs=2, metavar=("H", "W"), help="default: for 1280×720 output"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: 5)")
-    parser.add_argument("--warmup", type=int, default=1, help="runs before them (default: 1)")
-    parser.add_argument("-o", "--output", type=Path, help="folder for bench.json, bench.md and bench.png")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="half precision is compared with float32 too (default: fp32)",
+    )
+    add_measuring_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a Markdown table, and write it down where asked."""
-    if args.repeats < 1 or args.warmup < 0:
-        raise UserError(f"--repeats must be at least 1 and --warmup 0, got {args.repeats} and {args.warmup}.")
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
-    dtype = PRECISIONS[args.precision]
-    height, width = args.input_size or (OUTPUT_HEIGHT // args.scale, OUTPUT_WIDTH // args.scale)
-    lq = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    rows = measure(args.network, args.scale, lq, args.repeats, args.warmup)
+    device, dtype = device_to_measure_on(args), PRECISIONS[args.precision]
+    if args.input_size is not None and min(args.input_size) < 1:
+        raise UserError(f"--input-size must be at least 1 1, got {' '.join(map(str, args.input_size))}.")
+    check_forms(args.network, device, dtype)
+    cases: dict[int, list[str]] = {}
+    for scale in args.scale:
+        for name in args.network:
+            names = cases.setdefault(scale_of(name, scale), [])
+            if name not in names:
+                names.append(name)
+    make_folder(args.output)
+    rows: list[Row] = []
+    for scale, names in cases.items():
+        height, width = args.input_size or (OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale)
+        lq = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        rows += measure(names, scale, lq, args.repeats, args.warmup)
     table = markdown(rows)
     print(table)
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        settings = {"scale": args.scale, "input": [height, width], "precision": args.precision}
-        settings |= {"repeats": args.repeats, "warmup": args.warmup, "machine": describe_machine(device)}
-        rows_json = [row._asdict() for row in rows]
-        mmengine.dump({"settings": settings, "rows": rows_json}, args.output / "bench.json", indent=1)
-        (args.output / "bench.md").write_text(table + "\n", encoding="utf-8")
-        draw(rows, args.output / "bench.png")
+        settings = {"precision": args.precision, "repeats": args.repeats, "warmup": args.warmup}
+        settings["machine"] = describe_machine(device)
+        results = {"settings": settings, "rows": [row._asdict() for row in rows]}
+        write_report(args.output, "bench", results, table, draw(rows))
     return 0
 
 
 def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
-    """Measure networks on one input, in turn."""
+    """Measure networks on one input, (1, 3, H, W) in [0, 1], in turn."""
     nets = {name: build(name, scale).to(lq.device, lq.dtype).eval() for name in names}
+    params = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    times, outputs = time_networks(nets, lq, repeats, warmup)
+    nets.clear()
     first: dict[str, torch.Tensor] = {}
-    differences: dict[str, float | None] = {}
-    with torch.inference_mode():
-        for name, net in nets.items():
-            sr, variant = net(lq).float(), name.partition(":")[0]
-            known = first.setdefault(variant, sr)
-            differences[name] = None if known is sr else float((sr - known).abs().max())
-        calls = {name: functools.partial(net, lq) for name, net in nets.items()}
-        seconds = median_times(calls, repeats, warmup, lq.device)
+    exact: dict[str, torch.Tensor] = {}
+    flops: dict[str, int | None] = {}
     rows = []
-    for name, net in nets.items():
-        is_form = isinstance(net, ReferenceNetwork)
-        flops = None if is_form else measure_complexity(net.float(), *lq.shape[-2:]).flops
+    for name in tqdm(names, desc=f"memory and multiply-adds, ×{scale}", unit="network", leave=False):
+        network = network_of(name)
+        difference = largest_difference(outputs[name], first.setdefault(network, outputs[name]))
+        psnr = None
+        if lq.dtype != torch.float32:
+            if network not in exact:
+                with torch.inference_mode():
+                    exact[network] = build(name, scale).to(lq.device).eval()(lq.float())
+            error = (outputs[name].float() - exact[network]).square().mean()
+            psnr = float(-10 * error.log10())
+        if network not in flops:
+            flops[network] = count_flops(network, scale, lq)
         memory = peak_memory_growth(functools.partial(build, name, scale), lq)
-        params = sum(p.numel() for p in net.parameters())
-        rows.append(Row(name, seconds[name], memory, flops, params, differences[name]))
+        size = (lq.shape[-2], lq.shape[-1])
+        rows.append(
+            Row(name, scale, size, times[name], memory, flops[network], params[name], difference, psnr)
+        )
     return rows
 
 
+def count_flops(network: str, scale: int, lq: torch.Tensor) -> int | None:
+    """Multiply-adds of a forward pass on ``lq``; None for a network that cannot be traced, with a warning."""
+    try:
+        return measure_complexity(build(network, scale).to(lq.device), *lq.shape[-2:]).flops
+    except Exception as error:  # whatever tracing makes of foreign code
+        logger.warning("%s: multiply-adds are not counted (%s: %s).", network, type(error).__name__, error)
+        return None
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first row."""
-    head = ["network", "latency", "times as fast", "peak memory growth", "ratio"]
+    """A table; ratios are to the first form of the same network at the same scale."""
+    head = ["network", "scale", "latency", "times as fast", "peak memory growth", "ratio"]
     head += ["multiply-adds", "parameters", "difference"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    is_half = any(row.psnr is not None for row in rows)
+    first: dict[tuple[str, int], Row] = {}
+    lines = []
     for row in rows:
-        cells: list[Any] = [
+        yardstick = first.setdefault((network_of(row.network), row.scale), row)
+        is_first = yardstick is row
+        cells = [
             row.network,
-            f"{row.seconds * 1e3:.1f} ms",
-            f"{rows[0].seconds / row.seconds:.2f}",
-            f"{row.memory / 2**20:.0f} MiB",
-            f"{row.memory / max(rows[0].memory, 1):.2f}",
+            f"×{row.scale}",
+            milliseconds(row.latency),
+            "" if is_first else f"{yardstick.latency / row.latency:.2f}",
+            mebibytes(row.memory),
+            "" if is_first else f"{row.memory / max(yardstick.memory, 1):.2f}",
             "" if row.flops is None else f"{row.flops / 1e9:.2f} G",
             f"{row.params:,}",
             "" if row.difference is None else f"{row.difference:.1e}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if is_half:
+            cells.append("" if row.psnr is None else f"{row.psnr:.1f} dB")
+        lines.append(cells)
+    return markdown_table(head + ["PSNR against float32"] * is_half, lines)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Parameters against latency, circles sized by memory."""
+def draw(rows: Sequence[Row]) -> "Figure":
+    """Parameters against latency, by scale: a colour a network, a marker a form, circles sized by memory."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(7, 4.5))
-    axis = figure.subplots()
+    scales = sorted({row.scale for row in rows})
+    networks = list(dict.fromkeys(network_of(row.network) for row in rows))
+    forms = [form for form in FORMS if any(_form_of(row.network) == form for row in rows)]
+    figure = Figure(figsize=(3 + 5 * len(scales), 5), layout="constrained")
     largest = max(row.memory for row in rows) or 1
-    for row in rows:
-        axis.scatter(row.seconds * 1e3, row.params / 1e3, s=100 + 1500 * row.memory / largest, alpha=0.5)
-        axis.annotate(f"{row.network}\n{row.memory / 2**20:.0f} MiB", (row.seconds * 1e3, row.params / 1e3))
-    axis.set_xlabel("latency (ms)")
-    axis.set_ylabel("parameters (K)")
-    axis.set_title("Circle: peak memory growth")
-    axis.margins(0.2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    for axis, scale in zip(figure.subplots(1, len(scales), squeeze=False)[0], scales, strict=True):
+        shown = sorted((row for row in rows if row.scale == scale), key=lambda row: row.latency)
+        drawn = dict.fromkeys(networks, 0)
+        for row in shown:
+            colour = f"C{networks.index(network_of(row.network)) % 10}"
+            marker = _MARKERS[_form_of(row.network)]
+            place = (row.latency * 1e3, row.params / 1e3)
+            area = 3000 * max(row.memory, 0) / largest
+            axis.scatter(*place, s=area, color=colour, alpha=0.25, linewidth=0)
+            axis.scatter(*place, s=30, color=colour, marker=marker, zorder=3)
+            # alternately above and below, as forms of one network stand in a row
+            above = drawn[network_of(row.network)] % 2 == 0
+            drawn[network_of(row.network)] += 1
+            axis.annotate(
+                f"{row.latency * 1e3:,.4g} ms\n{mebibytes(row.memory)}",
+                place,
+                xytext=(0, (1 if above else -1) * (6 + area**0.5 / 2)),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=8,
+            )
+        axis.set_xscale("log")
+        axis.set_title(f"×{scale}")
+        axis.set_xlabel("latency (ms)")
+        axis.set_ylabel("parameters (K)")
+        axis.margins(0.25, 0.45)
+        axis.grid(alpha=0.3, which="both")
+    handles = [
+        Line2D([], [], color=f"C{number % 10}", marker="o", linestyle="", label=network)
+        for number, network in enumerate(networks)
+    ]
+    handles += [
+        Line2D([], [], color="black", marker=_MARKERS[form], linestyle="", label=FORMS[form])
+        for form in forms
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=4, fontsize=8, title="circle: peak memory growth"
+    )
+    return figure
+
+
+_MARKERS = {"": "o", "release": "s", "release-flex": "^", "kernels": "*"}
+
+
+def _form_of(name: str) -> str:
+    return name.partition(":")[2] if network_of(name) in VARIANTS else ""

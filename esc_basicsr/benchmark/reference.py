@@ -21,6 +21,9 @@ class ReferenceNetwork(torch.nn.Module):
         net: An `ESC` or `ESCFP` without ablations; its parameters are shared, not copied.
         compile_flex: Compute attention by compiled Flex instead of naively.
 
+    Attributes:
+        smallest_input: Least height and width of an input, as reflection pads no more than there is.
+
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], H and W above half a window. Output: (B, 3, H·s, W·s).
     """
@@ -30,6 +33,7 @@ class ReferenceNetwork(torch.nn.Module):
         self.net = net
         self.flex = _compiled_flex() if compile_flex else None
         attention: Any = net.get_submodule("blocks.0.attn")
+        self.smallest_input: int = attention.window_size // 2 + 1
         self.index: Tensor
         self.register_buffer("index", _bias_index(attention.window_size), persistent=False)
 

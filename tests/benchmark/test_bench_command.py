@@ -1,6 +1,5 @@
 """The bench compares like with like, and writes what it measured."""
 
-import functools
 import json
 
 import cv2
@@ -8,72 +7,106 @@ import pytest
 import torch
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.benchmark.bench_command import build
-from esc_basicsr.benchmark.measure import median_times, peak_memory_growth
+from esc_basicsr.benchmark import bench_command
+from esc_basicsr.benchmark.bench_command import Row, draw, markdown
+
+QUICK = ["--repeats", "1", "--warmup", "0", "--device", "cpu"]
 
 
 def test_bench_measures_ours_against_the_release_and_writes_it_down(tmp_path, capsys):
-    arguments = ["--network", "ESC-FP:release", "ESC-FP", "--input-size", "33", "40", "--repeats", "1"]
+    arguments = ["--network", "ESC-FP:release", "ESC-FP", "--input-size", "33", "40", "--repeats", "2"]
     assert main(["bench", *arguments, "--warmup", "0", "--device", "cpu", "-o", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "bench.json").read_text())
     reference, ours = result["rows"]
-    assert result["settings"]["input"] == [33, 40]
+    assert result["settings"]["machine"]["torch"] == torch.__version__
     assert ours["params"] == reference["params"] == 539_263
+    assert ours["flops"] == reference["flops"] > 1e9
+    assert ours["input"] == [33, 40] and ours["scale"] == 4
     assert 0 < ours["difference"] < 2e-5 and reference["difference"] is None
-    assert ours["seconds"] > 0 and reference["seconds"] > 0
-    assert ours["flops"] > 1e9
+    assert ours["psnr"] is None
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     table = (tmp_path / "bench.md").read_text()
     assert table in capsys.readouterr().out
-    assert "| ESC-FP:release |" in table
+    assert "| ESC-FP:release | ×4 |" in table
     assert cv2.imread(str(tmp_path / "bench.png")) is not None
 
 
-def test_networks_of_an_option_file_are_measured(tmp_path, capsys):
+def test_a_network_with_a_scale_of_its_own_is_measured_once_at_that_scale(tmp_path, monkeypatch):
     file = tmp_path / "srresnet.yml"
-    file.write_text("network_g: {type: MSRResNet, num_feat: 4, num_block: 1, upscale: 4}")
-    assert (
-        main(["bench", "--network", str(file), "--input-size", "8", "8", "--repeats", "1", "--device=cpu"])
-        == 0
-    )
-    assert f"| {file} |" in capsys.readouterr().out
+    file.write_text("network_g: {type: MSRResNet, num_feat: 4, num_block: 1, upscale: 3}")
+    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    networks = [str(file), "MSRResNet,num_feat=4,num_block=1"]
+    arguments = ["--network", *networks, "--scale", "2", "4", "--input-size", "8", "8", "-o", str(tmp_path)]
+    assert main(["bench", *arguments, *QUICK]) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert {(row["network"], row["scale"]) for row in rows} == {
+        (str(file), 3),
+        (networks[1], 2),
+        (networks[1], 4),
+    }
 
 
-def test_calls_are_timed_in_turn():
-    order = []
-    calls = {name: functools.partial(order.append, name) for name in "ab"}
-    times = median_times(calls, repeats=2, warmup=1, device=torch.device("cpu"))
-    assert order == ["a", "b"] * 3
-    assert set(times) == {"a", "b"}
+def test_half_precision_is_compared_with_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    arguments = ["--network", "ESC-FP", "--scale", "2", "--input-size", "20", "20", "--precision", "bf16"]
+    assert main(["bench", *arguments, *QUICK, "-o", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert 20 < row["psnr"] < 100
+    assert f"| {row['psnr']:.1f} dB |" in (tmp_path / "bench.md").read_text()
 
 
-class Hungry(torch.nn.Module):
-    """Touches 200 MB for a large image."""
+def test_a_network_that_cannot_be_traced_has_no_multiply_adds(esc_log, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no graph")
 
-    def forward(self, x):
-        if x.shape[-1] > 64:
-            torch.ones(50_000_000).sum()
-        return x
-
-
-def test_memory_growth_is_what_a_pass_touches():
-    growth = peak_memory_growth(Hungry, torch.rand(1, 3, 8, 100))
-    assert growth == pytest.approx(200e6, rel=0.1)
+    monkeypatch.setattr(bench_command, "measure_complexity", fail)
+    assert bench_command.count_flops("ESC", 2, torch.rand(1, 3, 8, 8)) is None
+    assert esc_log == ["ESC: multiply-adds are not counted (RuntimeError: no graph)."]
 
 
-def test_forms_of_a_variant_share_weights_that_matter():
-    ours, release = build("ESC", 2), build("ESC:release", 2)
-    for a, b in zip(ours.parameters(), release.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert all(p.any() for p in ours.parameters() if p.ndim == 4)
+def row(network: str, scale: int, seconds: float, memory: int) -> Row:
+    return Row(network, scale, (8, 8), [9.0, seconds, 0.0], memory, 10**9, 1000, None, None)
+
+
+ROWS = [
+    row("ESC:release", 2, 4.0, 8 << 20),
+    row("ESC", 2, 1.0, 2 << 20),
+    row("ESC:release", 4, 3.0, 6 << 20),
+    row("ESC", 4, 1.0, 3 << 20),
+    row("MSRResNet", 4, 1.0, 1 << 20),
+]
+
+
+def test_table_relates_each_form_to_the_first_of_its_network_and_scale():
+    cells = [line.split("|")[3:7] for line in markdown(ROWS).splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in cells] == [
+        ["4,000.0 ms", "", "8 MiB", ""],
+        ["1,000.0 ms", "4.00", "2 MiB", "0.25"],
+        ["3,000.0 ms", "", "6 MiB", ""],
+        ["1,000.0 ms", "3.00", "3 MiB", "0.50"],
+        ["1,000.0 ms", "", "1 MiB", ""],
+    ]
+
+
+def test_picture_has_a_panel_for_each_scale_and_names_networks_and_forms():
+    figure = draw(ROWS)
+    assert [axis.get_title() for axis in figure.axes] == ["×2", "×4"]
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["ESC", "MSRResNet", "ours", "the release's form"]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--network", "EDSR"], "'EDSR' is no network: expected ESC, ESC-light, ESC-FP"),
+        (["--network", "Nothing"], "'Nothing' is no network: expected ESC, ESC-light, ESC-FP"),
         (["--network", "ESC:fast"], "'ESC:fast' is no network"),
+        (["--network", "ESC:kernels", "--precision", "bf16"], "ESC:kernels: the C++ kernels are for float32"),
         (["--network", "absent.yml"], "absent.yml"),
         (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--input-size", "0", "8"], "--input-size must be at least 1"),
+        (["--device", "abacus"], "--device abacus: expected cpu"),
+        (["--output", __file__], "cannot make this folder"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys):

@@ -1,0 +1,270 @@
+"""Networks to measure, by name: `build` takes what ``python -m esc_basicsr bench --help`` lists."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import yaml
+from torch import Tensor
+
+from esc_basicsr.archs.variants import VARIANTS, build_variant
+from esc_basicsr.benchmark.reference import ReferenceNetwork
+from esc_basicsr.config.loader import load_options
+from esc_basicsr.config.suggestion import hint
+from esc_basicsr.errors import UserError
+
+__all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of"]
+
+# what follows a variant's name -> what it is
+FORMS = {
+    "": "ours",
+    "release": "the release's form",
+    "release-flex": "the release's form, compiled Flex",
+    "kernels": "ours, C++ kernels",
+}
+
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+_SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_factor")
+_PROBE = 64  # side of an image that any network should take
+
+
+class KernelsNetwork(nn.Module):
+    """A network that runs by the C++ kernels.
+
+    Args:
+        net: A network of `esc_basicsr.archs`.
+
+    Raises:
+        UserError: The kernels cannot be compiled.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        from esc_basicsr import kernels
+
+        kernels.load()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images."""
+        from esc_basicsr import kernels
+
+        with kernels.in_use():
+            return self.net(x)
+
+
+class SpandrelNetwork(nn.Module):
+    """A network as spandrel runs it: padded to the size that it requires, and cropped.
+
+    Args:
+        descriptor: spandrel's ImageModelDescriptor.
+    """
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale an image."""
+        return self.descriptor(x)
+
+
+def network_of(name: str) -> str:
+    """What forms of one network have in common: the name without its form."""
+    variant, _, form = name.partition(":")
+    return variant if variant in VARIANTS and form in FORMS else name
+
+
+def check_forms(names: list[str], device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse forms that would run as another one.
+
+    Raises:
+        UserError: ':kernels' anywhere but on a CPU, in float32.
+    """
+    for name in names:
+        if name.endswith(":kernels") and (device.type != "cpu" or dtype != torch.float32):
+            raise UserError(f"{name}: the C++ kernels are for float32 on a CPU; leave this form out here.")
+
+
+def scale_of(name: str, scale: int) -> int:
+    """The scale of a network if ``scale`` is asked for: its own, if it has one, as a checkpoint does.
+
+    Raises:
+        UserError: There is no such network, or it does not upscale an image.
+    """
+    if network_of(name) in VARIANTS:
+        return scale
+    net = build(name, scale).eval()
+    size = (1, 3, _PROBE, _PROBE)
+    try:
+        with torch.inference_mode():
+            sr = net(torch.rand(size))
+    except Exception as error:  # whatever a network raises that is made for something else
+        raise UserError(
+            f"{name}: cannot be measured: given an image of {size}, it fails ({_described(error)})."
+        ) from error
+    if isinstance(sr, Tensor):
+        found = sr.shape[-1] // _PROBE
+        if found > 1 and sr.shape == (1, 3, _PROBE * found, _PROBE * found):
+            return found
+    shape = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+    raise UserError(f"{name}: does not upscale an image: given one of {size}, it returns {shape}.")
+
+
+def build(name: str, scale: int) -> nn.Module:
+    """Build a network by its name.
+
+    Weights are random but for a checkpoint's, and the same for each form of a variant.
+
+    Raises:
+        UserError: There is no such network, or it cannot be built.
+    """
+    variant = network_of(name)
+    if variant in VARIANTS:
+        return _build_form(variant, name.partition(":")[2], scale)
+    suffix = Path(name).suffix.lower()
+    if suffix in _CHECKPOINTS:
+        return _read_checkpoint(Path(name))
+    if suffix in (".yml", ".yaml"):
+        options = load_options(name)
+        if "network_g" not in options:
+            raise UserError(f"{name}: there is no network_g section.")
+        kind, network = str(options["network_g"].get("type")), dict(options["network_g"])
+        network.pop("type", None)
+        return _construct(name, _registered(name, kind), network)
+    kind, given = _parse(name)
+    if kind.startswith("spandrel."):
+        constructor = _spandrel_architecture(name, kind.removeprefix("spandrel."))
+        net = _construct(name, constructor, _scale_option(constructor, scale) | given)
+        return _described_by_spandrel(name, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
+    constructor = _registered(name, kind)
+    return _construct(name, constructor, _scale_option(constructor, scale) | given)
+
+
+def _build_form(variant: str, form: str, scale: int) -> nn.Module:
+    torch.manual_seed(0)
+    net = build_variant(variant, scale)
+    # fresh predictors give kernels of zero, which a difference would not notice
+    for parameter in net.parameters():
+        if parameter.ndim == 4 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    if form == "kernels":
+        return KernelsNetwork(net)
+    return ReferenceNetwork(net, compile_flex=form == "release-flex") if form else net
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Split 'KIND,key=value,key=value'; values are YAML."""
+    kind, *pairs = re.split(r",(?=\w+=)", name)
+    options = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: {value!r} is no value for {key}.") from error
+    return kind, options
+
+
+def _registered(name: str, kind: str) -> Callable[..., nn.Module]:
+    """A class of BasicSR's registry."""
+    import basicsr.archs  # noqa: F401 - fills the registry
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    known = dict(iter(ARCH_REGISTRY))  # else dict() takes it for a mapping
+    for key in (kind, f"{kind}_basicsr"):  # as BasicSR itself looks them up
+        if key in known:
+            return known[key]
+    forms = ", ".join(f"':{form}'" for form in FORMS if form)
+    raise UserError(
+        f"{name!r} is no network: expected {', '.join(VARIANTS)}, with {forms} or without; a network of "
+        "BasicSR's registry, or of spandrel as spandrel.NAME, with ',option=value' where it needs options; a "
+        "YAML file with a network_g section; or a checkpoint that spandrel reads. "
+        f"{hint(kind, [*VARIANTS, *known])}".rstrip()
+    )
+
+
+def _scale_option(constructor: Callable[..., nn.Module], scale: int) -> dict[str, Any]:
+    return {key: scale for key in _SCALE_OPTIONS if key in inspect.signature(constructor).parameters}
+
+
+def _construct(name: str, constructor: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
+    """Build by options, after checking that they are there and no others.
+
+    Raises:
+        UserError: They are not, or the constructor does not take their values.
+    """
+    parameters = inspect.signature(constructor).parameters.values()
+    takes = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        for key in options:
+            if key not in takes:
+                raise UserError(f"{name}: there is no option {key!r}. {hint(key, takes)}".rstrip())
+    missing = [
+        p.name for p in parameters if p.name in takes and p.default is p.empty and p.name not in options
+    ]
+    if missing:
+        ways = "".join(f",{key}=..." for key in missing)
+        raise UserError(f"{name}: this network needs {', '.join(missing)} as well: write '{name}{ways}'.")
+    torch.manual_seed(0)
+    try:
+        return constructor(**options)
+    except Exception as error:  # whatever a foreign constructor makes of values that do not fit
+        raise UserError(f"{name}: cannot be built with these options ({_described(error)}).") from error
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _import_spandrel() -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "this network needs spandrel, which is not installed: pip install 'esc-basicsr[spandrel]', or "
+            "pip install spandrel."
+        ) from error
+
+
+def _spandrel_architecture(name: str, kind: str) -> Callable[..., nn.Module]:
+    """A class that one of spandrel's modules of architectures offers."""
+    _import_spandrel()
+    architectures = importlib.import_module("spandrel.architectures")
+    known: dict[str, Any] = {}
+    for found in pkgutil.iter_modules(architectures.__path__, "spandrel.architectures."):
+        module = importlib.import_module(found.name)
+        offered = {key: getattr(module, key) for key in getattr(module, "__all__", ())}
+        known |= {key: value for key, value in offered.items() if _is_network(value)}
+    if kind not in known:
+        raise UserError(f"{name}: spandrel has no network {kind!r}. {hint(kind, known)}".rstrip())
+    return known[kind]
+
+
+def _is_network(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def _read_checkpoint(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    return _described_by_spandrel(str(path), lambda spandrel: spandrel.ModelLoader().load_from_file(path))
+
+
+def _described_by_spandrel(name: str, load: Callable[[Any], Any]) -> nn.Module:
+    """The network that spandrel finds in weights: with it come the scale, and the sizes that it takes."""
+    spandrel = _import_spandrel()
+    try:
+        descriptor = load(spandrel)
+    except Exception as error:  # what spandrel raises depends on the bytes
+        raise UserError(f"{name}: spandrel does not know these weights ({_described(error)}).") from error
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise UserError(f"{name}: this network takes more than an image.")
+    return SpandrelNetwork(descriptor)

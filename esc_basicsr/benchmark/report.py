@@ -1,0 +1,51 @@
+"""What a measurement leaves behind: a Markdown table, JSON with every figure, a picture."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mmengine
+
+from esc_basicsr.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["make_folder", "markdown_table", "mebibytes", "milliseconds", "write_report"]
+
+
+def make_folder(folder: Path | None) -> None:
+    """Make the folder for the results, if one was asked for, before hours go into them.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot make this folder ({error.strerror}).") from error
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as a table has them."""
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def mebibytes(size: float) -> str:
+    """Bytes as a table has them."""
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def write_report(folder: Path, stem: str, results: Mapping[str, Any], text: str, figure: "Figure") -> None:
+    """Write ``stem``.json, ``stem``.md and ``stem``.png into a folder that exists."""
+    mmengine.dump(dict(results), folder / f"{stem}.json", indent=1)
+    (folder / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
+    figure.savefig(folder / f"{stem}.png", dpi=110)
