@@ -215,18 +215,16 @@ def draw(rows: Sequence[Row]) -> "Figure":
     figure = Figure(figsize=(3 + 5 * len(scales), 5), layout="constrained")
     largest = max(row.memory for row in rows) or 1
     for axis, scale in zip(figure.subplots(1, len(scales), squeeze=False)[0], scales, strict=True):
-        shown = sorted((row for row in rows if row.scale == scale), key=lambda row: row.latency)
-        drawn = dict.fromkeys(networks, 0)
+        shown = [row for row in rows if row.scale == scale]
+        fewest = min(row.params for row in shown)
         for row in shown:
             colour = f"C{networks.index(network_of(row.network)) % 10}"
             marker = _MARKERS[_form_of(row.network)]
             place = (row.latency * 1e3, row.params / 1e3)
-            area = 3000 * max(row.memory, 0) / largest
+            area = 1500 * max(row.memory, 0) / largest
             axis.scatter(*place, s=area, color=colour, alpha=0.25, linewidth=0)
             axis.scatter(*place, s=30, color=colour, marker=marker, zorder=3)
-            # alternately above and below, as forms of one network stand in a row
-            above = drawn[network_of(row.network)] % 2 == 0
-            drawn[network_of(row.network)] += 1
+            above = row.params > fewest  # the lowest row's labels keep clear of the next row's
             axis.annotate(
                 f"{row.latency * 1e3:,.4g} ms\n{mebibytes(row.memory)}",
                 place,
@@ -238,6 +236,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
             )
         axis.set_xscale("log")
         axis.set_title(f"×{scale}")
+        axis.tick_params(axis="x", which="minor", labelsize=6)
         axis.set_xlabel("latency (ms)")
         axis.set_ylabel("parameters (K)")
         axis.margins(0.25, 0.45)
