@@ -142,14 +142,14 @@ def conv_ffn(
         dwc: Weight and bias of the depthwise 3×3 convolution.
         last: Weight (split + dim, hidden) and bias of the last 1×1 convolution.
         split: How many of the last one's channels are for the first result.
-        add: Whether ``x`` is added to the second result.
+        add: Whether the second result is added to ``x``, in its place.
 
     Shape:
         x: (B, dim, H, W). Output: (B, split, H, W) and (B, dim, H, W), laid out channels last.
     """
     B, dim, H, W = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()
-    first, out = x.new_empty(B, H, W, split), torch.empty_like(x)
+    first, out = x.new_empty(B, H, W, split), x if add else torch.empty_like(x)
     weights = [tensor.contiguous() for pair in (proj, dwc, last) for tensor in pair]
     norms = (None, None) if norm is None else norm
     tensors = (x, *norms, *weights, first, out)

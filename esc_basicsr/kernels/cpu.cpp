@@ -538,7 +538,7 @@ void normalise_line(const float* weight, const float* bias, int64_t channels, in
 
 // A ConvFFN and what follows it without a nonlinearity between: hidden = GELU(proj x), + GELU(dwc hidden); then a 1×1
 // convolution to split + channels channels, of which the first go to `first`, the others to `out`.
-// x, out: (batch, height, width, channels), first: (batch, height, width, split); out must not be x.
+// x, out: (batch, height, width, channels), first: (batch, height, width, split); out may be x.
 // norm_weight, norm_bias: a LayerNorm before proj, eps 1e-6, or null. add: whether x is added to out.
 // proj: (hidden, channels), dwc: (hidden, 9), last: (split + channels, hidden), each with its bias.
 extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
@@ -552,6 +552,15 @@ extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const flo
   const int64_t band = std::max<int64_t>(16, (height * batch + 4 * threads - 1) / (4 * threads));
   const int64_t bands = (height + band - 1) / band;
   const int64_t line_size = (width + 2) * proj.padded;
+  // What lies above and below each band, as it is before any band is written: out may be x.
+  const int64_t x_line = width * channels;
+  const std::unique_ptr<float[]> borders(new float[batch * bands * 2 * x_line]);
+  for (int64_t index = 0; index < batch * bands; ++index) {
+    const int64_t image = index / bands, top = index % bands * band, bottom = std::min(top + band, height);
+    const float* from = x + image * height * x_line;
+    if (top > 0) std::copy_n(from + (top - 1) * x_line, x_line, borders.get() + 2 * index * x_line);
+    if (bottom < height) std::copy_n(from + bottom * x_line, x_line, borders.get() + (2 * index + 1) * x_line);
+  }
 #pragma omp parallel num_threads(threads)
   {
     Scratch scratch(5 * line_size + width * (channels + last.padded) + 8 * kLanes);
@@ -561,8 +570,7 @@ extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const flo
     float* normalised = scratch.take(width * channels);
     float* results = scratch.take(width * last.padded);
     for (float* line : {ring[0], ring[1], ring[2], none}) std::fill(line, line + line_size, 0.0f);
-    const auto expand = [&](int64_t image, int64_t y) {
-      const float* line = x + (image * height + y) * width * channels;
+    const auto expand = [&](const float* line, int64_t y) {
       if (norm_weight != nullptr) {
         normalise_line(norm_weight, norm_bias, channels, width, line, normalised);
         line = normalised;
@@ -572,10 +580,13 @@ extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const flo
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < batch * bands; ++index) {
       const int64_t image = index / bands, top = index % bands * band, bottom = std::min(top + band, height);
-      if (top > 0) expand(image, top - 1);
-      expand(image, top);
+      const float* lines_of_image = x + image * height * x_line;
+      const float* above = borders.get() + 2 * index * x_line;
+      if (top > 0) expand(above, top - 1);
+      expand(lines_of_image + top * x_line, top);
       for (int64_t y = top; y < bottom; ++y) {
-        if (y + 1 < height) expand(image, y + 1);
+        if (y + 1 < bottom) expand(lines_of_image + (y + 1) * x_line, y + 1);
+        if (y + 1 == bottom && bottom < height) expand(above + x_line, bottom);
         const float* const lines[3] = {y > 0 ? ring[(y - 1) % 3] : none, ring[y % 3], y + 1 < height ? ring[(y + 1) % 3] : none};
         depthwise_line(dwc, lines, width, mixed);
         multiply<false>(last, mixed, width, proj.padded, results);
