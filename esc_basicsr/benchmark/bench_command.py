@@ -9,12 +9,13 @@ allocator; a CPU's is read from the operating system, Linux or macOS, in a fresh
   python -m esc_basicsr bench --network ESC MSRResNet spandrel.DAT weights.pth options.yml
 
 A network is a published variant (ESC, ESC-light, ESC-FP); the same with ':release' (naive attention, NCHW,
-direct convolutions, as the authors released it), ':release-flex' (its attention by compiled Flex) or
-':kernels' (ours by the C++ kernels, float32 on a CPU); a network of BasicSR's registry, with options where it
-needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's architectures (spandrel.DAT); a YAML file with
-a network_g section; or a checkpoint that spandrel reads. Forms of one variant share their weights, and their
-outputs and figures are compared with those of the first of them at that scale. A network with a scale of its
-own, as a checkpoint has, is measured at that scale, whatever --scale says.
+direct convolutions, as the authors released it), ':release-flex' (its attention by compiled Flex), ':kernels'
+(ours by the C++ kernels, float32 on a CPU) or ':compiled' (ours by torch.compile); a network of BasicSR's
+registry, with options where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's architectures
+(spandrel.DAT); a YAML file with a network_g section; or a checkpoint that spandrel reads. Forms of one
+variant share their weights, and their outputs and figures are compared with those of the first of them at
+that scale. A network with a scale of its own, as a checkpoint has, is measured at that scale, whatever
+--scale says.
 
 An option that stands for the scale (upscale, scale and the like) is filled in. Weights are random, except a
 checkpoint's. spandrel comes with the extra esc-basicsr[spandrel].
@@ -255,7 +256,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-_MARKERS = {"": "o", "release": "s", "release-flex": "^", "kernels": "*"}
+_MARKERS = {"": "o", "release": "s", "release-flex": "^", "kernels": "*", "compiled": "D"}
 
 
 def _form_of(name: str) -> str:

@@ -13,6 +13,7 @@ import torch.nn as nn
 import yaml
 from torch import Tensor
 
+from esc_basicsr import kernels
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.benchmark.reference import ReferenceNetwork
 from esc_basicsr.config.loader import load_options
@@ -27,6 +28,7 @@ FORMS = {
     "release": "the release's form",
     "release-flex": "the release's form, compiled Flex",
     "kernels": "ours, C++ kernels",
+    "compiled": "ours, torch.compile",
 }
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -46,17 +48,36 @@ class KernelsNetwork(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        from esc_basicsr import kernels
-
         kernels.load()
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
-        from esc_basicsr import kernels
-
         with kernels.in_use():
             return self.net(x)
+
+
+class CompiledNetwork(nn.Module):
+    """A network that runs by torch.compile, whole; sizes that vary are compiled for once.
+
+    Args:
+        net: The network.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.compiled = torch.compile(net.forward)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images."""
+        try:
+            sr: Tensor = self.compiled(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no compiler, no Triton, an operation that it does not take
+            raise UserError(f"torch.compile failed: {_described(error)}") from error
+        return sr
 
 
 class SpandrelNetwork(nn.Module):
@@ -157,6 +178,8 @@ def _build_form(variant: str, form: str, scale: int) -> nn.Module:
             nn.init.normal_(parameter, std=0.02)
     if form == "kernels":
         return KernelsNetwork(net)
+    if form == "compiled":
+        return CompiledNetwork(net)
     return ReferenceNetwork(net, compile_flex=form == "release-flex") if form else net
 
 

@@ -23,6 +23,7 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
+from esc_basicsr import kernels
 from esc_basicsr.__main__ import run_command
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.benchmark.measure import (
@@ -96,8 +97,6 @@ class Layer(nn.Module):
         self.attn = WindowAttention(DIM, window, HEADS, "Naive" if form == NAIVE else "SDPA")
         nn.init.normal_(self.attn.relative_position_bias)  # so that a difference would notice it
         if form == KERNELS:
-            from esc_basicsr import kernels
-
             kernels.load()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,8 +105,6 @@ class Layer(nn.Module):
             return self.attn(x)
         context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.form == KERNELS:
-            from esc_basicsr import kernels
-
             context = kernels.in_use()
         with context:
             return self.attn.add_to(torch.zeros_like(x), nn.Identity(), x)

@@ -1,21 +1,11 @@
 """Names give the networks that they say, and a name that gives none says why."""
 
-import importlib.util
-import shutil
-
 import pytest
 import torch
 
 from esc_basicsr.benchmark import networks
 from esc_basicsr.benchmark.networks import build, check_forms, network_of, scale_of
 from esc_basicsr.errors import UserError
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="the C++ kernels need a compiler"
-)
-needs_spandrel = pytest.mark.skipif(
-    importlib.util.find_spec("spandrel") is None, reason="spandrel is not installed"
-)
 
 
 def test_forms_of_a_variant_share_weights_that_matter():
@@ -25,7 +15,6 @@ def test_forms_of_a_variant_share_weights_that_matter():
     assert all(p.any() for p in ours.parameters() if p.ndim == 4)
 
 
-@needs_compiler
 def test_kernels_give_what_the_network_gives():
     lq = torch.rand(1, 3, 33, 40)
     with torch.inference_mode():
@@ -96,7 +85,6 @@ def test_a_checkpoint_that_is_not_there_is_told():
         build("absent.pth", 4)
 
 
-@needs_spandrel
 def test_spandrel_gives_architectures_and_reads_checkpoints(tmp_path):
     name = "spandrel.Compact,num_feat=8,num_conv=1"
     assert scale_of(name, 3) == 3
@@ -107,7 +95,6 @@ def test_spandrel_gives_architectures_and_reads_checkpoints(tmp_path):
     assert torch.equal(build(str(file), 4)(lq), build(name, 3)(lq))
 
 
-@needs_spandrel
 def test_what_spandrel_does_not_know_is_told(tmp_path):
     file = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(1)}, file)
