@@ -7,8 +7,8 @@ from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernel
-from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
-from esc_basicsr.archs.strips import add_by_strips
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, add
+from esc_basicsr.archs.strips import map_by_strips
 
 __all__ = ["ESCBlock"]
 
@@ -51,13 +51,10 @@ class ESCBlock(nn.Module):
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Run the block with the network's large kernel, None where there is no shared one.
-
-        Where there are strips, ``x`` is overwritten.
-        """
+        """Run the block with the network's large kernel, None where there is no shared one."""
         y = self.proj.after(self.ln_proj, x)
         if self.attn is not None and self.ln_attn is not None:
             y = self.attn.add_to(y, self.ln_attn, y)
         for norm, convffn, mixer in zip(self.lns, self.convffns, self.pconvs, strict=True):
             y = mixer(y, norm, convffn, large_kernel)
-        return add_by_strips(x, lambda strip: self.conv_out(self.ln_out(strip)), y)
+        return add(map_by_strips(lambda strip: self.conv_out(self.ln_out(strip)), y), x)

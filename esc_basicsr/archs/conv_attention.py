@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.layers import Conv1x1, ConvFFN, LayerNorm2d, add
+from esc_basicsr.archs.layers import Conv1x1, ConvFFN, LayerNorm2d, add, without_autocast
 from esc_basicsr.archs.strips import (
     add_by_strips,
-    works_by_strips,
+    is_plain_inference,
 )
 from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 
@@ -110,6 +110,9 @@ class SeparableLargeKernelConv(nn.Module):
 class ConvAttention(nn.Module):
     """ConvAttn: ``core`` convolves the first ``pdim`` channels; a 1×1 convolution joins them with the rest.
 
+    Called with the ConvFFN before it, it takes in that one's last 1×1 convolution where gradients allow, and
+    the residual around both.
+
     Args:
         dim: Feature channels.
         pdim: Channels that are convolved, at most ``dim``.
@@ -126,7 +129,7 @@ class ConvAttention(nn.Module):
         self.aggr = Conv1x1(dim, dim)
 
     def forward(self, x: Tensor, norm: nn.Module, convffn: ConvFFN, large_kernel: LargeKernel) -> Tensor:
-        """Add to ``x`` what ConvAttn makes of ``convffn(norm(x))``, in ``x``'s place where there are strips.
+        """Add to ``x`` what ConvAttn makes of ``convffn(norm(x))``, without gradients in ``x``'s place.
 
         Args:
             x: Features.
@@ -135,13 +138,13 @@ class ConvAttention(nn.Module):
             large_kernel: The network's large kernel in the form that the core takes.
         """
         pdim = self.pdim
-        if not works_by_strips():
+        if not is_plain_inference():
             y = convffn(norm(x))
             return x + self.aggr(torch.cat((self.plk(y[:, :pdim], large_kernel), y[:, pdim:]), dim=1))
         # Between the ConvFFN's last convolution and this one's nothing lies on the channels that are not
         # convolved: on these the two are one.
         last = convffn.aggr
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             rest = self.aggr.matrix[:, pdim:]
             weight = rest @ last.matrix[pdim:]
             bias = torch.addmv(self.aggr.bias, rest, last.bias[pdim:])

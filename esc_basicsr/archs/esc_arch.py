@@ -14,7 +14,7 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
 )
 from esc_basicsr.archs.layers import add
-from esc_basicsr.archs.strips import add_by_strips, map_by_strips, works_by_strips
+from esc_basicsr.archs.strips import map_by_strips
 from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 from esc_basicsr.archs.validation import check_flags, check_network_options, require
 
@@ -46,6 +46,9 @@ class ESC(nn.Module):
             its own (ablation).
         dynamic_kernel: Whether ConvAttn predicts a 3×3 kernel from the image; if not, it is the large
             kernel alone (ablation).
+
+    Without gradients the inside of a block works strip by strip, and in place: forward hooks on what is
+    inside see strips, or nothing. To record features there, run with gradients enabled.
 
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -132,12 +135,12 @@ class ESC(nn.Module):
         """Upscale a batch of images."""
         feat = self.proj(x.contiguous(memory_format=torch.channels_last))
         large_kernel = None if self.plk_filter is None else SymmetricKernel(self.plk_filter)
-        out = feat.clone() if works_by_strips() else feat
+        out = feat
         for block in self.blocks:
             out = block(out, large_kernel)
-        out = add_by_strips(feat, self.last, out)
+        out = add(map_by_strips(self.last, out), feat)
         nearest = F.interpolate(x, scale_factor=self.upscaling_factor, mode="nearest")
         return add(map_by_strips(self._enlarge, out), nearest)
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor)
+        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor).contiguous()

@@ -9,7 +9,7 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.block import ESCBlock
 from esc_basicsr.archs.conv_attention import ConvAttention, SeparableLargeKernelConv
 from esc_basicsr.archs.layers import LayerNorm2d, add
-from esc_basicsr.archs.strips import add_by_strips, map_by_strips, works_by_strips
+from esc_basicsr.archs.strips import map_by_strips
 from esc_basicsr.archs.validation import check_network_options, require
 
 __all__ = ["ESCFP"]
@@ -31,6 +31,9 @@ class ESCFP(nn.Module):
         num_heads: Attention heads.
         exp_ratio: Expansion of the ConvFFNs before ConvAttn.
         attn_type: Attention backend, see `WindowAttention`; changes speed and memory, not results.
+
+    Without gradients the inside of a block works strip by strip, and in place: forward hooks on what is
+    inside see strips, or nothing. To record features there, run with gradients enabled.
 
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -90,12 +93,12 @@ class ESCFP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
         feat = self.proj(x.contiguous(memory_format=torch.channels_last))
-        out = feat.clone() if works_by_strips() else feat
+        out = feat
         for block in self.blocks:
             out = block(out, (self.lk_channel, self.lk_spatial))
-        out = add_by_strips(feat, lambda strip: self.last(self.ln_last(strip)), out)
+        out = add(map_by_strips(lambda strip: self.last(self.ln_last(strip)), out), feat)
         bicubic = F.interpolate(x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False)
         return add(map_by_strips(self._enlarge, out), bicubic)
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor)
+        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor).contiguous()

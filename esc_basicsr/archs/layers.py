@@ -1,28 +1,38 @@
 """Layers that every ESC network is made of. Source: ESC, arXiv:2503.06671, and the authors' release."""
 
+import contextlib
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr import kernels
-from esc_basicsr.archs.strips import empty_map, map_by_strips, overlapping_strips, works_by_strips
+from esc_basicsr.archs.strips import empty_map, is_plain_inference, map_by_strips, overlapping_strips
 
-__all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple"]
+__all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple", "without_autocast"]
 
 
-# Where works_by_strips() the two functions below overwrite their first operand, which must be the caller's
+# Where is_plain_inference() the two functions below overwrite their first operand, which must be the caller's
 # own: fresh memory for each result costs a CPU more than the operation.
 
 
 def add(own: Tensor, other: Tensor) -> Tensor:
-    """``own + other``, where no gradients are recorded in ``own``'s place."""
-    return own.add_(other) if works_by_strips() else own + other
+    """``own + other``, where no gradients are recorded in ``own``'s place, if it can hold the sum."""
+    fits = own.dtype == torch.result_type(own, other)
+    return own.add_(other) if fits and is_plain_inference() else own + other
 
 
 def _gelu(own: Tensor) -> Tensor:
     """Exact GELU, where no gradients are recorded in ``own``'s place."""
-    return torch.ops.aten.gelu_(own) if works_by_strips() else F.gelu(own)
+    return torch.ops.aten.gelu_(own) if is_plain_inference() else F.gelu(own)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which operations keep their operands' precision."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -101,15 +111,15 @@ class ConvFFN(nn.Module):
         return self.aggr(self._hidden(x))
 
     def after(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """``self(norm(x))``, by strips where there are strips."""
-        if works_by_strips() and kernels.serves(x):
+        """``self(norm(x))``; by strips or by the kernel without gradients."""
+        if is_plain_inference() and self._is_served(norm, x):
             return self._by_kernel(norm, x, (self.aggr.matrix, self.aggr.bias))[1]
         return map_by_strips(lambda strip: self(norm(strip)), x)
 
     def split_after(
         self, norm: nn.Module, x: Tensor, first: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What two other 1×1 convolutions in ``aggr``'s place make of ``norm(x)``, where there are strips.
+        """What two other 1×1 convolutions in ``aggr``'s place make of ``norm(x)``, without gradients.
 
         Args:
             norm: The normalisation before the ConvFFN.
@@ -120,9 +130,9 @@ class ConvFFN(nn.Module):
         Shape:
             Output: what ``first`` gives, (B, channels, H, W); ``x`` plus what ``rest`` gives, (B, dim, H, W).
         """
-        if kernels.serves(x):
+        if self._is_served(norm, x):
             matrix, bias = (torch.cat(pair) for pair in zip(first, rest, strict=True))
-            return self._by_kernel(norm, x, (matrix, bias), split=len(first[1]), add=True)
+            return self._by_kernel(norm, x, (matrix, bias), split=len(first[1]), residual=True)
         B, _, H, W = x.shape
         out = empty_map((B, len(first[1]), H, W), like=x)
         for rows, surrounded, inner in overlapping_strips(x):
@@ -135,12 +145,15 @@ class ConvFFN(nn.Module):
         x = _gelu(self.proj(x))
         return add(_gelu(self.dwc(x)), x)
 
+    def _is_served(self, norm: nn.Module, x: Tensor) -> bool:
+        return isinstance(norm, LayerNorm2d | nn.Identity) and kernels.serves(x)
+
     def _by_kernel(
-        self, norm: nn.Module, x: Tensor, last: tuple[Tensor, Tensor], split: int = 0, add: bool = False
+        self, norm: nn.Module, x: Tensor, last: tuple[Tensor, Tensor], split: int = 0, residual: bool = False
     ) -> tuple[Tensor, Tensor]:
         affine = (norm.weight, norm.bias) if isinstance(norm, LayerNorm2d) else None
         proj, dwc = (self.proj.matrix, self.proj.bias), (self.dwc.weight, self.dwc.bias)
-        return kernels.conv_ffn(x, affine, proj, dwc, last, split, add)
+        return kernels.conv_ffn(x, affine, proj, dwc, last, split, residual)
 
 
 def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:

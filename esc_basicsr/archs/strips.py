@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-__all__ = ["add_by_strips", "empty_map", "map_by_strips", "overlapping_strips", "works_by_strips"]
+__all__ = ["add_by_strips", "empty_map", "is_plain_inference", "map_by_strips", "overlapping_strips"]
 
 # Pixels of a strip over all of its columns. On a CPU a strip should fit the cache; a GPU should be kept busy.
 _STRIP_PIXELS = {"cpu": 2**14}
 _STRIP_PIXELS_ELSEWHERE = 2**21
+# Neighbouring rows are worked on twice: in strips that are too low, most of the work would be.
+_LEAST_ROWS = 16
 
 # rows that a 3×3 convolution sees above and below
 _HALO = 1
@@ -42,8 +44,8 @@ def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def works_by_strips() -> bool:
-    """Whether layers go by strips and overwrite: no gradients, and nobody who records the operations."""
+def is_plain_inference() -> bool:
+    """Whether layers may go by strips, overwrite and skip modules: no gradients, no tracing, no compiling."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing())
 
 
@@ -54,7 +56,8 @@ def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:
     """
     height = x.shape[-2]
     pixels = _STRIP_PIXELS.get(x.device.type, _STRIP_PIXELS_ELSEWHERE)
-    step = max(pixels // (x.shape[-1] * len(x) * multiple), 1) * multiple
+    rows = max(pixels // (x.shape[-1] * len(x)), _LEAST_ROWS)
+    step = max(rows // multiple, 1) * multiple
     top = 0
     while top + step + multiple <= height:
         yield slice(top, top + step)
@@ -85,9 +88,9 @@ def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``layer(x)`` for a layer that sees one row up and down, and may enlarge.
 
     Shape:
-        x: (B, C, H, W). Output: (B, C', H·s, W·s), as ``layer`` makes it; laid out channels last.
+        x: (B, C, H, W). Output: (B, C', H·s, W·s), laid out in memory as ``layer`` does.
     """
-    if not works_by_strips():
+    if not is_plain_inference() or len(list(_rows_of_strips(x, 1))) == 1:
         return layer(x)
     out: Tensor | None = None
     for rows, surrounded, inner in overlapping_strips(x):
@@ -95,7 +98,7 @@ def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         scale = y.shape[-1] // x.shape[-1]
         if out is None:
             size = (len(y), y.shape[1], x.shape[-2] * scale, y.shape[-1])
-            out = empty_map(size, like=y)
+            out = y.new_empty(size) if y.is_contiguous() else empty_map(size, like=y)
         out[:, :, rows.start * scale : rows.stop * scale] = y[:, :, inner.start * scale : inner.stop * scale]
     assert out is not None
     return out
@@ -113,7 +116,7 @@ def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, 
     Shape:
         x, output: (B, C, H, W). source: (B, C', H, W).
     """
-    if not works_by_strips():
+    if not is_plain_inference():
         return x + layer(source)
     if multiple:
         for rows in _rows_of_strips(source, multiple):

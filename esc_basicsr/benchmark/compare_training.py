@@ -254,6 +254,8 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
+    if device.type != "cpu" and CPU_KERNELS in (args.runs or ()):
+        raise UserError(f"--runs {CPU_KERNELS}: the kernels are for a CPU; leave it out here.")
     if args.runs is None:
         args.runs = [run for run in RUNS if device.type == "cpu" or run != CPU_KERNELS]
     get_root_logger(log_level=logging.WARNING)  # else each model's layers are listed

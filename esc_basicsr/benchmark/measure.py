@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -250,6 +249,8 @@ def _peak_resident(restart: bool = False) -> int:
     """Bytes of this process's largest resident set, on Linux since it was last restarted."""
     status = Path("/proc/self/status")
     if not status.is_file():
+        import resource  # not on Windows
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     if restart:

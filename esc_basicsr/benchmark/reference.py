@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr.errors import UserError
+
 __all__ = ["ReferenceNetwork"]
 
 
@@ -38,7 +40,16 @@ class ReferenceNetwork(torch.nn.Module):
         self.register_buffer("index", _bias_index(attention.window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images."""
+        """Upscale a batch of images.
+
+        Raises:
+            UserError: A side is below ``smallest_input``.
+        """
+        if min(x.shape[-2:]) < self.smallest_input:
+            raise UserError(
+                f"the release's form takes images of at least {self.smallest_input} pixels a side, got "
+                f"{x.shape[-1]}x{x.shape[-2]}: measure larger ones, or leave that form out."
+            )
         net: Any = self.net
         scale = net.upscaling_factor
         is_fp = hasattr(net, "lk_spatial")

@@ -333,6 +333,7 @@ class _Check:
         if self.opt.get("model_type") == "ESCModel":
             self.check_accumulation()
             self.check_single_device()
+            self.check_kernels()
 
     def check_accumulation(self) -> None:
         where = "train.accumulate"
@@ -353,6 +354,13 @@ class _Check:
                 self.add(
                     f"train.{key}",
                     f"got '{value}', which is no mean over images: {where} would change it. Leave one out.",
+                )
+
+    def check_kernels(self) -> None:
+        for key in ("amp", "compile"):
+            if self.opt.get("cpu_kernels") is True and self.section("train").get(key):
+                self.add(
+                    f"train.{key}", "does not go with cpu_kernels, which are for float32. Leave one out."
                 )
 
     def check_single_device(self) -> None:

@@ -12,39 +12,40 @@ run as they do without.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from esc_basicsr.kernels.build import load
 
 __all__ = ["conv_ffn", "in_use", "load", "serves", "serves_heads_of", "use", "window_attention"]
 
-_in_use = False
+_in_use = ContextVar("_in_use", default=False)
 
 
 def use(on: bool) -> None:
-    """Run networks by the kernels from now on, in this process; or, with False, without them.
+    """Run networks by the kernels from now on, in this thread; or, with False, without them.
 
     Raises:
         UserError: They cannot be compiled.
     """
-    global _in_use
     if on:
         load()
-    _in_use = on
+    _in_use.set(on)
 
 
 @contextlib.contextmanager
 def in_use() -> Iterator[None]:
-    """Run networks by the kernels within this context, in this process.
+    """Run networks by the kernels within this context, in this thread.
 
     Raises:
         UserError: They cannot be compiled.
     """
-    before = _in_use
+    before = _in_use.get()
     use(True)
     try:
         yield
@@ -54,7 +55,7 @@ def in_use() -> Iterator[None]:
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels are in use, ``x`` is of their kind, and nobody records operations for later."""
-    if not _in_use or torch.compiler.is_compiling() or is_tracing():
+    if not _in_use.get() or torch.compiler.is_compiling() or is_tracing():
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
@@ -64,8 +65,19 @@ def serves_heads_of(x: Tensor, channels: int) -> bool:
     return serves(x) and channels <= 4 * load().lanes
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _call(function: Callable[..., int], tensors: Sequence[Tensor | None], *sizes: int) -> None:
+    """Call a function of cpu.cpp, which reads and writes whatever it is pointed at."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ValueError(
+                f"expected contiguous float32 tensors on a CPU, got {tensor.dtype} on {tensor.device} of "
+                f"strides {tensor.stride()}."
+            )
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if function(*pointers, *sizes, torch.get_num_threads()):
+        raise MemoryError(f"no memory for the CPU kernels' scratch ({torch.get_num_threads()} threads).")
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -77,6 +89,7 @@ class _WindowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, out_grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         qkv, table, out, log_sums = ctx.saved_tensors
         B, H, W, _ = qkv.shape
@@ -87,7 +100,7 @@ class _WindowAttention(torch.autograd.Function):
         upstream = out_grad.contiguous()
         tensors = (qkv, table, out, log_sums, upstream, qkv_grad, table_grad)
         sizes = (B, rows, columns, w, heads, out.shape[-1] // heads)
-        load().window_attention_backward(*map(_pointer, tensors), *sizes, torch.get_num_threads())
+        _call(load().window_attention_backward, tensors, *sizes)
         return qkv_grad, table_grad.sum(0), None
 
 
@@ -96,12 +109,14 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     B, H, W, channels = qkv.shape
     w, heads = window_size, len(table)
+    if H % w or W % w:
+        raise ValueError(f"the sides of the map must be multiples of the window {w}, got {H}x{W}.")
     rows, columns = H // w, W // w
     out = qkv.new_empty(B, H, W, channels // 3)
     log_sums = qkv.new_empty(B * rows * columns * heads * w * w) if with_log_sums else None
     tensors = (qkv, table, out, log_sums)
     sizes = (B, rows, columns, w, heads, channels // 3 // heads)
-    load().window_attention(*map(_pointer, tensors), *sizes, torch.get_num_threads())
+    _call(load().window_attention, tensors, *sizes)
     return out, log_sums
 
 
@@ -131,7 +146,7 @@ def conv_ffn(
     dwc: tuple[Tensor, Tensor],
     last: tuple[Tensor, Tensor],
     split: int = 0,
-    add: bool = False,
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A ConvFFN whose last 1×1 convolution may be another than its own, without gradients.
 
@@ -142,17 +157,17 @@ def conv_ffn(
         dwc: Weight and bias of the depthwise 3×3 convolution.
         last: Weight (split + dim, hidden) and bias of the last 1×1 convolution.
         split: How many of the last one's channels are for the first result.
-        add: Whether the second result is added to ``x``, in its place.
+        residual: Whether the second result is added to ``x``, which may be overwritten.
 
     Shape:
         x: (B, dim, H, W). Output: (B, split, H, W) and (B, dim, H, W), laid out channels last.
     """
     B, dim, H, W = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()
-    first, out = x.new_empty(B, H, W, split), x if add else torch.empty_like(x)
+    first, out = x.new_empty(B, H, W, split), x if residual else torch.empty_like(x)
     weights = [tensor.contiguous() for pair in (proj, dwc, last) for tensor in pair]
-    norms = (None, None) if norm is None else norm
+    norms = [None, None] if norm is None else [tensor.contiguous() for tensor in norm]
     tensors = (x, *norms, *weights, first, out)
-    sizes = (int(add), B, H, W, dim, len(proj[1]), split)
-    load().conv_ffn(*map(_pointer, tensors), *sizes, torch.get_num_threads())
+    sizes = (int(residual), B, H, W, dim, len(proj[1]), split)
+    _call(load().conv_ffn, tensors, *sizes)
     return first.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)

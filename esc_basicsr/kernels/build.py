@@ -28,9 +28,9 @@ class Library(NamedTuple):
         lanes: Floats in a vector of this processor.
     """
 
-    window_attention: Callable[..., None]
-    window_attention_backward: Callable[..., None]
-    conv_ffn: Callable[..., None]
+    window_attention: Callable[..., int]
+    window_attention_backward: Callable[..., int]
+    conv_ffn: Callable[..., int]
     lanes: int
 
 
@@ -39,14 +39,20 @@ def load() -> Library:
     """Compile the kernels, or find them compiled, and load them.
 
     Raises:
-        UserError: There is no C++ compiler, or it fails.
+        UserError: There is no C++ compiler, it fails, or what it made cannot be kept or loaded.
     """
-    library = ctypes.CDLL(str(_compiled()))
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the CPU kernels cannot be kept or loaded ({error}): set XDG_CACHE_HOME to a folder that can be "
+            "written to and run from"
+        ) from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
 
-    def function(name: str, *arguments: type) -> Callable[..., None]:
+    def function(name: str, *arguments: type) -> Callable[..., int]:
         found = getattr(library, name)
-        found.argtypes, found.restype = arguments, None
+        found.argtypes = arguments
         return found
 
     sizes = [size] * 6

@@ -1,7 +1,8 @@
 // ESC's layers for a CPU, float32: what torch's operators do in several passes over memory is done in the cache.
 //
 // Plain C++ with the vector extensions that GCC and Clang share, so that one text serves any instruction set.
-// Maps are laid out channels last, (B, H, W, C). Nothing is thrown; the caller has checked shapes.
+// Maps are laid out channels last, (B, H, W, C). The caller has checked shapes. Each function returns 0, or 1 if there
+// was no memory.
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +10,10 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
+#include <vector>
+
+#include <omp.h>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -93,8 +98,8 @@ constexpr float kGelu[kGeluTerms] = {
     0.008441951125860214f, -0.005432670004665852f, 0.0028538790065795183f, -0.0010533645981922746f,
     0.0006950204842723906f, -0.0006519745220430195f, 0.0002306388778379187f};
 
-// x * (1 + erf(x / sqrt 2)) / 2, absolute error 7e-7 for |x| < 8: half of erf is x times a polynomial of x^2 up to
-// kGeluEnd, and 1/2 beyond.
+// x * (1 + erf(x / sqrt 2)) / 2, error at most 7e-7 for |x| < 8 and 1e-7 of |x| beyond: half of erf is x times a
+// polynomial of x^2 up to kGeluEnd, and constant from there.
 inline Vec gelu(Vec x) {
   const Vec clipped = vmin(fill(kGeluEnd), vmax(fill(-kGeluEnd), x));
   const Vec u = clipped * clipped * (2 / (kGeluEnd * kGeluEnd)) - 1.0f;
@@ -122,6 +127,12 @@ class Scratch {
   std::unique_ptr<float[]> memory_;
   float* next_;
 };
+
+std::vector<Scratch> scratch_for(int threads, int64_t floats) {
+  std::vector<Scratch> scratches;
+  for (int i = 0; i < threads; ++i) scratches.emplace_back(floats);
+  return scratches;
+}
 
 // ---------------------------------------------------------------------------------------- window attention
 
@@ -300,17 +311,18 @@ std::unique_ptr<float[]> scaled_table(const Attention& a, const float* table) {
 // table: (heads, (2 window - 1)^2). out: as qkv, with heads * channels.
 // log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients; may be null.
 // channels <= 4 * lanes().
-extern "C" void esc_window_attention(const float* qkv, const float* table, float* out, float* log_sums, int64_t batch,
+extern "C" int esc_window_attention(const float* qkv, const float* table, float* out, float* log_sums, int64_t batch,
                                      int64_t rows, int64_t columns, int64_t window, int64_t heads, int64_t channels,
-                                     int threads) {
+                                     int threads) try {
   const Attention a{batch, rows, columns, window, heads, channels};
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const auto scaled = scaled_table(a, table);
   const float scale = kLog2E / std::sqrt(static_cast<float>(channels));
   const WeighRows weigh = weigh_rows_of(a);
+  std::vector<Scratch> scratches = scratch_for(threads, 3 * padded_keys * padded + padded_keys * channels + kQueries * a.score_stride() + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(3 * padded_keys * padded + padded_keys * channels + kQueries * a.score_stride() + 8 * kLanes);
+    Scratch& scratch = scratches[omp_get_thread_num()];
     float* q = scratch.take(padded_keys * padded);
     float* k = scratch.take(padded_keys * padded);
     float* v = scratch.take(padded_keys * padded);
@@ -352,25 +364,28 @@ extern "C" void esc_window_attention(const float* qkv, const float* table, float
       }
     }
   }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
 // table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
-extern "C" void esc_window_attention_backward(const float* qkv, const float* table, const float* out, const float* log_sums,
+extern "C" int esc_window_attention_backward(const float* qkv, const float* table, const float* out, const float* log_sums,
                                               const float* out_grad, float* qkv_grad, float* table_grad, int64_t batch,
                                               int64_t rows, int64_t columns, int64_t window, int64_t heads,
-                                              int64_t channels, int threads) {
+                                              int64_t channels, int threads) try {
   const Attention a{batch, rows, columns, window, heads, channels};
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const int64_t entries = a.side() * a.side();
   const auto scaled = scaled_table(a, table);
   const float root = 1 / std::sqrt(static_cast<float>(channels));
   const WeighRows weigh = weigh_rows_of(a), add = add_weighted_of(a);
+  const int64_t square = padded_keys * padded;
+  std::vector<Scratch> scratches = scratch_for(threads, 8 * square + 2 * padded_keys * channels + 2 * kQueries * a.score_stride() + entries + 16 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
-    const int64_t square = padded_keys * padded;
-    Scratch scratch(8 * square + 2 * padded_keys * channels + 2 * kQueries * a.score_stride() + entries +
-                    16 * kLanes);
+    Scratch& scratch = scratches[omp_get_thread_num()];
     float* q = scratch.take(square);
     float* upstream = scratch.take(square);
     float* k = scratch.take(square);
@@ -443,6 +458,9 @@ extern "C" void esc_window_attention_backward(const float* qkv, const float* tab
       std::memcpy(table_grad + (of_window * heads + task.head) * entries, bias_grad, entries * sizeof(float));
     }
   }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // ------------------------------------------------------------------------------------------------- ConvFFN
@@ -541,11 +559,11 @@ void normalise_line(const float* weight, const float* bias, int64_t channels, in
 // x, out: (batch, height, width, channels), first: (batch, height, width, split); out may be x.
 // norm_weight, norm_bias: a LayerNorm before proj, eps 1e-6, or null. add: whether x is added to out.
 // proj: (hidden, channels), dwc: (hidden, 9), last: (split + channels, hidden), each with its bias.
-extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
+extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
                              const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
                              const float* last_weight, const float* last_bias, float* first, float* out, int add,
                              int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden, int64_t split,
-                             int threads) {
+                             int threads) try {
   const Packed proj(proj_weight, proj_bias, hidden, channels), dwc(dwc_weight, dwc_bias, hidden, 9);
   const Packed last(last_weight, last_bias, split + channels, hidden);
   // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
@@ -561,9 +579,10 @@ extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const flo
     if (top > 0) std::copy_n(from + (top - 1) * x_line, x_line, borders.get() + 2 * index * x_line);
     if (bottom < height) std::copy_n(from + bottom * x_line, x_line, borders.get() + (2 * index + 1) * x_line);
   }
+  std::vector<Scratch> scratches = scratch_for(threads, 5 * line_size + width * (channels + last.padded) + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(5 * line_size + width * (channels + last.padded) + 8 * kLanes);
+    Scratch& scratch = scratches[omp_get_thread_num()];
     float* ring[3] = {scratch.take(line_size), scratch.take(line_size), scratch.take(line_size)};
     float* none = scratch.take(line_size);
     float* mixed = scratch.take(line_size);
@@ -601,6 +620,9 @@ extern "C" void esc_conv_ffn(const float* x, const float* norm_weight, const flo
       }
     }
   }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 extern "C" int esc_lanes() { return kLanes; }

@@ -36,7 +36,7 @@ class ESCModel(SRModel):
       log says why. Validation, on images of many sizes, is never compiled.
     * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
     * ``cpu_kernels``: true. On a CPU, in float32, the networks run by kernels that are compiled when the
-      model is built, which needs a C++ compiler (see `esc_basicsr.kernels`).
+      model is built, which needs a C++ compiler (see `esc_basicsr.kernels`). On a GPU it changes nothing.
     * ``val.amp``: as ``train.amp``, for validation and testing. They run in float32 without it, whatever
       ``train.amp`` is.
     """
@@ -46,7 +46,7 @@ class ESCModel(SRModel):
     output: Tensor
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        if opt.get("cpu_kernels"):
+        if opt.get("cpu_kernels") and opt["num_gpu"] == 0:
             kernels.load()  # a missing compiler is told before anything else is done
         super().__init__(opt)
 
@@ -109,7 +109,8 @@ class ESCModel(SRModel):
         return what.to(memory_format=torch.channels_last) if self.opt.get("channels_last") else what
 
     def _kernels(self) -> contextlib.AbstractContextManager[None]:
-        return kernels.in_use() if self.opt.get("cpu_kernels") else contextlib.nullcontext()
+        wanted = self.opt.get("cpu_kernels") and self.device.type == "cpu"
+        return kernels.in_use() if wanted else contextlib.nullcontext()
 
     def _autocast(self, amp: str | None) -> torch.autocast:
         return torch.autocast(self.device.type, AMP_DTYPES.get(amp or ""), enabled=bool(amp))

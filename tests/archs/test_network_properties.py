@@ -1,5 +1,6 @@
 """What any use of the networks may rely on, whatever the backend."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from esc_basicsr import kernels
 from esc_basicsr.archs import VARIANTS, attention, strips
 from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention, expand_position_bias
 from esc_basicsr.archs.layers import pad_to_multiple
 from esc_basicsr.archs.symmetric_conv import average_over_symmetries
-from esc_basicsr.archs.variants import NETWORKS
+from esc_basicsr.archs.variants import NETWORKS, build_variant
+from esc_basicsr.benchmark.reference import ReferenceNetwork
 
 
 @pytest.fixture(params=NETWORKS)
@@ -105,6 +108,39 @@ def test_pickle_and_state_dict_round_trips_keep_the_output(net, attn_type, tiny_
         assert torch.allclose(fresh(lq), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_published_networks_at_sizes_of_use_equal_the_releases_form(variant, by_kernels, monkeypatch):
+    monkeypatch.setitem(strips._STRIP_PIXELS, "cpu", 1000)
+    net = build_variant(variant, 2).eval()
+    for parameter in net.parameters():
+        if parameter.ndim == 4 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    lq = torch.rand(2, 3, 61, 50)  # large enough for the large kernel's tiles
+    with torch.inference_mode():
+        expected = ReferenceNetwork(net)(lq)
+        with kernels.in_use() if by_kernels else contextlib.nullcontext():
+            sr = net(lq)
+    assert torch.allclose(sr, expected, atol=2e-5)
+    assert sr.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_without_gradients_gives_what_it_gives_with_them(net, dtype):
+    net.eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    lq = torch.rand(1, 3, 40, 33)
+    exact = net(lq)
+    with torch.autocast("cpu", dtype):
+        recorded = net(lq)
+        with torch.no_grad():
+            sr = net(lq)
+    assert sr.dtype == recorded.dtype == torch.float32
+    errors = [float((output - exact).square().mean().sqrt()) for output in (recorded, sr)]
+    assert errors[1] <= 1.5 * errors[0] + 1e-6
+
+
 @pytest.mark.parametrize("pixels", [1, 64, 200])
 def test_strips_give_what_the_whole_map_gives_and_leave_the_input_alone(net, monkeypatch, pixels):
     net.eval()
@@ -112,6 +148,7 @@ def test_strips_give_what_the_whole_map_gives_and_leave_the_input_alone(net, mon
     before = lq.clone()
     expected = net(lq)  # with gradients: in one piece
     monkeypatch.setitem(strips._STRIP_PIXELS, "cpu", pixels)
+    monkeypatch.setattr(strips, "_LEAST_ROWS", 1)
     with torch.inference_mode():
         assert torch.allclose(net(lq), expected, rtol=1e-5, atol=1e-4 * expected.std())
     assert torch.equal(lq, before)
