@@ -156,7 +156,7 @@ class WindowAttention(nn.Module):
         return self._attend(x, PositionBias(self.relative_position_bias, self.window_size))
 
     def add_to(self, x: Tensor, norm: nn.Module, source: Tensor) -> Tensor:
-        """``x + self(norm(source))``, by strips of windows in ``x``'s place where there are strips."""
+        """``x + self(norm(source))``, without gradients by strips of windows and in ``x``'s place."""
         bias = PositionBias(self.relative_position_bias, self.window_size)
         return add_by_strips(x, lambda strip: self._attend(norm(strip), bias), source, self.window_size)
 

@@ -227,7 +227,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
             axis.scatter(*place, s=30, color=colour, marker=marker, zorder=3)
             above = row.params > fewest  # the lowest row's labels keep clear of the next row's
             axis.annotate(
-                f"{row.latency * 1e3:,.4g} ms\n{mebibytes(row.memory)}",
+                f"{row.latency * 1e3:,.{0 if row.latency >= 0.1 else 2}f} ms\n{mebibytes(row.memory)}",
                 place,
                 xytext=(0, (1 if above else -1) * (6 + area**0.5 / 2)),
                 textcoords="offset points",

@@ -223,8 +223,8 @@ inline void add_products(const Attention& a, const float* rows, const float* tra
 }
 
 // Scores of kQueries queries from `query` on: products of rows and bias.
-void score(const Attention& a, const float* table, int64_t query, const float* q, const float* k_transposed, float* scores,
-           Vec* highest) {
+void score(const Attention& a, const float* table, int64_t query, const float* q, const float* k_transposed,
+           float* scores, Vec* highest) {
   const float* starts[kQueries];
   const auto position = [&](int i, int64_t key_row) {
     // Queries beyond the last repeat it; what they give is not used.
@@ -319,7 +319,8 @@ extern "C" int esc_window_attention(const float* qkv, const float* table, float*
   const auto scaled = scaled_table(a, table);
   const float scale = kLog2E / std::sqrt(static_cast<float>(channels));
   const WeighRows weigh = weigh_rows_of(a);
-  std::vector<Scratch> scratches = scratch_for(threads, 3 * padded_keys * padded + padded_keys * channels + kQueries * a.score_stride() + 8 * kLanes);
+  const int64_t square = padded_keys * padded, score_block = kQueries * a.score_stride();
+  std::vector<Scratch> scratches = scratch_for(threads, 3 * square + padded_keys * channels + score_block + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
@@ -327,7 +328,7 @@ extern "C" int esc_window_attention(const float* qkv, const float* table, float*
     float* k = scratch.take(padded_keys * padded);
     float* v = scratch.take(padded_keys * padded);
     float* k_transposed = scratch.take(padded_keys * channels);
-    float* scores = scratch.take(kQueries * a.score_stride());
+    float* scores = scratch.take(score_block);
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < a.tasks(); ++index) {
       const Task task(a, index);
@@ -371,7 +372,8 @@ extern "C" int esc_window_attention(const float* qkv, const float* table, float*
 
 // The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
 // table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
-extern "C" int esc_window_attention_backward(const float* qkv, const float* table, const float* out, const float* log_sums,
+extern "C" int esc_window_attention_backward(const float* qkv, const float* table, const float* out,
+                                              const float* log_sums,
                                               const float* out_grad, float* qkv_grad, float* table_grad, int64_t batch,
                                               int64_t rows, int64_t columns, int64_t window, int64_t heads,
                                               int64_t channels, int threads) try {
@@ -382,7 +384,9 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
   const float root = 1 / std::sqrt(static_cast<float>(channels));
   const WeighRows weigh = weigh_rows_of(a), add = add_weighted_of(a);
   const int64_t square = padded_keys * padded;
-  std::vector<Scratch> scratches = scratch_for(threads, 8 * square + 2 * padded_keys * channels + 2 * kQueries * a.score_stride() + entries + 16 * kLanes);
+  const int64_t score_block = kQueries * a.score_stride();
+  std::vector<Scratch> scratches =
+      scratch_for(threads, 8 * square + 2 * padded_keys * channels + 2 * score_block + entries + 16 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
@@ -396,8 +400,8 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
     float* q_grad = scratch.take(square);
     float* k_grad = scratch.take(square);
     float* v_grad = scratch.take(square);
-    float* scores = scratch.take(kQueries * a.score_stride());
-    float* products = scratch.take(kQueries * a.score_stride());
+    float* scores = scratch.take(score_block);
+    float* products = scratch.take(score_block);
     float* bias_grad = scratch.take(entries);
     float* zeros = scratch.take(2 * kLanes);
     std::fill(zeros, zeros + 2 * kLanes, 0.0f);
@@ -473,7 +477,10 @@ struct Packed {
   std::unique_ptr<float[]> memory;
 
   Packed(const float* weight, const float* bias, int64_t outputs, int64_t inputs)
-      : inputs(inputs), outputs(outputs), padded(round_up(outputs, kLanes)), memory(new float[(inputs + 1) * padded]()) {
+      : inputs(inputs),
+        outputs(outputs),
+        padded(round_up(outputs, kLanes)),
+        memory(new float[(inputs + 1) * padded]()) {
     for (int64_t o = 0; o < outputs; ++o) {
       for (int64_t i = 0; i < inputs; ++i) memory[i * padded + o] = weight[o * inputs + i];
       memory[inputs * padded + o] = bias[o];
@@ -533,7 +540,8 @@ void depthwise_line(const Packed& taps, const float* const lines[3], int64_t wid
       Vec line_total[3];
       for (int y = 0; y < 3; ++y) {
         const float* at = lines[y] + x * padded + first;
-        line_total[y] = tap[3 * y] * load(at) + tap[3 * y + 1] * load(at + padded) + tap[3 * y + 2] * load(at + 2 * padded);
+        line_total[y] = tap[3 * y] * load(at) + tap[3 * y + 1] * load(at + padded) +
+                        tap[3 * y + 2] * load(at + 2 * padded);
       }
       const Vec total = bias + line_total[0] + (line_total[1] + line_total[2]);
       store(to + x * padded + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
@@ -541,7 +549,8 @@ void depthwise_line(const Packed& taps, const float* const lines[3], int64_t wid
   }
 }
 
-void normalise_line(const float* weight, const float* bias, int64_t channels, int64_t width, const float* line, float* to) {
+void normalise_line(const float* weight, const float* bias, int64_t channels, int64_t width, const float* line,
+                    float* to) {
   for (int64_t x = 0; x < width; ++x, line += channels, to += channels) {
     float mean = 0, variance = 0;
     for (int64_t c = 0; c < channels; ++c) mean += line[c];
@@ -562,8 +571,8 @@ void normalise_line(const float* weight, const float* bias, int64_t channels, in
 extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
                              const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
                              const float* last_weight, const float* last_bias, float* first, float* out, int add,
-                             int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden, int64_t split,
-                             int threads) try {
+                             int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+                             int64_t split, int threads) try {
   const Packed proj(proj_weight, proj_bias, hidden, channels), dwc(dwc_weight, dwc_bias, hidden, 9);
   const Packed last(last_weight, last_bias, split + channels, hidden);
   // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
@@ -606,7 +615,8 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
       for (int64_t y = top; y < bottom; ++y) {
         if (y + 1 < bottom) expand(lines_of_image + (y + 1) * x_line, y + 1);
         if (y + 1 == bottom && bottom < height) expand(above + x_line, bottom);
-        const float* const lines[3] = {y > 0 ? ring[(y - 1) % 3] : none, ring[y % 3], y + 1 < height ? ring[(y + 1) % 3] : none};
+        const float* const lines[3] = {y > 0 ? ring[(y - 1) % 3] : none, ring[y % 3],
+                                       y + 1 < height ? ring[(y + 1) % 3] : none};
         depthwise_line(dwc, lines, width, mixed);
         multiply<false>(last, mixed, width, proj.padded, results);
         const int64_t at = (image * height + y) * width;
