@@ -104,24 +104,20 @@ def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return out
 
 
-def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, multiple: int = 0) -> Tensor:
+def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, multiple: int) -> Tensor:
     """``x + layer(source)``, by strips in ``x``'s place, which must be the caller's own.
 
     Args:
         x: What is added to.
-        layer: Sees one row up and down; or, with ``multiple``, works on each group of so many rows alone.
-        source: The layer's input; may be ``x`` itself with ``multiple``.
-        multiple: Rows of a group, counted from the top; 0 if there are none.
+        layer: Works on each group of ``multiple`` rows, counted from the top, alone.
+        source: The layer's input; may be ``x`` itself.
+        multiple: Rows of a group.
 
     Shape:
         x, output: (B, C, H, W). source: (B, C', H, W).
     """
     if not is_plain_inference():
         return x + layer(source)
-    if multiple:
-        for rows in _rows_of_strips(source, multiple):
-            x[:, :, rows] += layer(source[:, :, rows])
-    else:
-        for rows, surrounded, inner in overlapping_strips(source):
-            x[:, :, rows] += layer(surrounded)[:, :, inner]
+    for rows in _rows_of_strips(source, multiple):
+        x[:, :, rows] += layer(source[:, :, rows])
     return x
