@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM as a wish to stop, which training fulfils after it has saved its state.
+
+A cluster that preempts a job sends SIGTERM, and kills some seconds later.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+__all__ = ["ignored", "requested", "watched_for"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
+_PATIENCE = 2.0  # seconds
+
+_wish: signal.Signals | None = None
+_wished_at = 0.0
+
+
+def requested() -> signal.Signals | None:
+    """The signal that asked this process to stop; None if none did."""
+    return _wish
+
+
+@contextlib.contextmanager
+def watched_for() -> Iterator[None]:
+    """Within it a signal to stop is noted, not obeyed at once; a second Ctrl-C is obeyed.
+
+    Only in the main thread, where signals arrive; elsewhere it does nothing.
+    """
+    global _wish
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _wish = None
+
+
+def ignored() -> None:
+    """Leave stopping to the main process, from within one of its workers."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _wish, _wished_at
+    now = time.monotonic()
+    if number == signal.SIGINT and _wish is not None and now - _wished_at > _PATIENCE:
+        raise KeyboardInterrupt
+    if _wish is None:
+        _wish, _wished_at = signal.Signals(number), now
+        print(
+            f"{_wish.name}: training stops after this iteration and saves its state (Ctrl-C again: at once).",
+            file=sys.stderr,
+            flush=True,
+        )
