@@ -141,7 +141,7 @@ TRAIN = {
 ESC_MODEL = {
     "": {"channels_last": BOOL, "cpu_kernels": BOOL},
     "train": {"amp": AMP, "accumulate": COUNT, "compile": BOOL},
-    "val": {"amp": AMP},
+    "val": {"amp": AMP, "batch_size": COUNT},
 }
 
 TRAIN_REQUIRED = ("total_iter",)
