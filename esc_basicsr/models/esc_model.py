@@ -5,23 +5,30 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from esc_basicsr import kernels
 from esc_basicsr.archs.checkpoint import load_weights, read_weights
 from esc_basicsr.data.degradation import make_pair
+from esc_basicsr.evaluation.shared_validation import SharedValidation
 from esc_basicsr.log import logger
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
 # Values of train.amp and val.amp.
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# train.max_skipped where it is left out.
+MAX_SKIPPED = 10
 
 
-class ESCModel(SRModel):
-    """SRModel with the release's optimizer, an exact schedule, and checkpoints read safely and across scales.
+class ESCModel(SharedValidation):
+    """SRModel with the release's optimizer, an exact schedule, and training that can be interrupted at any time.
+
+    Checkpoints are written whole, by rank 0; a state holds all that training depends on, so that a resumed run
+    ends as one that was never interrupted (bit for bit on a CPU with as many processes). SIGTERM and Ctrl-C
+    save one and end the process. A step whose loss or gradients are not finite is skipped, on all ranks.
+    Checkpoints are read safely and across scales.
 
     Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too. Left out, the following change
     nothing; docs/training-speed.md has what each does to the loss and to speed:
@@ -31,7 +38,11 @@ class ESCModel(SRModel):
       resumes with the scale it had.
     * ``train.accumulate``: N. A batch goes through the network in N equal pieces, for less memory; the step
       is that of the whole batch, for losses that are means over images and networks that treat each image
-      by itself.
+      by itself. ``datasets.train.global_batch_size`` chooses N by the number of processes instead.
+    * ``train.clip_grad_norm``: gradients are scaled down to this norm where theirs is larger.
+    * ``train.max_skipped``: training ends after so many steps in a row with numbers that are not finite; 10 if
+      left out.
+    * ``logger.keep_checkpoints``: N. Of the checkpoints only the N newest are kept.
     * ``train.compile``: true. Training runs through ``torch.compile``; where that fails, uncompiled, and the
       log says why. Validation, on images of many sizes, is never compiled.
     * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
@@ -59,19 +70,27 @@ class ESCModel(SRModel):
         super().init_training_settings()
         if self.ema_decay > 0:
             self._laid_out(self.net_g_ema)
-        amp = self.opt["train"].get("amp")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        train = self.opt["train"]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.get("amp") == "fp16")
         if self.scaler.is_enabled():
             self._keep_scale_with(self.optimizer_g)
         self._network = self.net_g
-        if self.opt["train"].get("compile"):
+        if train.get("compile"):
             self._network = torch.compile(self.net_g)
+        _, self._passes = batch_of_process(self.opt)
+        self._skipped = {"in_all": 0, "in_a_row": 0}
+        self._place: dict[str, int] = {}  # in the training data, after the batch that was fed last
+        self._saved_at: int | None = None
+        self._must_stop = False
+        stopping.heed()
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch: ``lq`` and, unless there is none, ``gt``, (B, 3, H, W) in [0, 1].
 
         Where there is ``gt`` alone, uint8 from a `DFLIPDataset` with ``lq_on_device``, LR is made here.
         """
+        self._place = data.get("place", {})
+        self._paths = data.get("gt_path", data.get("lq_path", []))
         if "lq" not in data:
             # float64, which a TF32 setting leaves alone
             data = make_pair(data["gt"].to(self.device), self.opt["scale"], torch.float64)
@@ -79,11 +98,14 @@ class ESCModel(SRModel):
         self.lq = self._laid_out(self.lq)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """Take one step on the batch that was fed, piece by piece where ``train.accumulate`` says so."""
+        """Take one step on the batch that was fed, in as many passes as the options say.
+
+        Raises:
+            UserError: Too many steps in a row had numbers that are not finite.
+        """
         self.optimizer_g.zero_grad()
         means: dict[str, Tensor] = {}
-        pieces = self.opt["train"].get("accumulate", 1)
-        batch = list(zip(self.lq.chunk(pieces), self.gt.chunk(pieces), strict=True))
+        batch = list(zip(self.lq.chunk(self._passes), self.gt.chunk(self._passes), strict=True))
         for number, (lq, gt) in enumerate(batch, 1):
             share = len(lq) / len(self.lq)
             with self._gradients_exchanged(number == len(batch)), self._kernels():
@@ -92,11 +114,67 @@ class ESCModel(SRModel):
                 self.scaler.scale(total * share).backward()
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() * share
-        self.scaler.step(self.optimizer_g)
+        self.scaler.unscale_(self.optimizer_g)
+        limit = self.opt["train"].get("clip_grad_norm") or math.inf
+        # Gradients are the same on every rank by now, and so is their norm.
+        norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), limit)
+        self.log_dict = self._agree(means)
+        losses_are_finite = all(map(math.isfinite, self.log_dict.values()))
+        if losses_are_finite and math.isfinite(norm):
+            self.scaler.step(self.optimizer_g)
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
+            self._skipped["in_a_row"] = 0
+        elif not (losses_are_finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+            self._skip(current_iter, math.isfinite(norm))  # else the scale was too large: it is lowered
         self.scaler.update()
-        self.log_dict = self.reduce_loss_dict(means)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        if self._skipped["in_all"]:
+            self.log_dict["skipped"] = self._skipped["in_all"]
+
+    def _agree(self, means: dict[str, Tensor]) -> dict[str, float]:
+        """The losses' means over all ranks; and whether any rank was told to stop."""
+        told = torch.tensor(float(stopping.requested() is not None), device=self.device)
+        values = torch.stack([*(mean.float() for mean in means.values()), told])
+        if self.opt["dist"]:
+            dist.all_reduce(values)
+        *losses, told_ranks = values.tolist()
+        self._must_stop = told_ranks > 0
+        return {name: loss / self.opt["world_size"] for name, loss in zip(means, losses, strict=True)}
+
+    def _skip(self, current_iter: int, gradients_are_finite: bool) -> None:
+        """Count and report a step that is not taken."""
+        for count in self._skipped:
+            self._skipped[count] += 1
+        suspects = self._suspects()
+        if self.opt["dist"]:
+            of_ranks: list[list[str]] = [[] for _ in range(self.opt["world_size"])]
+            dist.all_gather_object(of_ranks, suspects)
+            suspects = sum(of_ranks, [])
+        what = "the loss" if gradients_are_finite else "the gradient"
+        in_a_row, most = self._skipped["in_a_row"], self.opt["train"].get("max_skipped", MAX_SKIPPED)
+        logger.warning(
+            "Iteration %d: %s is not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
+            *(current_iter, what, in_a_row, self._skipped["in_all"], ", ".join(suspects) or "not known"),
+        )
+        if in_a_row >= most:
+            newest = checkpoints.newest_state(self.opt)
+            remedy = f"The last good state is {newest}. " if newest else ""
+            raise UserError(
+                f"Iteration {current_iter}: {what} was not finite for {in_a_row} steps in a row "
+                f"(train.max_skipped: {most}). {remedy}Lower the learning rate, set train.clip_grad_norm, or "
+                f"look at these samples: {', '.join(suspects) or 'not known'}"
+            )
+
+    def _suspects(self) -> list[str]:
+        """The samples of this rank's batch that are or give something that is not finite; all if none is."""
+        with torch.no_grad():
+            sr = torch.cat([self._upscale(lq) for lq in self.lq.chunk(self._passes)])
+            sound = [
+                all(bool(images[index].isfinite().all()) for images in (self.lq, self.gt, sr))
+                for index in range(len(sr))
+            ]
+        named = list(self._paths)
+        return [name for name, is_sound in zip(named, sound, strict=False) if not is_sound] or named
 
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
@@ -165,6 +243,96 @@ class ESCModel(SRModel):
         optimizer.register_state_dict_post_hook(store)
         optimizer.register_load_state_dict_pre_hook(restore)
 
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write a checkpoint, from which training can be resumed; -1 is the end, and has no state.
+
+        Raises:
+            UserError: It cannot be written; on every rank.
+        """
+        iteration = "latest" if current_iter == -1 else current_iter
+        networks = {"params": self.net_g}
+        if self.ema_decay > 0:
+            networks["params_ema"] = self.net_g_ema
+        path = Path(self.opt["path"]["models"]) / f"net_g_{iteration}.pth"
+        weights = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
+            for key, net in networks.items()
+        }
+        checkpoints.on_first_rank(self._write_weights, path, weights)
+        if current_iter != -1:
+            self.save_training_state(epoch, current_iter)
+
+    def _write_weights(self, path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+        self._sha256 = {path.name: checkpoints.write_torch(path, weights)}
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write all but the weights of a checkpoint: what training depends on."""
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "data": self._place,
+            "random": self._random_of_ranks(),
+            "skipped": dict(self._skipped),
+            "metrics": self.metrics_state(),
+        }
+
+        def write() -> None:
+            checkpoints.write_state(self.opt, {**state, "sha256": self._sha256})
+            kept = self.opt["logger"].get("keep_checkpoints")
+            if kept is not None:
+                checkpoints.prune(self.opt, kept)
+
+        checkpoints.on_first_rank(write)
+        self._epoch, self._saved_at = epoch, current_iter
+
+    def _random_of_ranks(self) -> list[dict[str, Any]]:
+        states: list[Any] = [checkpoints.random_state()]
+        if self.opt["dist"]:
+            own = states[0]
+            states = [None] * self.opt["world_size"]
+            dist.all_gather_object(states, own)
+        return states
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Take up training where ``resume_state`` left it."""
+        super().resume_training(resume_state)
+        iteration = self._saved_at = resume_state["iter"]
+        self._epoch = resume_state["epoch"]
+        self._place = resume_state.get("data", {})
+        self._sha256 = resume_state.get("sha256", {})
+        self._skipped |= resume_state.get("skipped", {})
+        self.restore_metrics(resume_state.get("metrics", {}))
+        states = resume_state.get("random", [])
+        if len(states) == self.opt["world_size"]:
+            checkpoints.restore_random_state(states[self.opt["rank"]])
+        else:
+            logger.warning(
+                "The state is of %s: training goes on, but not exactly as it would have.",
+                f"{len(states)} processes, not {self.opt['world_size']}" if states else "another program",
+            )
+        # Interrupted between the checkpoint and the validation of its iteration.
+        if self._validates_at(iteration):
+            for phase in self.validations_missing(iteration):
+                section = self.opt["datasets"][phase]
+                loader = build_dataloader(build_dataset(section), section, self.opt["num_gpu"], self.opt["dist"])
+                self.validation(loader, iteration, None, self.opt["val"]["save_img"])
+
+    def _validates_at(self, iteration: int) -> bool:
+        val = self.opt.get("val")
+        return bool(val) and iteration % val["val_freq"] == 0
+
+    def validation(
+        self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False
+    ) -> None:
+        """Measure on a validation or test set; in training the checkpoint of this iteration learns of it."""
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        if not self.is_train:
+            return
+        iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
+        missing = self.validations_missing(iteration)
+        if stopping.requested
     def get_optimizer(
         self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
     ) -> torch.optim.Optimizer:
