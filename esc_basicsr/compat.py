@@ -12,6 +12,7 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esc_basicsr.archs.checkpoint import read_weights
+from esc_basicsr.checkpoints import load_resume_state, write_torch
 from esc_basicsr.errors import UserError
-from esc_basicsr.log import logger
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,35 @@ def _rebind(name: str, old: object, new: object) -> None:
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".")[0] == "basicsr" and vars(module).get(name) is old:
             setattr(module, name, new)
+
+
+# What mends replaced in basicsr.train, by name.
+_stock_of_train: dict[str, Any] = {}
+
+
+def _replace_in_train(name: str, new: object) -> None:
+    module = _host("train")
+    _stock_of_train[name] = getattr(module, name)
+    setattr(module, name, new)
+
+
+def mend_copied_script(script: Any) -> None:
+    """Mend a copy of BasicSR's train.py, run as a script: it has functions of its own, read after the import."""
+    own = getattr(script, "load_resume_state", None)
+    if own is not None and not is_resume_sound(own):
+        script.load_resume_state = load_resume_state
+    for name, stock in _stock_of_train.items():
+        own = getattr(script, name, None)
+        # one that somebody has changed is theirs
+        if own is stock or _same_code(own, stock):
+            setattr(script, name, getattr(_host("train"), name))
+
+
+def _same_code(one: Any, other: Any) -> bool:
+    codes = [getattr(function, "__code__", None) for function in (one, other)]
+    return all(codes) and all(
+        getattr(codes[0], part) == getattr(codes[1], part) for part in ("co_code", "co_names", "co_consts")
+    )
 
 
 class _Cuda:
@@ -314,68 +343,6 @@ def is_resume_sound(load_resume_state: Callable[..., Any]) -> bool:
     )
 
 
-def load_resume_state(opt: dict[str, Any]) -> Any:
-    """The training state to resume from, on the CPU; None to start anew.
-
-    With ``--auto_resume`` the newest state of this experiment that is whole, its networks' weights included,
-    if it has any; else ``path.resume_state``.
-
-    Raises:
-        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is.
-    """
-    path = opt["path"].get("resume_state")
-    state = None
-    if opt["auto_resume"]:
-        folder = Path(opt["path"]["training_states"])
-        states = [file for file in folder.glob("*.state") if file.stem.isdigit()]
-        for file in sorted(states, key=lambda file: int(file.stem), reverse=True):
-            try:
-                state = _read_resume_state(opt, file)
-            except UserError as error:
-                if opt.get("rank", 0) == 0:
-                    logger.warning("--auto_resume passes over a state: %s", error)
-            else:
-                path = opt["path"]["resume_state"] = str(file)
-                break
-        if states and state is None:
-            raise UserError(
-                f"--auto_resume: none of the {len(states)} training states in {folder} can be resumed from. "
-                "To start anew, move that folder away."
-            )
-    if path is None:
-        return None
-    if state is None:
-        state = _read_resume_state(opt, Path(path))
-    _host("utils").check_resume(opt, state["iter"])
-    return state
-
-
-def _read_resume_state(opt: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make torch raise anything
-        problem = (
-            "there is no such training state"
-            if isinstance(error, FileNotFoundError)
-            else ("not a readable training state: it is cut short or damaged")
-        )
-        raise UserError(f"{path}: {problem}. Use an older one.") from error
-    if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
-        raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
-    ignored = opt["path"].get("ignore_resume_networks") or ()
-    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
-        label = network.removeprefix("network_")
-        weights = Path(opt["path"]["models"]) / f"net_{label}_{state['iter']}.pth"
-        if not weights.is_file():
-            raise UserError(f"{path}: the weights that belong to it, {weights}, are missing.")
-        try:
-            read_weights(weights)
-        except UserError as error:
-            raise UserError(f"{path}: the weights that belong to it cannot be used: {error}") from error
-    return state
-
-
 def _mend_resume() -> None:
     """Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file."""
     _host("train").load_resume_state = load_resume_state
@@ -388,17 +355,7 @@ class _TorchThatSavesWhole:
     """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
 
     def save(self, content: object, path: str) -> None:
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        write_torch(path, content)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -430,7 +387,35 @@ def _mend_saving() -> None:
     _host("models.base_model").torch = _TorchThatSavesWhole()
 
 
+def _copies_onto_itself() -> bool:
+    copy_opt_file = _host("train").copy_opt_file
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "options.yml"
+        file.touch()
+        return _works_without_gpu(copy_opt_file, str(file), folder)
+
+
+def _mend_copy_opt_file() -> None:
+    """Every rank copies the option file, before its folder is there; the experiment's own copy is an error."""
+    stock = _host("train").copy_opt_file
+
+    def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+        copy = Path(experiments_root) / Path(opt_file).name
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        if is_first and not (copy.exists() and copy.samefile(opt_file)):
+            stock(opt_file, experiments_root)
+
+    _replace_in_train("copy_opt_file", copy_opt_file)
+
+
 # Data
+
+
+def _mend_data_order() -> None:
+    """A resumed run begins its epoch anew, with other random numbers; they depend on workers and processes."""
+    from esc_basicsr.data.loaders import create_train_val_dataloader
+
+    _replace_in_train("create_train_val_dataloader", create_train_val_dataloader)
 
 
 def _is_dataloader_sound() -> bool:
@@ -531,6 +516,13 @@ MENDS = (
         _mend_resume,
     ),
     Mend("whole checkpoints", "basicsr/models/base_model.py", _is_saving_sound, _mend_saving),
+    Mend("option file's copy", "basicsr/utils/options.py", _copies_onto_itself, _mend_copy_opt_file),
+    Mend(
+        "data order",
+        "basicsr/train.py",
+        lambda: _ours(_host("train").create_train_val_dataloader),
+        _mend_data_order,
+    ),
     Mend("persistent_workers", "basicsr/data/__init__.py", _is_dataloader_sound, _mend_dataloader),
     Mend("CUDAPrefetcher", "basicsr/data/prefetch_dataloader.py", _is_prefetcher_sound, _mend_prefetcher),
     Mend("LMDB clients", "basicsr/utils/file_client.py", _is_lmdb_sound, _mend_lmdb),

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from esc_basicsr import compat
+from esc_basicsr import compat, stopping
 from esc_basicsr.config.check import check_options
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         return stock_info()
 
     # BasicSR takes its flags from sys.argv alone, and writes them into the experiment's copy of the options.
-    with _replaced(sys, "argv", argv), _replaced(module, "get_env_info", get_env_info):
+    signals = stopping.watched_for() if is_train else contextlib.nullcontext()
+    with signals, _replaced(sys, "argv", argv), _replaced(module, "get_env_info", get_env_info):
         getattr(module, f"{name}_pipeline")(str(Path.cwd()))
     return 0
 
@@ -89,7 +90,7 @@ def parse_options(
     add_arguments(parser, is_train)
     args, unknown = parser.parse_known_args()
     checked = _agree_on_options(args, Path(root_path), is_train)
-    _mend_copied_script()
+    compat.mend_copied_script(sys.modules["__main__"])
     module = sys.modules[stock.__module__]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "options.yml"
@@ -153,14 +154,6 @@ def _from_here(problem: str) -> str:
     """``problem``, saying on which rank it is where the first one may not have it."""
     rank = dist.get_rank()
     return problem if rank == 0 else f"{problem} (rank {rank}, on {socket.gethostname()})"
-
-
-def _mend_copied_script() -> None:
-    """A copy of BasicSR's train.py, run as a script, has a load_resume_state of its own."""
-    script: Any = sys.modules["__main__"]
-    own = getattr(script, "load_resume_state", None)
-    if own is not None and not compat.is_resume_sound(own):
-        script.load_resume_state = compat.load_resume_state
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["ignored", "requested", "watched_for"]
+__all__ = ["exit_code", "heed", "ignored", "requested", "watched_for"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
@@ -19,6 +19,7 @@ _PATIENCE = 2.0  # seconds
 
 _wish: signal.Signals | None = None
 _wished_at = 0.0
+_is_heeded = False
 
 
 def requested() -> signal.Signals | None:
@@ -26,13 +27,24 @@ def requested() -> signal.Signals | None:
     return _wish
 
 
+def exit_code() -> int:
+    """The code to end with, by which a shell knows the signal; that of SIGTERM if another rank was asked."""
+    return 128 + (_wish or signal.SIGTERM)
+
+
+def heed() -> None:
+    """Promise to look at `requested` at every iteration. Until then a signal ends the process as usual."""
+    global _is_heeded
+    _is_heeded = True
+
+
 @contextlib.contextmanager
 def watched_for() -> Iterator[None]:
-    """Within it a signal to stop is noted, not obeyed at once; a second Ctrl-C is obeyed.
+    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second Ctrl-C is obeyed.
 
     Only in the main thread, where signals arrive; elsewhere it does nothing.
     """
-    global _wish
+    global _wish, _is_heeded
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,7 +54,7 @@ def watched_for() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _wish = None
+        _wish, _is_heeded = None, False
 
 
 def ignored() -> None:
@@ -54,8 +66,10 @@ def ignored() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     global _wish, _wished_at
     now = time.monotonic()
-    if number == signal.SIGINT and _wish is not None and now - _wished_at > _PATIENCE:
-        raise KeyboardInterrupt
+    if not _is_heeded or (_wish is not None and now - _wished_at > _PATIENCE):
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
     if _wish is None:
         _wish, _wished_at = signal.Signals(number), now
         print(

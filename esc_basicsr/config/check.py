@@ -338,10 +338,17 @@ class _Check:
     def check_accumulation(self) -> None:
         where = "train.accumulate"
         pieces = self.section("train").get("accumulate", 1)
-        if not known.COUNT.accepts(pieces) or pieces == 1:
+        data = self.section("datasets.train")
+        wanted = data.get("global_batch_size")
+        if wanted is not None:
+            if "accumulate" in self.section("train"):
+                self.add(where, "not with datasets.train.global_batch_size, which chooses it. Leave one out.")
+                return
+            where = "datasets.train.global_batch_size"
+        elif not known.COUNT.accepts(pieces) or pieces == 1:
             return
-        batch = self.section("datasets.train").get("batch_size_per_gpu")
-        if known.is_whole(batch) and batch % pieces:
+        batch = data.get("batch_size_per_gpu")
+        if wanted is None and known.is_whole(batch) and batch % pieces:
             self.add(
                 where,
                 f"got {pieces}, expected a divisor of datasets.train.batch_size_per_gpu, {batch}, which is "
@@ -485,7 +492,8 @@ class _Check:
         section = self.section(where)
         if not self.has_section(where):
             return
-        self.check_keys(where, known.LOGGER, known.LOGGER_REQUIRED, open_ended=not self.is_known_model)
+        kinds = self.with_models(where, known.LOGGER)
+        self.check_keys(where, kinds, known.LOGGER_REQUIRED, open_ended=not self.is_known_model)
         self.check_keys("logger.wandb", known.WANDB)
         if self.section("logger.wandb").get("project") and section.get("use_tb_logger") is not True:
             self.add("logger.use_tb_logger", "expected true with wandb, which sends what TensorBoard logs.")
@@ -531,6 +539,11 @@ class _Check:
         prefetch = dataset.get("prefetch_mode") if is_training_set else None
         if prefetch == "cuda" and dataset.get("pin_memory") is not True:
             self.add(f"{where}.pin_memory", "expected true with prefetch_mode: cuda.")
+        if "global_batch_size" in dataset and self.opt.get("model_type") == "SRModel":
+            self.add(
+                f"{where}.global_batch_size",
+                "SRModel takes a batch in one pass only: with model_type: ESCModel it is known.",
+            )
         if dataset.get("lq_on_device") is True and self.opt.get("model_type") == "SRModel":
             self.add(
                 f"{where}.lq_on_device",

@@ -140,7 +140,14 @@ TRAIN = {
 # Keys that ESCModel has beyond SRModel's, by section.
 ESC_MODEL = {
     "": {"channels_last": BOOL, "cpu_kernels": BOOL},
-    "train": {"amp": AMP, "accumulate": COUNT, "compile": BOOL},
+    "train": {
+        "amp": AMP,
+        "accumulate": COUNT,
+        "compile": BOOL,
+        "clip_grad_norm": or_none(POSITIVE),
+        "max_skipped": COUNT,
+    },
+    "logger": {"keep_checkpoints": or_none(COUNT)},
     "val": {"amp": AMP, "batch_size": COUNT},
 }
 
@@ -195,6 +202,8 @@ LOADER = {
     "batch_size_per_gpu": COUNT,
     "num_worker_per_gpu": WHOLE,
     "dataset_enlarge_ratio": POSITIVE,
+    "global_batch_size": COUNT,
+    "max_unreadable": WHOLE,
     "prefetch_mode": one_of(None, "cpu", "cuda"),
     "num_prefetch_queue": COUNT,
     "pin_memory": BOOL,

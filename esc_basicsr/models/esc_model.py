@@ -1,18 +1,22 @@
 """What BasicSR's SRModel lacks to train ESC."""
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from esc_basicsr import kernels
+from esc_basicsr import checkpoints, kernels, stopping
 from esc_basicsr.archs.checkpoint import load_weights, read_weights
 from esc_basicsr.data.degradation import make_pair
-from esc_basicsr.evaluation.shared_validation import SharedValidation
+from esc_basicsr.data.loaders import batch_of_process
+from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
+from esc_basicsr.models.resumable_model import ResumableModel
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
@@ -22,13 +26,11 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED = 10
 
 
-class ESCModel(SharedValidation):
-    """SRModel with the release's optimizer, an exact schedule, and training that can be interrupted at any time.
+class ESCModel(ResumableModel):
+    """SRModel with the release's optimizer, an exact schedule, and checkpoints read safely and across scales.
 
-    Checkpoints are written whole, by rank 0; a state holds all that training depends on, so that a resumed run
-    ends as one that was never interrupted (bit for bit on a CPU with as many processes). SIGTERM and Ctrl-C
-    save one and end the process. A step whose loss or gradients are not finite is skipped, on all ranks.
-    Checkpoints are read safely and across scales.
+    Training can be interrupted and resumed (`ResumableModel`). A step whose loss or gradients are not finite is
+    skipped, on all ranks, and reported with its samples.
 
     Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too. Left out, the following change
     nothing; docs/training-speed.md has what each does to the loss and to speed:
@@ -42,7 +44,6 @@ class ESCModel(SharedValidation):
     * ``train.clip_grad_norm``: gradients are scaled down to this norm where theirs is larger.
     * ``train.max_skipped``: training ends after so many steps in a row with numbers that are not finite; 10 if
       left out.
-    * ``logger.keep_checkpoints``: N. Of the checkpoints only the N newest are kept.
     * ``train.compile``: true. Training runs through ``torch.compile``; where that fails, uncompiled, and the
       log says why. Validation, on images of many sizes, is never compiled.
     * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
@@ -79,21 +80,17 @@ class ESCModel(SharedValidation):
             self._network = torch.compile(self.net_g)
         _, self._passes = batch_of_process(self.opt)
         self._skipped = {"in_all": 0, "in_a_row": 0}
-        self._place: dict[str, int] = {}  # in the training data, after the batch that was fed last
-        self._saved_at: int | None = None
-        self._must_stop = False
-        stopping.heed()
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch: ``lq`` and, unless there is none, ``gt``, (B, 3, H, W) in [0, 1].
 
         Where there is ``gt`` alone, uint8 from a `DFLIPDataset` with ``lq_on_device``, LR is made here.
         """
-        self._place = data.get("place", {})
         self._paths = data.get("gt_path", data.get("lq_path", []))
         if "lq" not in data:
             # float64, which a TF32 setting leaves alone
-            data = make_pair(data["gt"].to(self.device), self.opt["scale"], torch.float64)
+            pair = make_pair(data["gt"].to(self.device), self.opt["scale"], torch.float64)
+            data = {**data, **pair}
         super().feed_data(data)
         self.lq = self._laid_out(self.lq)
 
@@ -126,7 +123,9 @@ class ESCModel(SharedValidation):
                 self.model_ema(decay=self.ema_decay)
             self._skipped["in_a_row"] = 0
         elif not (losses_are_finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
-            self._skip(current_iter, math.isfinite(norm))  # else the scale was too large: it is lowered
+            self._skip(
+                current_iter, "gradient" if losses_are_finite else "loss"
+            )  # else the scale was too large: it is lowered
         self.scaler.update()
         if self._skipped["in_all"]:
             self.log_dict["skipped"] = self._skipped["in_all"]
@@ -141,7 +140,7 @@ class ESCModel(SharedValidation):
         self._must_stop = told_ranks > 0
         return {name: loss / self.opt["world_size"] for name, loss in zip(means, losses, strict=True)}
 
-    def _skip(self, current_iter: int, gradients_are_finite: bool) -> None:
+    def _skip(self, current_iter: int, what: str) -> None:
         """Count and report a step that is not taken."""
         for count in self._skipped:
             self._skipped[count] += 1
@@ -150,17 +149,16 @@ class ESCModel(SharedValidation):
             of_ranks: list[list[str]] = [[] for _ in range(self.opt["world_size"])]
             dist.all_gather_object(of_ranks, suspects)
             suspects = sum(of_ranks, [])
-        what = "the loss" if gradients_are_finite else "the gradient"
         in_a_row, most = self._skipped["in_a_row"], self.opt["train"].get("max_skipped", MAX_SKIPPED)
         logger.warning(
-            "Iteration %d: %s is not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
+            "Iteration %d: the %s is not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
             *(current_iter, what, in_a_row, self._skipped["in_all"], ", ".join(suspects) or "not known"),
         )
         if in_a_row >= most:
             newest = checkpoints.newest_state(self.opt)
             remedy = f"The last good state is {newest}. " if newest else ""
             raise UserError(
-                f"Iteration {current_iter}: {what} was not finite for {in_a_row} steps in a row "
+                f"Iteration {current_iter}: the {what} was not finite for {in_a_row} steps in a row "
                 f"(train.max_skipped: {most}). {remedy}Lower the learning rate, set train.clip_grad_norm, or "
                 f"look at these samples: {', '.join(suspects) or 'not known'}"
             )
@@ -168,7 +166,8 @@ class ESCModel(SharedValidation):
     def _suspects(self) -> list[str]:
         """The samples of this rank's batch that are or give something that is not finite; all if none is."""
         with torch.no_grad():
-            sr = torch.cat([self._upscale(lq) for lq in self.lq.chunk(self._passes)])
+            net = self.get_bare_model(self.net_g)
+            sr = torch.cat([net(lq) for lq in self.lq.chunk(self._passes)])
             sound = [
                 all(bool(images[index].isfinite().all()) for images in (self.lq, self.gt, sr))
                 for index in range(len(sr))
@@ -243,96 +242,15 @@ class ESCModel(SharedValidation):
         optimizer.register_state_dict_post_hook(store)
         optimizer.register_load_state_dict_pre_hook(restore)
 
-    def save(self, epoch: int, current_iter: int) -> None:
-        """Write a checkpoint, from which training can be resumed; -1 is the end, and has no state.
-
-        Raises:
-            UserError: It cannot be written; on every rank.
-        """
-        iteration = "latest" if current_iter == -1 else current_iter
-        networks = {"params": self.net_g}
-        if self.ema_decay > 0:
-            networks["params_ema"] = self.net_g_ema
-        path = Path(self.opt["path"]["models"]) / f"net_g_{iteration}.pth"
-        weights = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
-            for key, net in networks.items()
-        }
-        checkpoints.on_first_rank(self._write_weights, path, weights)
-        if current_iter != -1:
-            self.save_training_state(epoch, current_iter)
-
-    def _write_weights(self, path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
-        self._sha256 = {path.name: checkpoints.write_torch(path, weights)}
-
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Write all but the weights of a checkpoint: what training depends on."""
-        state = {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "data": self._place,
-            "random": self._random_of_ranks(),
-            "skipped": dict(self._skipped),
-            "metrics": self.metrics_state(),
-        }
-
-        def write() -> None:
-            checkpoints.write_state(self.opt, {**state, "sha256": self._sha256})
-            kept = self.opt["logger"].get("keep_checkpoints")
-            if kept is not None:
-                checkpoints.prune(self.opt, kept)
-
-        checkpoints.on_first_rank(write)
-        self._epoch, self._saved_at = epoch, current_iter
-
-    def _random_of_ranks(self) -> list[dict[str, Any]]:
-        states: list[Any] = [checkpoints.random_state()]
-        if self.opt["dist"]:
-            own = states[0]
-            states = [None] * self.opt["world_size"]
-            dist.all_gather_object(states, own)
-        return states
+    def training_state(self) -> dict[str, Any]:
+        """As `ResumableModel`'s, and how many steps were skipped."""
+        return {**super().training_state(), "skipped": self._skipped}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Take up training where ``resume_state`` left it."""
-        super().resume_training(resume_state)
-        iteration = self._saved_at = resume_state["iter"]
-        self._epoch = resume_state["epoch"]
-        self._place = resume_state.get("data", {})
-        self._sha256 = resume_state.get("sha256", {})
+        """Go on where ``resume_state``, a training state, was saved."""
         self._skipped |= resume_state.get("skipped", {})
-        self.restore_metrics(resume_state.get("metrics", {}))
-        states = resume_state.get("random", [])
-        if len(states) == self.opt["world_size"]:
-            checkpoints.restore_random_state(states[self.opt["rank"]])
-        else:
-            logger.warning(
-                "The state is of %s: training goes on, but not exactly as it would have.",
-                f"{len(states)} processes, not {self.opt['world_size']}" if states else "another program",
-            )
-        # Interrupted between the checkpoint and the validation of its iteration.
-        if self._validates_at(iteration):
-            for phase in self.validations_missing(iteration):
-                section = self.opt["datasets"][phase]
-                loader = build_dataloader(build_dataset(section), section, self.opt["num_gpu"], self.opt["dist"])
-                self.validation(loader, iteration, None, self.opt["val"]["save_img"])
+        super().resume_training(resume_state)
 
-    def _validates_at(self, iteration: int) -> bool:
-        val = self.opt.get("val")
-        return bool(val) and iteration % val["val_freq"] == 0
-
-    def validation(
-        self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False
-    ) -> None:
-        """Measure on a validation or test set; in training the checkpoint of this iteration learns of it."""
-        super().validation(dataloader, current_iter, tb_logger, save_img)
-        if not self.is_train:
-            return
-        iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
-        missing = self.validations_missing(iteration)
-        if stopping.requested
     def get_optimizer(
         self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
     ) -> torch.optim.Optimizer:

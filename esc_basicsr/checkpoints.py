@@ -1,0 +1,217 @@
+"""What training leaves on the disk to be resumed from: networks' weights, and states that say the rest.
+
+A checkpoint of iteration k is ``models/net_g_k.pth`` and ``training_states/k.state``. The state is written
+last and holds the SHA-256 of the weights, so that it stands for all of it.
+"""
+
+import hashlib
+import importlib
+import io
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from esc_basicsr.archs.checkpoint import read_weights
+from esc_basicsr.errors import UserError
+from esc_basicsr.files import written_whole
+from esc_basicsr.log import logger
+
+__all__ = [
+    "load_resume_state",
+    "newest_state",
+    "on_first_rank",
+    "prune",
+    "random_state",
+    "restore_random_state",
+    "write_state",
+    "write_torch",
+]
+
+
+# Writing
+
+
+def write_torch(path: str | Path, content: object) -> str:
+    """Write what `torch.save` writes, whole or not at all.
+
+    Returns:
+        The file's SHA-256, in hexadecimal.
+
+    Raises:
+        UserError: It cannot be written, as when the disk is full.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getbuffer()
+    with written_whole(path) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_state(opt: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the training state of ``state["iter"]``, which replaces one of the same iteration."""
+    write_torch(Path(opt["path"]["training_states"]) / f"{state['iter']}.state", dict(state))
+
+
+def prune(opt: Mapping[str, Any], kept: int) -> None:
+    """Remove all but the ``kept`` newest checkpoints. ``net_g_latest`` and what others put there stays."""
+    for state in _states(opt)[kept:]:
+        # The state first: none is ever without its weights.
+        state.unlink(missing_ok=True)
+        for weights in Path(opt["path"]["models"]).glob(f"net_*_{state.stem}.*"):
+            weights.unlink(missing_ok=True)
+
+
+def newest_state(opt: Mapping[str, Any]) -> Path | None:
+    """The experiment's newest training state, if it has any."""
+    return next(iter(_states(opt)), None)
+
+
+def on_first_rank(work: Callable[[], None]) -> None:
+    """Have rank 0 do something, and every rank know if it failed.
+
+    Raises:
+        UserError: It raised one on rank 0.
+    """
+    problems: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            problems = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(problems)
+    if problems[0] is not None:
+        raise UserError(problems[0])
+
+
+# Random numbers
+
+
+def random_state() -> dict[str, Any]:
+    """The state of this process's global random numbers, in values that a training state may hold."""
+    name, numbers, position, has_normal, normal = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(numbers.astype(np.int64)), position, has_normal, normal],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers of a process whose `random_state` it was."""
+    random.setstate(state["python"])
+    name, numbers, *others = state["numpy"]
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), *others))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+# Resuming
+
+
+def load_resume_state(opt: dict[str, Any]) -> Any:
+    """The training state to resume from, on the CPU; None to start anew.
+
+    With ``--auto_resume`` the newest state of this experiment that is whole, its networks' weights included,
+    if it has any; else ``path.resume_state``. ``opt["resume"]`` is set to where in the data it was.
+
+    Raises:
+        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is to
+            start anew in an experiment that has states, which BasicSR would archive.
+    """
+    found: list[Any] = [None]
+
+    def find() -> None:
+        found[0] = _find_resume_state(opt)
+
+    # One process chooses: on another node a file may be there a little later.
+    on_first_rank(find)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[0] is None:
+        return None
+    path, state = found[0]
+    opt["path"]["resume_state"] = path
+    opt["resume"] = {**state.get("data", {}), "epoch": state["epoch"], "iter": state["iter"]}
+    for folder in ("experiments_root", "models", "training_states", "visualization"):
+        Path(opt["path"][folder]).mkdir(parents=True, exist_ok=True)
+    importlib.import_module("basicsr.utils").check_resume(opt, state["iter"])
+    return state
+
+
+def _find_resume_state(opt: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    states = _states(opt)
+    given = opt["path"].get("resume_state")
+    if opt["auto_resume"] and states:
+        for file in states:
+            try:
+                return str(file), _read_state(opt, file)
+            except UserError as error:
+                logger.warning("--auto_resume passes over a state: %s", error)
+        raise UserError(
+            f"--auto_resume: none of the {len(states)} training states in {states[0].parent} can be resumed "
+            "from. To start anew, move that folder away."
+        )
+    if given is not None:
+        return str(given), _read_state(opt, Path(given))
+    if states and "debug" not in opt["name"]:
+        raise UserError(
+            f"{opt['path']['experiments_root']} holds an experiment of this name, at iteration "
+            f"{states[0].stem}. Add --auto_resume to go on from there; to start anew, give another name or "
+            "move that folder away."
+        )
+    return None
+
+
+def _states(opt: Mapping[str, Any]) -> list[Path]:
+    """The experiment's training states, newest first."""
+    files = Path(opt["path"]["training_states"]).glob("*.state")
+    return sorted(
+        (file for file in files if file.stem.isdecimal()), key=lambda file: int(file.stem), reverse=True
+    )
+
+
+def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load checks no sums
+                raise ValueError(damaged)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such training state. Use another one.") from None
+    except Exception as error:  # a damaged file can make torch raise anything
+        raise UserError(
+            f"{path}: not a readable training state: it is cut short or damaged. Use an older one."
+        ) from error
+    if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
+        raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
+    for weights in _weights_of(opt, state):
+        if not weights.is_file():
+            raise UserError(f"{path}: the weights that belong to it, {weights}, are missing.")
+        try:
+            read_weights(weights)
+        except UserError as error:
+            raise UserError(f"{path}: the weights that belong to it cannot be used: {error}") from error
+        expected = state.get("sha256", {}).get(weights.name)
+        if expected is not None and hashlib.sha256(weights.read_bytes()).hexdigest() != expected:
+            raise UserError(
+                f"{path}: the weights that belong to it, {weights}, are damaged or of another run."
+            )
+    return state
+
+
+def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any]) -> Iterable[Path]:
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
+        label = network.removeprefix("network_")
+        yield Path(opt["path"]["models"]) / f"net_{label}_{state['iter']}.pth"

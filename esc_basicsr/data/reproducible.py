@@ -1,0 +1,242 @@
+"""Training data whose order, augmentation and place can be had again: on resuming, on more processes or fewer.
+
+A sample depends on the seed, the epoch and its position there alone: not on which process or worker makes it,
+nor on what either made before.
+"""
+
+import contextlib
+import hashlib
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+
+from esc_basicsr import stopping
+from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
+
+__all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader"]
+
+
+class Draw(NamedTuple):
+    """One sample of an epoch: which image of the data set, and what its random numbers come from."""
+
+    index: int
+    seed: int
+
+
+class ReproducibleSampler(Sampler[Draw]):
+    """The samples of one process: of each global batch, its share.
+
+    An epoch is a permutation of ``images`` × ``ratio`` samples, cut into global batches; an incomplete last
+    one is left out. Each process takes the same number of samples of each, one stretch after another, so that
+    a global batch is the same whatever the number of processes.
+
+    Args:
+        images: Length of the data set.
+        ratio: Samples of an epoch by image.
+        batch: Samples of a global batch, a multiple of ``world_size``.
+        rank: This process.
+        world_size: Processes.
+        seed: The same in all processes.
+        resumed: ``place`` of the batch that training was at; None to begin anew.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        ratio: float,
+        batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        resumed: dict[str, int] | None = None,
+    ) -> None:
+        self.images = images
+        self.samples = int(np.ceil(images * ratio))
+        self.batch = batch
+        self.batches = self.samples // batch
+        self.seed = resumed["seed"] if resumed else seed
+        self.start = 0  # the first batch of the epoch at hand
+        self._share = range(rank * batch // world_size, (rank + 1) * batch // world_size)
+        self._resumed = resumed
+        self._epoch: int | None = None
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch for this process."""
+        return self.batches * len(self._share)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch: to its beginning, or to where training was when it was interrupted."""
+        self._epoch = epoch
+        self.start = self.begin(epoch)
+
+    def begin(self, epoch: int) -> int:
+        """The batch that an epoch begins with: above 0 where training was interrupted there."""
+        resumed = self._resumed
+        if not resumed or resumed["epoch"] != epoch or resumed["samples"] != self.samples:
+            return 0
+        return min(resumed["done"] * resumed["batch"] // self.batch, self.batches)
+
+    def place(self, done: int) -> dict[str, int]:
+        """What a resumed run needs to go on after ``done`` batches of this epoch."""
+        if self._epoch is None:
+            raise RuntimeError("set_epoch comes first")
+        return {
+            "seed": self.seed,
+            "samples": self.samples,
+            "batch": self.batch,
+            "epoch": self._epoch,
+            "done": done,
+        }
+
+    def __iter__(self) -> Iterator[Draw]:
+        """The rest of the epoch; nothing before there is one, so that no worker begins on a wrong one."""
+        if self._epoch is None:
+            return
+        generator = torch.Generator().manual_seed(_hash(self.seed, self._epoch, -1))
+        order = (torch.randperm(self.samples, generator=generator) % self.images).numpy()
+        for first in range(self.start * self.batch, self.batches * self.batch, self.batch):
+            for position in range(first + self._share.start, first + self._share.stop):
+                yield Draw(int(order[position]), _hash(self.seed, self._epoch, position))
+
+
+class ReproducibleDataset(Dataset[dict[str, Any]]):
+    """A data set of BasicSR, each of whose samples gets random numbers of its own, and a substitute if need be.
+
+    Where an image cannot be read another one, drawn by the sample's own random numbers, takes its place.
+
+    Args:
+        dataset: What it draws from; Python's, NumPy's and PyTorch's global generators are seeded for it.
+        most_unreadable: How many images in a row may fail.
+
+    Returns of an item, for a `Draw`:
+        What ``dataset`` gives, and ``unreadable``: a line for each image that was passed over. Where too many
+        in a row fail, ``failure`` alone: why.
+    """
+
+    def __init__(self, dataset: Any, most_unreadable: int) -> None:
+        self.dataset = dataset
+        self.most_unreadable = most_unreadable
+
+    def __len__(self) -> int:
+        """Images of the data set."""
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """Make one sample."""
+        unreadable: list[str] = []
+        index = draw.index
+        with _seeded(draw.seed):
+            while len(unreadable) <= self.most_unreadable:
+                try:
+                    return {**self.dataset[index], "unreadable": "\n".join(unreadable)}
+                except MemoryError:
+                    raise
+                except Exception as error:  # data sets of others fail as they please
+                    unreadable.append(f"{self._name(index)}: {error}")
+                index = random.randrange(len(self.dataset))
+        return {"failure": "\n  ".join(unreadable)}
+
+    def _name(self, index: int) -> str:
+        """Which image it is: PairedImageDataset's errors do not say."""
+        paths = getattr(self.dataset, "paths", None)
+        path = paths[index] if isinstance(paths, list) else None
+        known = path.get("gt_path", path.get("lq_path")) if isinstance(path, dict) else path
+        return f"image {index}" if known is None else f"image {index}, {known}"
+
+
+class TrainingLoader(DataLoader[dict[str, Any]]):
+    """Batches of a `ReproducibleDataset`, by a `ReproducibleSampler`.
+
+    A batch has what the data set's samples have, and ``place``: what resuming after it needs. Images that had
+    to be passed over are logged by name; beyond ``most_unreadable`` in this process it ends.
+
+    Args:
+        dataset: The samples.
+        sampler: Their order.
+        batch_size: Samples of a batch of this process.
+        kwargs: `torch.utils.data.DataLoader`'s.
+
+    Raises of an iteration:
+        UserError: Too many images cannot be read.
+    """
+
+    sampler: ReproducibleSampler
+
+    def __init__(
+        self, dataset: ReproducibleDataset, sampler: ReproducibleSampler, batch_size: int, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            drop_last=True,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            # Of its own: workers' seeds, which nothing here uses, are else drawn from the global one.
+            generator=torch.Generator(),
+            **kwargs,
+        )
+        self._most_unreadable = dataset.most_unreadable
+        self._unreadable = 0
+
+    def __iter__(self) -> Any:
+        """The batches of the epoch at hand. Workers start with the first."""
+        for done, batch in enumerate(super().__iter__(), self.sampler.start + 1):
+            if "failure" in batch:
+                raise UserError(f"training data cannot be read:\n  {batch['failure']}")
+            self._report(batch.pop("unreadable"))
+            yield {**batch, "place": self.sampler.place(done)}
+
+    def _report(self, lines: Sequence[str]) -> None:
+        for line in (line for text in lines for line in text.splitlines()):
+            self._unreadable += 1
+            # at a level that is heard from every rank
+            logger.error("Training data: passed over %s", line)
+            if self._unreadable > self._most_unreadable:
+                raise UserError(
+                    f"{self._unreadable} images of the training data could not be read, more than "
+                    f"datasets.train.max_unreadable, {self._most_unreadable}. The last: {line}\n"
+                    "Check the data ('python -m esc_basicsr lmdb --help'), then go on with --auto_resume."
+                )
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of samples; of one that failed, only why."""
+    failure = next((sample for sample in samples if "failure" in sample), None)
+    batch: dict[str, Any] = failure or default_collate(samples)
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    stopping.ignored()
+
+
+def _hash(*numbers: int) -> int:
+    """A seed, 63 bits, that is another for other numbers, on every machine the same."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within it the global random numbers begin at ``seed``; afterwards a main process has its own again."""
+    before = None
+    if get_worker_info() is None:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)  # leaves GPUs' alone: no sample is made there
+    try:
+        yield
+    finally:
+        if before is not None:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])

@@ -1,0 +1,154 @@
+"""Training that can be interrupted at any instant and goes on as if it had not been."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from basicsr.data import build_dataloader, build_dataset
+from torch import Tensor
+
+from esc_basicsr import checkpoints, stopping
+from esc_basicsr.evaluation.shared_validation import SharedValidation
+from esc_basicsr.log import logger
+
+__all__ = ["ResumableModel"]
+
+
+class ResumableModel(SharedValidation):
+    """An SRModel whose checkpoints hold all that training depends on.
+
+    They are written whole, by rank 0, and verified when they are read (`esc_basicsr.checkpoints`). A resumed
+    run ends as one that was never interrupted: bit for bit on a CPU, with as many processes. SIGTERM and
+    Ctrl-C save a checkpoint and end the process.
+
+    ``logger.keep_checkpoints`` is how many are kept: the newest ones; all if left out.
+    """
+
+    def init_training_settings(self) -> None:
+        """Set up training, and heed wishes to stop."""
+        super().init_training_settings()
+        self._place: dict[str, int] = {}  # in the training data, after the batch that was fed last
+        self._sha256: dict[str, str] = {}  # of the newest weights, by file name
+        self._saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
+        self._must_stop = False  # the same on all ranks
+        stopping.heed()
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Take a batch, and note where in the training data it ends."""
+        self._place = data.get("place", {})
+        super().feed_data(data)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Set an iteration's learning rate; or, if all ranks know of a wish to stop, fulfil it."""
+        if self._must_stop:
+            self._save_and_exit(current_iter - 1)
+        super().update_learning_rate(current_iter, warmup_iter)
+
+    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
+        """Measure on one set. In training the checkpoint of the same iteration learns what came out."""
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        if not self.is_train or (self.opt["val"] or {}).get("metrics") is None:
+            return
+        iteration = min(current_iter, int(self.opt["train"]["total_iter"]))
+        name = dataloader.dataset.opt["name"]
+        missing = {self.opt["datasets"][phase]["name"] for phase in self.validations_missing(iteration)}
+        if name in missing:  # it was cut short, on all ranks
+            self._save_and_exit(iteration)
+        if self._saved is not None and self._saved[1] == iteration and not missing:
+            self.save_training_state(*self._saved)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write a checkpoint of an iteration; -1 is the end of training, whose weights have no state.
+
+        Raises:
+            UserError: It cannot be written; on every rank.
+        """
+        iteration = "latest" if current_iter == -1 else current_iter
+        networks = {"params": self.net_g}
+        if self.ema_decay > 0:
+            networks["params_ema"] = self.net_g_ema
+        weights = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
+            for key, net in networks.items()
+        }
+        path = Path(self.opt["path"]["models"]) / f"net_g_{iteration}.pth"
+        checkpoints.on_first_rank(lambda: self._write_weights(path, weights))
+        if current_iter != -1:
+            self.save_training_state(epoch, current_iter)
+
+    def _write_weights(self, path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+        self._sha256 = {path.name: checkpoints.write_torch(path, weights)}
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write what a checkpoint has beyond weights, and remove checkpoints that need not be kept.
+
+        Raises:
+            UserError: It cannot be written; on every rank.
+        """
+        state = self.training_state() | {"epoch": epoch, "iter": current_iter}
+
+        def write() -> None:
+            checkpoints.write_state(self.opt, {**state, "sha256": self._sha256})
+            kept = self.opt["logger"].get("keep_checkpoints")
+            if kept is not None:
+                checkpoints.prune(self.opt, kept)
+
+        checkpoints.on_first_rank(write)
+        self._saved = epoch, current_iter
+
+    def training_state(self) -> dict[str, Any]:
+        """All that training depends on but weights and the iteration, in values that are safe to load.
+
+        Every rank must call it.
+        """
+        randoms: list[Any] = [checkpoints.random_state()]
+        if self.opt["dist"]:
+            own = randoms[0]
+            randoms = [None] * self.opt["world_size"]
+            dist.all_gather_object(randoms, own)
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "data": self._place,
+            "random": randoms,
+            "metrics": self.metrics_state(),
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Go on where ``resume_state``, a training state, was saved."""
+        super().resume_training(resume_state)
+        iteration = resume_state["iter"]
+        self._saved = resume_state["epoch"], iteration
+        self._sha256 = resume_state.get("sha256", {})
+        self._place = resume_state.get("data", {})
+        if "metrics" in resume_state:
+            self.restore_metrics(resume_state["metrics"])
+        randoms = resume_state.get("random", [])
+        if len(randoms) == self.opt["world_size"]:
+            checkpoints.restore_random_state(randoms[self.opt["rank"]])
+        else:
+            whose = f"{len(randoms)} processes" if randoms else "another program"
+            logger.warning(
+                "The state was saved by %s: training goes on, though not exactly as it would have.", whose
+            )
+        self._validate_what_was_missed(iteration)
+
+    def _validate_what_was_missed(self, iteration: int) -> None:
+        """Catch up where training was interrupted between saving and validating."""
+        val = self.opt.get("val") or {}
+        if val.get("metrics") is None or iteration % val["val_freq"]:
+            return
+        for phase in self.validations_missing(iteration):
+            section = self.opt["datasets"][phase]
+            loader = build_dataloader(build_dataset(section), section, self.opt["num_gpu"], self.opt["dist"])
+            self.validation(loader, iteration, None, val["save_img"])
+
+    def _save_and_exit(self, iteration: int) -> NoReturn:
+        if self._saved is None or self._saved[1] != iteration:
+            self.save(self._place.get("epoch", 0), iteration)
+        signal = stopping.requested()
+        logger.info(
+            "Stopped at iteration %d%s. Its state is saved: go on with --auto_resume.",
+            *(iteration, f" by {signal.name}" if signal else ""),
+        )
+        raise SystemExit(stopping.exit_code())
