@@ -96,10 +96,10 @@ def on_first_rank(work: Callable[[], None]) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of this process's global random numbers, in values that a training state may hold."""
-    name, numbers, position, has_normal, normal = np.random.get_state(legacy=True)
+    name, numbers, position, has_normal, normal = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(numbers.astype(np.int64)), position, has_normal, normal],
+        "numpy": [name, torch.from_numpy(np.asarray(numbers, np.int64)), position, has_normal, normal],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
@@ -125,8 +125,8 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
     if it has any; else ``path.resume_state``. ``opt["resume"]`` is set to where in the data it was.
 
     Raises:
-        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is to
-            start anew in an experiment that has states, which BasicSR would archive.
+        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is
+            to start anew in an experiment that has states, which BasicSR would archive.
     """
     found: list[Any] = [None]
 

@@ -94,7 +94,7 @@ def _replace_in_train(name: str, new: object) -> None:
 
 
 def mend_copied_script(script: Any) -> None:
-    """Mend a copy of BasicSR's train.py, run as a script: it has functions of its own, read after the import."""
+    """Mend a copy of BasicSR's train.py that is run as a script: it has functions of its own."""
     own = getattr(script, "load_resume_state", None)
     if own is not None and not is_resume_sound(own):
         script.load_resume_state = load_resume_state
@@ -396,7 +396,7 @@ def _copies_onto_itself() -> bool:
 
 
 def _mend_copy_opt_file() -> None:
-    """Every rank copies the option file, before its folder is there; the experiment's own copy is an error."""
+    """Every rank copies the option file, its folder there or not; the experiment's own copy is an error."""
     stock = _host("train").copy_opt_file
 
     def copy_opt_file(opt_file: str, experiments_root: str) -> None:
@@ -412,7 +412,7 @@ def _mend_copy_opt_file() -> None:
 
 
 def _mend_data_order() -> None:
-    """A resumed run begins its epoch anew, with other random numbers; they depend on workers and processes."""
+    """A resumed run begins its epoch anew, with other random numbers, which depend on the workers."""
     from esc_basicsr.data.loaders import create_train_val_dataloader
 
     _replace_in_train("create_train_val_dataloader", create_train_val_dataloader)

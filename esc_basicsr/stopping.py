@@ -40,7 +40,7 @@ def heed() -> None:
 
 @contextlib.contextmanager
 def watched_for() -> Iterator[None]:
-    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second Ctrl-C is obeyed.
+    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second one is obeyed.
 
     Only in the main thread, where signals arrive; elsewhere it does nothing.
     """

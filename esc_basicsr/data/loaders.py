@@ -112,8 +112,8 @@ def create_train_val_dataloader(
     epochs = resumed.get("epoch", 0) + math.ceil(left / sampler.batches)
     if resumed.get("samples", sampler.samples) != sampler.samples:
         log.warning(
-            "The training data had %d samples an epoch and has %d now: the epoch is begun anew, so this is no "
-            "exact resumption.",
+            "The training data had %d samples an epoch and has %d now: the epoch is begun anew, so this is "
+            "no exact resumption.",
             *(resumed["samples"], sampler.samples),
         )
     log.info(

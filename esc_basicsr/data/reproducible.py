@@ -1,4 +1,4 @@
-"""Training data whose order, augmentation and place can be had again: on resuming, on more processes or fewer.
+"""Training data whose order, augmentation and place can be had again: resumed, or on more processes.
 
 A sample depends on the seed, the epoch and its position there alone: not on which process or worker makes it,
 nor on what either made before.
@@ -25,7 +25,7 @@ __all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader
 class Draw(NamedTuple):
     """One sample of an epoch: which image of the data set, and what its random numbers come from."""
 
-    index: int
+    image: int
     seed: int
 
 
@@ -107,7 +107,7 @@ class ReproducibleSampler(Sampler[Draw]):
 
 
 class ReproducibleDataset(Dataset[dict[str, Any]]):
-    """A data set of BasicSR, each of whose samples gets random numbers of its own, and a substitute if need be.
+    """A data set of BasicSR, each of whose samples has random numbers of its own, and a substitute if need be.
 
     Where an image cannot be read another one, drawn by the sample's own random numbers, takes its place.
 
@@ -131,7 +131,7 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Make one sample."""
         unreadable: list[str] = []
-        index = draw.index
+        index = draw.image
         with _seeded(draw.seed):
             while len(unreadable) <= self.most_unreadable:
                 try:

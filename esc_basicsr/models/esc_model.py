@@ -1,6 +1,7 @@
 """What BasicSR's SRModel lacks to train ESC."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -29,8 +30,8 @@ MAX_SKIPPED = 10
 class ESCModel(ResumableModel):
     """SRModel with the release's optimizer, an exact schedule, and checkpoints read safely and across scales.
 
-    Training can be interrupted and resumed (`ResumableModel`). A step whose loss or gradients are not finite is
-    skipped, on all ranks, and reported with its samples.
+    Training can be interrupted and resumed (`ResumableModel`). A step whose loss or gradients are not finite
+    is skipped, on all ranks, and reported with its samples.
 
     Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too. Left out, the following change
     nothing; docs/training-speed.md has what each does to the loss and to speed:
@@ -42,8 +43,8 @@ class ESCModel(ResumableModel):
       is that of the whole batch, for losses that are means over images and networks that treat each image
       by itself. ``datasets.train.global_batch_size`` chooses N by the number of processes instead.
     * ``train.clip_grad_norm``: gradients are scaled down to this norm where theirs is larger.
-    * ``train.max_skipped``: training ends after so many steps in a row with numbers that are not finite; 10 if
-      left out.
+    * ``train.max_skipped``: training ends after so many steps in a row with numbers that are not finite;
+      10 if left out.
     * ``train.compile``: true. Training runs through ``torch.compile``; where that fails, uncompiled, and the
       log says why. Validation, on images of many sizes, is never compiled.
     * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
@@ -148,7 +149,7 @@ class ESCModel(ResumableModel):
         if self.opt["dist"]:
             of_ranks: list[list[str]] = [[] for _ in range(self.opt["world_size"])]
             dist.all_gather_object(of_ranks, suspects)
-            suspects = sum(of_ranks, [])
+            suspects = [*itertools.chain(*of_ranks)]
         in_a_row, most = self._skipped["in_a_row"], self.opt["train"].get("max_skipped", MAX_SKIPPED)
         logger.warning(
             "Iteration %d: the %s is not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
