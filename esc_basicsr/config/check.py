@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from esc_basicsr.archs.checkpoint import check_fit, infer_network_options, read_weights
+from esc_basicsr.archs.checkpoint import check_fit, infer_network_options, is_safetensors, read_weights
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.config import keys as known
 from esc_basicsr.config.data_check import GUIDE, batch_problems, data_problems
@@ -283,6 +283,16 @@ class _Check:
                 )
                 self.add(f"{where}.{key}", f"there is no {what} '{value}'. {remedy}")
                 self.note_paths()
+            elif (
+                is_weights
+                and self.opt.get("model_type") == "SRModel"
+                and is_safetensors(Path(value).expanduser())
+            ):
+                self.add(
+                    f"{where}.{key}",
+                    f"{value} is a .safetensors file, and SRModel reads .pth alone. "
+                    "With model_type: ESCModel it is read.",
+                )
             elif key == "pretrain_network_g" and self.network_g is not None and is_weights:
                 self.check_weights(f"{where}.{key}", Path(value).expanduser(), self.network_g)
 

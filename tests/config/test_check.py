@@ -14,6 +14,7 @@ from basicsr.models import MODEL_REGISTRY
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 from PIL import Image
 
+from esc_basicsr.archs.checkpoint import read_weights, write_safetensors
 from esc_basicsr.config.check import check_options
 from esc_basicsr.errors import UserError
 
@@ -586,6 +587,25 @@ def test_a_file_that_is_no_checkpoint_is_told(sound_options):
     Path("net.pth").write_text("not weights")
     (line,) = problems(opt)
     assert line.startswith("path.pretrain_network_g: net.pth: not a")
+
+
+def test_weights_may_be_safetensors_for_the_model_that_reads_them(sound_options, save_zeros):
+    plain = change(sound_options, "path.pretrain_network_g", "net.safetensors")
+    opt = esc_options(copy.deepcopy(plain))
+    save_zeros(Path("net.pth"), opt["network_g"])
+    weights = read_weights("net.pth")
+    write_safetensors("net.safetensors", weights, {"param_key": "params"})
+    assert problems(opt) == []
+    assert problems(plain) == [
+        "path.pretrain_network_g: net.safetensors is a .safetensors file, and SRModel reads .pth alone. "
+        "With model_type: ESCModel it is read."
+    ]
+    del weights["last.bias"]
+    write_safetensors("net.safetensors", weights, {})
+    assert problems(opt) == ["path.pretrain_network_g: net.safetensors does not fit ESC:"]
+    Path("net.safetensors").write_bytes(Path("net.safetensors").read_bytes()[:-1])
+    (line,) = problems(opt)
+    assert line.startswith("path.pretrain_network_g: net.safetensors: not a readable checkpoint")
 
 
 def test_weights_of_another_network_are_told_with_what_differs_before_training(sound_options, save_zeros):
