@@ -1,12 +1,16 @@
-"""Reading checkpoints, loading them into a network, and telling what network they belong to.
+"""Reading and writing checkpoints, loading them into a network, and telling what network they belong to.
 
-Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bare state dict is read too.
+Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bare state dict is read too. A
+.safetensors file holds one state dict, and text about it.
 """
 
+import json
 import math
 import os
 import pickle
 import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +20,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.errors import UserError
+from esc_basicsr.files import written_whole
 from esc_basicsr.log import logger
 
-__all__ = ["check_fit", "infer_network_options", "load_weights", "read_weights", "rescale_to_img"]
+__all__ = [
+    "check_fit",
+    "infer_network_options",
+    "is_safetensors",
+    "load_weights",
+    "read_safetensors_metadata",
+    "read_weights",
+    "rescale_to_img",
+    "write_safetensors",
+]
 
-# how many keys an error message lists of each kind
+# how many keys an error message lists of each kind, and how much of a key it shows
 _LISTED = 6
+_SHOWN = 200
+
+# What a parameter or a buffer may be; others, such as float8, cannot all be copied into a network.
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
 
 
 def read_weights(path: str | os.PathLike[str], param_key: str | None = "params") -> dict[str, Tensor]:
     """Read the weights of one network from a checkpoint file, executing nothing that is in it.
 
     Args:
-        path: A ``.pth`` file.
+        path: A ``.pth`` or a ``.safetensors`` file; its content tells which.
         param_key: Which of the file's state dicts: ``params``, ``params_ema`` (``params`` is read where a
-            file has no ``params_ema``, and the log says so), or None for a bare state dict.
+            file has no ``params_ema``, and the log says so), or None for a bare state dict. A file that holds
+            one state dict alone gives that one; the log says so where it is known to be the other.
 
     Returns:
         Parameters by name, on the CPU, a leading ``module.`` of their names removed.
@@ -38,21 +60,17 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
     Raises:
         UserError: There is no such file, it is no checkpoint, or it does not hold ``param_key``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint file. Check path.pretrain_network_g.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own words advise to load the file in a way that executes what is in it
-        raise UserError(f"{path}: not a PyTorch checkpoint, or one that holds more than weights.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable checkpoint: it is cut short or damaged. Fetch or save it again, or use "
-            "an older one."
-        ) from error
+    path = _existing(path)
+    content: Any
+    if is_safetensors(path):
+        content, stored = _read_safetensors(path), read_safetensors_metadata(path).get("param_key")
+        if stored is not None and param_key not in (None, stored):
+            logger.info("%s holds %s alone; it is loaded for %s.", path, _shown(stored), param_key)
+    else:
+        content = _read_pth(path)
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: expected a dict of weights, got {type(content).__name__}.")
+        what = "an empty one" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: expected a dict of weights, got {what}.")
     if not all(isinstance(value, Tensor) for value in content.values()):
         key = param_key or "params"
         if key not in content and key == "params_ema" and "params" in content:
@@ -60,13 +78,141 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
             key = "params"
         if key not in content:
             raise UserError(
-                f"{path}: no weights under {key!r}; it holds {', '.join(map(repr, content))}. "
-                "Set path.param_key_g."
+                f"{path}: no weights under {key!r}; it holds {_few(content)}. Set path.param_key_g."
             )
         content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: expected parameters by name under {param_key!r}, found something else.")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: expected parameters by name, found a {type(name).__name__} as a name.")
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+            raise UserError(f"{path}: {_shown(name)} is no parameter of a network to load: {kind}.")
+        if value.nbytes > path.stat().st_size:  # one number, repeated by strides of 0
+            raise UserError(f"{path}: {_shown(name)} would be larger than the whole file.")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is, by its content or else by its name, a .safetensors file.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(9)  # the header's length, then the header, which is JSON
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return start[8:] == b"{" or Path(path).suffix == ".safetensors"
+
+
+def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a .safetensors file says of itself, by key; empty if nothing.
+
+    Raises:
+        UserError: There is no such file, or it is no sound .safetensors file.
+    """
+    return _safetensors_header(_existing(path)).get("__metadata__", {})
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a state dict and what is to be known of it as a .safetensors file, whole or not at all.
+
+    Args:
+        path: The file.
+        weights: Parameters by name, on any device and in any layout of memory; not changed.
+        metadata: What `read_safetensors_metadata` will give. ``param_key``, ``params`` or ``params_ema``,
+            says which state dict of a ``.pth`` file this is.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    from safetensors.torch import save  # the networks alone need PyTorch and nothing else
+
+    # Copies, as the format knows neither tensors that share memory nor strides.
+    copies = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
+    with written_whole(path) as file:
+        file.write(save(copies, dict(metadata)))
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not is_there:
+        what = "it is no regular file" if path.exists() else "there is no such checkpoint file"
+        raise UserError(f"{path}: {what}. Check path.pretrain_network_g.")
+    return path
+
+
+def _read_pth(path: Path) -> Any:
+    try:
+        _refuse_compression(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load the file in a way that executes what is in it
+        raise UserError(f"{path}: not a PyTorch checkpoint, or one that holds more than weights.") from error
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged pickle raises has no limits
+        raise _unreadable(path) from error
+
+
+def _refuse_compression(path: Path) -> None:
+    """PyTorch compresses nothing: what unpacks to more than the file was made to fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path}: not a PyTorch checkpoint: it unpacks to more than the file holds.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _safetensors_header(path)
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            # Tensors that it gives are views of the file; these remain when that is replaced.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise _unreadable(path) from error
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a .safetensors file, found sound by the format's own reader, each name in it once."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            pass  # it has compared names, shapes and places with one another and with the file's length
+        with path.open("rb") as file:
+            return json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
+    except Exception as error:
+        raise _unreadable(path) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not a readable checkpoint: it is cut short or damaged. Fetch or save it again, or use "
+        "an older one."
+    )
 
 
 def rescale_to_img(parameter: Tensor, scale: int) -> Tensor:
@@ -138,7 +284,7 @@ def _misfits(net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLi
     """Keys and shapes that differ between the network and the weights; empty if none do."""
     own = net.state_dict()
     shapes = [
-        f"{key}: {list(weights[key].shape)}, expected {list(own[key].shape)}"
+        f"{key}: {_shown(list(weights[key].shape))}, expected {list(own[key].shape)}"
         for key in own
         if key in weights and own[key].shape != weights[key].shape
     ]
@@ -159,7 +305,7 @@ def _convert_scale(
     old, new = (_scale_of(state["to_img.bias"]) for state in (weights, own))
     if old is None or new is None or old == new:
         return
-    if weights[names[0]].shape[1:] != own[names[0]].shape[1:]:
+    if any(weights[name].shape != (3 * old**2, *own[name].shape[1:]) for name in names):
         return
     for name in names:
         weights[name] = rescale_to_img(weights[name], new)
@@ -175,7 +321,19 @@ def _listing(title: str, items: list[str]) -> list[str]:
     if not items:
         return []
     more = [f"    ... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
-    return [f"  {title} ({len(items)}):", *(f"    {item}" for item in items[:_LISTED]), *more]
+    return [f"  {title} ({len(items)}):", *(f"    {_shown(item)}" for item in items[:_LISTED]), *more]
+
+
+def _few(names: Iterable[object]) -> str:
+    shown = [_shown(repr(name) if isinstance(name, str) else type(name).__name__) for name in names]
+    return ", ".join(shown[:_LISTED]) + (f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else "")
+
+
+def _shown(value: object) -> str:
+    """What a file says, fit for a message: of one line, of some length, without what steers a terminal."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _remedy(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
@@ -205,7 +363,7 @@ def infer_network_options(weights: dict[str, Tensor]) -> dict[str, Any] | None:
     """
     try:
         return _infer(weights)
-    except (KeyError, ValueError, AttributeError, IndexError):
+    except (KeyError, ValueError, ArithmeticError, AttributeError, IndexError):
         return None
 
 
@@ -218,9 +376,9 @@ def _infer(weights: dict[str, Tensor]) -> dict[str, Any]:
     large = weights["lk_spatial"] if is_fp else weights.get("plk_filter", weights.get(unshared))
     if large is not None:
         options |= {"pdim": large.shape[0], "kernel_size": large.shape[-1]}
-    options["n_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k)))
+    options["n_blocks"] = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d{1,6})\.", k)))
     options["conv_blocks"] = 1 + max(
-        int(m[1]) for k in weights if (m := re.match(r"blocks\.0\.pconvs\.(\d+)\.", k))
+        int(m[1]) for k in weights if (m := re.match(r"blocks\.0\.pconvs\.(\d{1,6})\.", k))
     )
     bias = weights.get(f"{first}attn.relative_position_bias")
     if bias is not None:
