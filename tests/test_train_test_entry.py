@@ -1,6 +1,5 @@
 """The entry points as users call them: train, resume, test; one process and several; BasicSR's own script."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,35 +11,16 @@ from typing import Any
 
 import basicsr.train
 import cv2
-import lmdb
 import numpy as np
 import pytest
 import torch
-import yaml
+from tiny_training import paired, start_python, training_options, write, write_images
 
 from esc_basicsr import compat, pipeline
 from esc_basicsr.__main__ import main
 from esc_basicsr.version import __version__
 
-SCALE = 2
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-
-
-def run_python(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
 
 
 def succeed(process: "subprocess.Popen[str]") -> str:
@@ -49,80 +29,16 @@ def succeed(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def write_images(folder: Path, count: int, height: int, width: int) -> None:
-    """HR and LR images, as PNG folders and as LMDBs, whose LR is the mean of SCALE×SCALE pixels."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (count, height // 4, width // 4, 3), dtype=np.uint8)
-    hr = [cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in coarse]
-    lr = [cv2.resize(image, (width // SCALE, height // SCALE), interpolation=cv2.INTER_AREA) for image in hr]
-    for kind, images in (("hr", hr), ("lr", lr)):
-        (folder / kind).mkdir(parents=True)
-        path = folder / f"{kind}.lmdb"
-        with (
-            lmdb.open(str(path), map_size=1 << 22) as environment,
-            environment.begin(write=True) as transaction,
-        ):
-            for number, image in enumerate(images):
-                png = cv2.imencode(".png", image)[1].tobytes()
-                (folder / kind / f"{number}.png").write_bytes(png)
-                transaction.put(str(number).encode(), png)
-        lines = [f"{n}.png ({','.join(map(str, image.shape))}) 1\n" for n, image in enumerate(images)]
-        (path / "meta_info.txt").write_text("".join(lines))
-
-
-def paired(name: str, folder: Path, suffix: str = "", **more: Any) -> dict[str, Any]:
-    roots = {f"dataroot_{key}": f"{folder}/{kind}{suffix}" for key, kind in (("gt", "hr"), ("lq", "lr"))}
-    backend = {"type": "lmdb" if suffix else "disk"}
-    return {"name": name, "type": "PairedImageDataset", **roots, "io_backend": backend, **more}
-
-
 @pytest.fixture(scope="module")
-def tiny() -> dict[str, Any]:
-    return {
-        **{"type": "ESC", "upscaling_factor": SCALE, "dim": 16, "pdim": 4, "kernel_size": 5, "n_blocks": 1},
-        **{"conv_blocks": 1, "window_size": 4, "num_heads": 2},
-    }
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> dict[str, Any]:
-    """Complete train options over four images of one crop's size, without augmentation.
-
-    With betas of 0 and an eps that dwarfs the gradients a step of AdamW is one of plain gradient descent.
-    """
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Complete train options over four images of one crop's size, without augmentation."""
     data = tmp_path_factory.mktemp("data")
     write_images(data / "train", count=4, height=32, width=32)
     write_images(data / "val", count=2, height=24, width=32)
-    loader = {"num_worker_per_gpu": 1, "batch_size_per_gpu": 2, "persistent_workers": True}
     augmentation = {"gt_size": 32, "use_hflip": False, "use_rot": False}
-    metrics = {
-        name: {"type": f"calculate_{name}", "crop_border": SCALE, "test_y_channel": True}
-        for name in ("psnr", "ssim")
-    }
-    return {
-        "name": "single",
-        "model_type": "ESCModel",
-        "scale": SCALE,
-        "num_gpu": "auto",
-        "manual_seed": 0,
-        "datasets": {
-            "train": paired("Train", data / "train", ".lmdb", **augmentation, **loader),
-            "val": paired("Val", data / "val"),
-        },
-        "network_g": tiny,
-        "path": {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None},
-        "train": {
-            "ema_decay": 0.5,
-            "optim_g": {"type": "AdamW", "lr": 0.01, "weight_decay": 0, "betas": [0.0, 0.0], "eps": 1.0},
-            "scheduler": {"type": "MultiStepLR", "milestones": [3], "gamma": 0.5},
-            "total_iter": 4,
-            "warmup_iter": -1,
-            "pixel_opt": {"type": "MSELoss", "loss_weight": 1.0, "reduction": "mean"},
-        },
-        "val": {"val_freq": 2, "save_img": False, "metrics": metrics},
-        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": True},
-        "dist_params": {"backend": "nccl", "port": 29500},
-    }
+    return training_options(
+        paired("Train", data / "train", ".lmdb", **augmentation), paired("Val", data / "val")
+    )
 
 
 def options_for_testing(options: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -136,11 +52,6 @@ def options_for_testing(options: dict[str, Any], checkpoint: str) -> dict[str, A
     }
 
 
-def write(path: Path, options: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
-    return path
-
-
 class Runs:
     """What was trained, where, and what was said."""
 
@@ -148,8 +59,8 @@ class Runs:
         self.work = work
         file = write(work / "train.yml", options)
         two = ["name=two", "datasets:train:batch_size_per_gpu=1"]
-        single = run_python("-m", "esc_basicsr.train", "-opt", file, cwd=work)
-        double = run_python(
+        single = start_python("-m", "esc_basicsr.train", "-opt", file, cwd=work)
+        double = start_python(
             *(
                 *TORCHRUN,
                 2,
@@ -180,14 +91,14 @@ class Runs:
         test_file = write(
             work / "test.yml", options_for_testing(options, "experiments/single/models/net_g_latest.pth")
         )
-        resumed = run_python(
+        resumed = start_python(
             *("-m", "esc_basicsr", "train", "-opt", file, "--auto_resume", "--force_yml", "name=resumed"),
             cwd=work,
         )
-        stock = run_python(
+        stock = start_python(
             *(script, "-opt", file, "--auto_resume", "--local-rank=0"), cwd=self.stock / "elsewhere"
         )
-        tested = run_python(
+        tested = start_python(
             *(*TORCHRUN, 1, "-m", "esc_basicsr.test", "-opt", test_file, "--launcher", "pytorch"), cwd=work
         )
         self.resumed, self.stock_output, self.tested = succeed(resumed), succeed(stock), succeed(tested)
@@ -291,7 +202,7 @@ def test_options_mistake_under_torchrun_is_told_once_and_ends_every_rank(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     file = write(tmp_path / "train.yml", options)
-    process = run_python(
+    process = start_python(
         *(*TORCHRUN, 2, "-m", "esc_basicsr.train", "-opt", file, "--launcher", "pytorch"),
         *("--force_yml", "train:ema_dekay=0.9"),
         cwd=tmp_path,
