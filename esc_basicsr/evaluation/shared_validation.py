@@ -1,5 +1,6 @@
 """Validation in which every rank takes its share of the images, with the figures that one process gives."""
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -29,7 +30,7 @@ from esc_basicsr.evaluation.result_files import file_name, write_csv
 from esc_basicsr.evaluation.results_table import ResultsTable, SetResult
 from esc_basicsr.log import logger
 
-__all__ = ["SharedValidation"]
+__all__ = ["SharedValidation", "published_variant"]
 
 T = TypeVar("T")
 Picture = npt.NDArray[np.uint8]
@@ -363,19 +364,24 @@ class SharedValidation(SRModel):
         write_csv(path, list(columns), [[entry.get(key) for key in columns] for entry in self.metric_history])
 
     def _write_table(self, root: Path) -> None:
-        options = infer_network_options(self.get_bare_model(self.net_g).state_dict()) or {}
-        options.pop("upscaling_factor", None)
         table = ResultsTable(
             name=self.opt["name"],
             scale=self.opt.get("scale"),
             checkpoint=self.opt["path"].get("pretrain_network_g"),
-            variant=next((name for name, known in VARIANTS.items() if known == options), None),
+            variant=published_variant(self.get_bare_model(self.net_g)),
             metrics=self._metrics,
             results=self._test_results,
         )
         table.write(root)
         if {options["name"] for options in self.opt["datasets"].values()} <= self._test_results.keys():
             logger.info("Results, in %s:\n\n%s\n", root / "results.md", table.markdown())
+
+
+def published_variant(net: nn.Module) -> str | None:
+    """Which of `VARIANTS` a network is, at any scale, by its parameters; None if it is another network."""
+    options = infer_network_options(net.state_dict()) or {}
+    options.pop("upscaling_factor", None)
+    return next((name for name, known in VARIANTS.items() if known == options), None)
 
 
 def _say(error: Exception) -> str:
@@ -437,5 +443,6 @@ def _write_picture(path: Path, picture: Picture) -> None:
         partial.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
