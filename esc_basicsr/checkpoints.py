@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+# What `ReproducibleSampler.place` gives.
+_PLACE = {"seed", "samples", "batch", "epoch", "done"}
+
+
 # Writing
 
 
@@ -142,7 +146,8 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
     path, state = found[0]
     opt["path"]["resume_state"] = path
     opt["resume"] = {**state.get("data", {}), "epoch": state["epoch"], "iter": state["iter"]}
-    for folder in ("experiments_root", "models", "training_states", "visualization"):
+    for folder in {"experiments_root", "models", "training_states", "visualization"} & opt["path"].keys():
+        # BasicSR makes them for new experiments alone; the state may be another one's.
         Path(opt["path"][folder]).mkdir(parents=True, exist_ok=True)
     importlib.import_module("basicsr.utils").check_resume(opt, state["iter"])
     return state
@@ -193,7 +198,7 @@ def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a readable training state: it is cut short or damaged. Use an older one."
         ) from error
-    if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
+    if not _is_state(state):
         raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
     for weights in _weights_of(opt, state):
         if not weights.is_file():
@@ -208,6 +213,22 @@ def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 f"{path}: the weights that belong to it, {weights}, are damaged or of another run."
             )
     return state
+
+
+def _is_state(state: Any) -> bool:
+    """Whether it has the form of a training state: BasicSR's, or ours with more."""
+    kinds = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
+    ours = {"data": dict, "sha256": dict, "random": list, "skipped": dict, "metrics": dict}
+    if not isinstance(state, dict) or not kinds.keys() <= state.keys():
+        return False
+    if any(type(state[key]) is not kind for key, kind in (kinds | ours).items() if key in state):
+        return False
+    place = state.get("data") or dict.fromkeys(_PLACE, 0)
+    return (
+        place.keys() == _PLACE
+        and all(type(value) is int for value in place.values())
+        and all(isinstance(digest, str) for digest in state.get("sha256", {}).values())
+    )
 
 
 def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any]) -> Iterable[Path]:

@@ -7,6 +7,7 @@ importing esc_basicsr mends BasicSR for good.
 import contextlib
 import importlib
 import json
+import logging
 import os
 import pickle
 import sys
@@ -117,6 +118,45 @@ def auto_resume_under_the_root_path():
     assert importlib.import_module("basicsr.train").load_resume_state(opt)["iter"] == 8
 
 
+def option_file_that_lies_in_its_experiment():
+    Path("train.yml").write_text(PLAIN)
+    importlib.import_module("basicsr.train").copy_opt_file("train.yml", ".")
+
+
+def resumed_run_has_its_place_in_the_data():
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    class Numbers:
+        def __init__(self, opt):
+            self.opt = opt
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return {"number": index}
+
+    if "Numbers" not in DATASET_REGISTRY:
+        DATASET_REGISTRY.register(Numbers)
+    section = {"phase": "train", "name": "numbers", "type": "Numbers"}
+    opt = {
+        "datasets": {"train": {**section, "batch_size_per_gpu": 1, "num_worker_per_gpu": 0}},
+        **{"num_gpu": 0, "dist": False, "rank": 0, "world_size": 1, "manual_seed": 0},
+        "train": {"total_iter": 6},
+    }
+
+    def epoch(**resumed):
+        logger = logging.getLogger("basicsr")
+        create = importlib.import_module("basicsr.train").create_train_val_dataloader
+        loader, sampler, *_ = create({**opt, **resumed}, logger)
+        sampler.set_epoch(3)
+        return list(loader)
+
+    batches = epoch()
+    rest = epoch(resume={**batches[1].get("place", {}), "epoch": 3, "iter": 20})
+    assert [batch["number"] for batch in rest] == [batch["number"] for batch in batches[2:]]
+
+
 class _Killed:
     """Ends the process that pickles it, as SIGKILL does."""
 
@@ -192,6 +232,8 @@ SYMPTOMS = {
     force_yml_runs_code: "options",
     resume_on_a_cpu: "resume",
     auto_resume_under_the_root_path: "resume",
+    option_file_that_lies_in_its_experiment: "option file's copy",
+    resumed_run_has_its_place_in_the_data: "data order",
     checkpoint_of_a_process_killed_while_saving: "whole checkpoints",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",

@@ -5,7 +5,6 @@ The symptoms are shown in a process of their own, before and after the mends: se
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -193,117 +192,6 @@ def test_distributed_network_on_cuda_is_left_to_basicsr(monkeypatch: pytest.Monk
     net = torch.nn.Linear(1, 1)
     model = SimpleNamespace(device=torch.device("cpu"), opt={"dist": False, "num_gpu": 0})
     assert BaseModel.model_to_device(model, net) is net
-
-
-# Resuming
-
-
-@pytest.fixture
-def experiment(tmp_path: Path) -> dict[str, Any]:
-    """Options of an experiment with states and weights of iterations 5, 10 and 100, to be resumed."""
-    path = {name: str(tmp_path / name) for name in ("models", "training_states")}
-    for folder in path.values():
-        Path(folder).mkdir()
-    for iteration in (5, 10, 100):
-        state = {"epoch": 0, "iter": iteration, "optimizers": [], "schedulers": []}
-        torch.save(state, tmp_path / "training_states" / f"{iteration}.state")
-        torch.save({"params": {"weight": torch.ones(9)}}, tmp_path / "models" / f"net_g_{iteration}.pth")
-    (tmp_path / "training_states" / "notes.state").touch()
-    return {"network_g": {}, "auto_resume": True, "path": {**path, "resume_state": None}}
-
-
-def cut_short(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def drop_optimizers(file: Path) -> None:
-    torch.save({"epoch": 0, "iter": 100}, file)
-
-
-DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
-    ("training_states/100.state", cut_short, r"100.state: not a readable training state: it is cut short"),
-    ("training_states/100.state", lambda file: file.write_bytes(b""), "100.state: not a readable training"),
-    (
-        "training_states/100.state",
-        drop_optimizers,
-        "100.state: not a training state, which holds epoch, iter",
-    ),
-    ("models/net_g_100.pth", cut_short, r"100.state: the weights .* cannot be used: .*net_g_100.pth: not a"),
-    ("models/net_g_100.pth", Path.unlink, r"100.state: the weights .*net_g_100.pth, are missing"),
-]
-
-
-@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)
-def test_auto_resume_passes_over_a_damaged_state_and_names_it(
-    experiment: dict[str, Any],
-    tmp_path: Path,
-    esc_log: list[str],
-    name: str,
-    damage: Callable[[Path], None],
-    message: str,
-) -> None:
-    damage(tmp_path / name)
-    assert compat.load_resume_state(experiment)["iter"] == 10
-    assert experiment["path"]["resume_state"] == str(tmp_path / "training_states" / "10.state")
-    assert experiment["path"]["pretrain_network_g"] == str(tmp_path / "models" / "net_g_10.pth")
-    (warning,) = esc_log
-    assert re.search(message, warning)
-
-
-@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)
-def test_damaged_state_of_the_options_is_refused(
-    experiment: dict[str, Any], tmp_path: Path, name: str, damage: Callable[[Path], None], message: str
-) -> None:
-    damage(tmp_path / name)
-    experiment["auto_resume"] = False
-    experiment["path"]["resume_state"] = str(tmp_path / "training_states" / "100.state")
-    with pytest.raises(UserError, match=message):
-        compat.load_resume_state(experiment)
-
-
-def test_missing_state_of_the_options_is_refused(experiment: dict[str, Any]) -> None:
-    experiment |= {"auto_resume": False, "path": {**experiment["path"], "resume_state": "none.state"}}
-    with pytest.raises(UserError, match=r"none.state: there is no such training state"):
-        compat.load_resume_state(experiment)
-
-
-def test_auto_resume_takes_the_newest_state_and_the_first_rank_alone_warns(
-    experiment: dict[str, Any], tmp_path: Path, esc_log: list[str]
-) -> None:
-    assert compat.load_resume_state(experiment)["iter"] == 100
-    cut_short(tmp_path / "training_states" / "100.state")
-    assert compat.load_resume_state({**experiment, "rank": 1})["iter"] == 10
-    assert esc_log == []
-
-
-def test_auto_resume_does_not_start_anew_where_every_state_is_damaged(
-    experiment: dict[str, Any], tmp_path: Path, esc_log: list[str]
-) -> None:
-    for iteration in (5, 10, 100):
-        cut_short(tmp_path / "training_states" / f"{iteration}.state")
-    with pytest.raises(UserError, match=r"none of the 3 training states in .*training_states can be resumed"):
-        compat.load_resume_state(experiment)
-    assert [re.findall(r"\d+.state", message) for message in esc_log] == [
-        [f"{iteration}.state"] for iteration in (100, 10, 5)
-    ]
-
-
-def test_auto_resume_of_an_experiment_without_states_takes_the_one_of_the_options(
-    experiment: dict[str, Any], tmp_path: Path
-) -> None:
-    other = str(tmp_path / "training_states" / "5.state")
-    experiment["path"] |= {"training_states": str(tmp_path / "none"), "resume_state": other}
-    assert compat.load_resume_state(experiment)["iter"] == 5
-    experiment["path"]["resume_state"] = None
-    assert compat.load_resume_state(experiment) is None
-
-
-def test_weights_that_are_not_to_be_resumed_may_be_missing(
-    experiment: dict[str, Any], tmp_path: Path
-) -> None:
-    experiment["network_identity"] = {}
-    experiment["path"]["ignore_resume_networks"] = ["network_identity"]
-    assert compat.load_resume_state(experiment)["iter"] == 100
 
 
 # Saving

@@ -1,17 +1,13 @@
 """Training that is ended at the worst moments, and ends as one that was not."""
 
-import random
 import re
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_training import checkpoint, live, paired, training_options, write, write_images
-
-from esc_basicsr import checkpoints
 
 RESUME = ["--auto_resume"]
 ITERATIONS = 12
@@ -142,14 +138,3 @@ def test_only_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, options:
     assert {file.name for file in (folder / "models").iterdir()} == {
         f"net_g_{name}.pth" for name in (10, 12, "latest")
     }
-
-
-def test_random_state_brings_the_same_numbers_again() -> None:
-    def draw() -> list[float]:
-        return [random.random(), random.gauss(), np.random.rand(), np.random.randn(), float(torch.rand(()))]
-
-    np.random.randn()  # an odd number of normals: NumPy keeps the next one
-    state = checkpoints.random_state()
-    drawn = draw()
-    checkpoints.restore_random_state(state)
-    assert draw() == drawn

@@ -28,6 +28,9 @@ def build(tiny_network: dict[str, Any], tmp_path: Path) -> Callable[..., ESCMode
             "is_train": True,
             "dist": False,
             "rank": 0,
+            "world_size": 1,
+            "datasets": {"train": {"batch_size_per_gpu": 8}},
+            "logger": {},
             "network_g": tiny_network,
             "path": {"models": str(tmp_path), "training_states": str(tmp_path)},
             "train": {

@@ -22,7 +22,7 @@ def option_file(request, tmp_path, monkeypatch) -> tuple[dict[str, Any], bool]:
     monkeypatch.chdir(tmp_path)
     is_train = request.param.startswith("train")
     opt = load_options(OPTIONS / request.param)
-    opt.update(is_train=is_train, num_gpu=0, dist=False, rank=0)
+    opt.update(is_train=is_train, num_gpu=0, dist=False, rank=0, world_size=1)
     start = opt["path"]["pretrain_network_g"]
     if start is not None:
         # training at another scale starts from the ×2 network
