@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from esc_basicsr import compat, stopping
+from esc_basicsr import compat, heartbeat, stopping
 from esc_basicsr.config.check import check_options
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
@@ -70,7 +70,12 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
 
     # BasicSR takes its flags from sys.argv alone, and writes them into the experiment's copy of the options.
     signals = stopping.watched_for() if is_train else contextlib.nullcontext()
-    with signals, _replaced(sys, "argv", argv), _replaced(module, "get_env_info", get_env_info):
+    with (
+        signals,
+        heartbeat.watched(),
+        _replaced(sys, "argv", argv),
+        _replaced(module, "get_env_info", get_env_info),
+    ):
         getattr(module, f"{name}_pipeline")(str(Path.cwd()))
     return 0
 
@@ -147,7 +152,9 @@ def _join(launcher: str, options: dict[str, Any]) -> None:
     params = dict(options.get("dist_params") or {})
     if options.get("num_gpu") == 0:
         params["backend"] = "gloo"
+    limit = params.pop("timeout", heartbeat.DEFAULT_LIMIT)
     importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
+    heartbeat.start(limit)
 
 
 def _from_here(problem: str) -> str:

@@ -70,6 +70,7 @@ WARMUP = Kind("a whole number, -1 for no warm-up", lambda value: value == -1 or 
 NUMBER = Kind("a number", is_number)
 NOT_NEGATIVE = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
+SECONDS = Kind("a number of seconds of at least 1", lambda value: is_number(value) and value >= 1)
 FRACTION = Kind("a number from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1)
 AMP = Kind("bf16 or fp16, or false", lambda value: value in ("bf16", "fp16") or value in (None, False))
 GPUS = Kind("auto, or a whole number of at least 0", lambda value: value == "auto" or WHOLE.accepts(value))
@@ -191,7 +192,7 @@ LOGGER_REQUIRED = ("print_freq", "save_checkpoint_freq", "use_tb_logger")
 
 WANDB = {"project": or_none(TEXT), "resume_id": or_none(TEXT)}
 
-DIST_PARAMS = {"backend": one_of("nccl", "gloo", "mpi"), "port": or_none(COUNT)}
+DIST_PARAMS = {"backend": one_of("nccl", "gloo", "mpi"), "port": or_none(COUNT), "timeout": SECONDS}
 
 # Keys of a data set that BasicSR's pipelines and loaders read, whatever its type.
 LOADER = {

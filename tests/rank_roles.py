@@ -1,0 +1,53 @@
+"""What a process does in tests of ranks that die; a module of its own, for processes to import."""
+
+import datetime
+import os
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from esc_basicsr import heartbeat
+from esc_basicsr.errors import UserError
+
+
+def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:
+    """Be a rank that works by collectives for ever, unless its role is another.
+
+    What it says goes to the file ``output``.
+    """
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=600))
+    heartbeat.start(limit)
+    try:
+        with heartbeat.watched():
+            _play(role)
+    except UserError as error:  # as `esc_basicsr.__main__` does
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _play(role: str) -> None:
+    dist.barrier()
+    print("ready", flush=True)
+    what, _, seconds = role.partition(" ")
+    if what == "raise":
+        raise ValueError("numbers\ngone bad")
+    if what == "mistake":
+        raise UserError("the disk is full")
+    if what == "exit":
+        sys.exit(int(seconds))
+    if what == "vanish":
+        os._exit(0)
+    if what == "sleep":  # as in a collective of NCCL, which does not notice that a rank is gone
+        time.sleep(float(seconds))
+        return
+    while True:
+        dist.all_reduce(torch.ones(1))
+        time.sleep(0.01)
