@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import lmdb
@@ -110,15 +111,17 @@ def start_python(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
 
 
 def live(cwd: Path, lives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Train in ``cwd`` in several processes, one after another, each of which may be ended by a signal.
+    """Train in ``cwd`` in several lives, one after another, each of which may meet with something.
 
     Args:
         cwd: Where ``train.yml`` lies.
-        lives: For each process ``arguments`` of the command train, and where it ends: ``at`` ("weights",
-            "state", "test" or "step"), the ``count``th time it gets there, by ``signal``.
+        lives: For each ``arguments`` of the command train; ``ranks``, if it has several processes; and what
+            befalls one, ``rank`` (0 if left out): ``at`` ("weights", "state", "test" or "step") the
+            ``count``th time that it gets there ``signal`` is sent to it, or at each ``count`` in a list of
+            losses one is not a number (``at``: "loss").
 
     Returns:
-        Each life's exit ``code``, negative for a signal, and its ``output``.
+        Of each life the ``codes`` that its ranks ended with, negative for a signal, and all its ``output``.
     """
     process = start_python(__file__, json.dumps(lives), cwd=cwd)
     output, _ = process.communicate(timeout=300)
@@ -134,8 +137,8 @@ def checkpoint(folder: Path, iteration: int) -> dict[str, Any]:
     }
 
 
-def _end_at(at: str, count: int, number: int) -> None:
-    """Have this process signalled the ``count``th time that it gets somewhere."""
+def _befall(at: str, count: Any, number: int | None) -> None:
+    """Have something happen to this process the ``count``th time that it gets somewhere."""
     from esc_basicsr import checkpoints, files
     from esc_basicsr.models.esc_model import ESCModel
 
@@ -144,43 +147,63 @@ def _end_at(at: str, count: int, number: int) -> None:
         "state": (checkpoints, "write_state"),
         "test": (ESCModel, "test"),
         "step": (ESCModel, "optimize_parameters"),
+        "loss": (ESCModel, "_losses"),
     }[at]
     stock, calls = getattr(*place), 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == count:
+        if number is not None and calls == count:
             os.kill(os.getpid(), number)
-        return stock(*arguments, **options)
+        result = stock(*arguments, **options)
+        spoilt = number is None and calls in count
+        return {name: loss * float("nan") for name, loss in result.items()} if spoilt else result
 
     setattr(*place, counted)
 
 
+def _run_rank(life: dict[str, Any], rank: int, log: Path, port: int) -> NoReturn:
+    from esc_basicsr.__main__ import main
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    arguments = ["train", "-opt", "train.yml", *life["arguments"]]
+    if "ranks" in life:
+        arguments += ["--launcher", "pytorch"]
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(life["ranks"])}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "at" in life and rank == life.get("rank", 0):
+        number = life.get("signal")
+        _befall(life["at"], life["count"], number and signal.Signals[number])
+    code: Any = 1
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
 def _run_lives(lives: list[dict[str, Any]]) -> None:
     import esc_basicsr.models.esc_model  # noqa: F401 - imported once for all lives
-    from esc_basicsr.__main__ import main
 
     with Path("lives.jsonl").open("w") as said:
         for index, life in enumerate(lives):
             log = Path(f"life{index}.txt")
-            process = os.fork()
-            if not process:
-                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
-                os.dup2(descriptor, 1)
-                os.dup2(descriptor, 2)
-                if "at" in life:
-                    _end_at(life["at"], life["count"], signal.Signals[life["signal"]])
-                code: Any = 1
-                try:
-                    code = main(["train", "-opt", "train.yml", *life["arguments"]])
-                except SystemExit as ended:
-                    code = ended.code
-                finally:
-                    sys.stdout.flush()
-                    os._exit(code)
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            said.write(json.dumps({"code": code, "output": log.read_text()}) + "\n")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            ranks = []
+            for rank in range(life.get("ranks", 1)):
+                process = os.fork()
+                if not process:
+                    _run_rank(life, rank, log, port)
+                ranks.append(process)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in ranks]
+            said.write(json.dumps({"codes": codes, "output": log.read_text()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,11 @@ def create_train_val_dataloader(
     section = opt["datasets"]["train"]
     batch, passes = batch_of_process(opt)
     resumed = opt.get("resume") or {}
-    dataset = ReproducibleDataset(data.build_dataset(section), section.get("max_unreadable", MAX_UNREADABLE))
+    images = data.build_dataset(section)
+    if isinstance(paths := getattr(images, "paths", None), list):
+        # BasicSR lists a folder as the file system does, on each machine in another order.
+        paths.sort(key=str)
+    dataset = ReproducibleDataset(images, section.get("max_unreadable", MAX_UNREADABLE))
     sampler = ReproducibleSampler(
         len(dataset),
         section.get("dataset_enlarge_ratio", 1),

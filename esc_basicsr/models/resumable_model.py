@@ -24,18 +24,20 @@ class ResumableModel(SharedValidation):
     ``logger.keep_checkpoints`` is how many are kept: the newest ones; all if left out.
     """
 
+    # in the training data, after the batch that was fed last
+    _place: dict[str, int] = {}
+
     def init_training_settings(self) -> None:
         """Set up training, and heed wishes to stop."""
         super().init_training_settings()
-        self._place: dict[str, int] = {}  # in the training data, after the batch that was fed last
         self._sha256: dict[str, str] = {}  # of the newest weights, by file name
         self._saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
         self._must_stop = False  # the same on all ranks
         stopping.heed()
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """Take a batch, and note where in the training data it ends."""
-        self._place = data.get("place", {})
+        """Take a batch; of training data, note where in it it ends."""
+        self._place = data.get("place", self._place)
         super().feed_data(data)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:

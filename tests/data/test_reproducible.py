@@ -1,0 +1,228 @@
+"""Training data that can be had again: order, augmentation, place, whatever the processes and workers."""
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from basicsr.utils.registry import DATASET_REGISTRY
+
+from esc_basicsr.data.loaders import batch_of_process, create_train_val_dataloader
+from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
+from esc_basicsr.errors import UserError
+from esc_basicsr.log import logger
+
+
+class Noise:
+    """Images that are their number, with noise of every global generator; some cannot be read."""
+
+    def __init__(
+        self, opt: dict[str, Any] | None = None, images: int = 10, broken: tuple[int, ...] = ()
+    ) -> None:
+        self.opt = opt
+        self.images = images
+        self.broken = broken
+        self.paths = [{"gt_path": f"photo{index}"} for index in range(images)]
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.broken:
+            raise OSError("cut short")
+        return {"image": index, "noise": random.random() + np.random.rand() + float(torch.rand(()))}
+
+
+def load(
+    epochs: int = 1,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    first_epoch: int = 0,
+    resumed: dict[str, int] | None = None,
+    dataset: Any = None,
+    most_unreadable: int = 3,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The batches of some epochs."""
+    sampler = ReproducibleSampler(
+        **{"images": 10, "ratio": 1.2, "batch": 4, "seed": 5, **options},
+        rank=rank,
+        world_size=world_size,
+        resumed=resumed,
+    )
+    data = ReproducibleDataset(dataset or Noise(), most_unreadable)
+    loader = TrainingLoader(
+        data, sampler, sampler.batch // world_size, num_workers=workers, persistent_workers=workers > 0
+    )
+    batches = []
+    for epoch in range(first_epoch, first_epoch + epochs):
+        sampler.set_epoch(epoch)
+        batches += [*loader]
+    return batches
+
+
+def samples(batches: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [
+        pair
+        for batch in batches
+        for pair in zip(batch["image"].tolist(), batch["noise"].tolist(), strict=True)
+    ]
+
+
+def test_samples_do_not_depend_on_workers() -> None:
+    assert samples(load(epochs=2)) == samples(load(epochs=2, workers=2))
+
+
+def test_processes_share_out_each_batch() -> None:
+    whole = [samples([batch]) for batch in load(epochs=2)]
+    for world_size in (2, 4):
+        parts = [load(epochs=2, rank=rank, world_size=world_size) for rank in range(world_size)]
+        shared = [samples([*batch]) for batch in zip(*parts, strict=True)]
+        assert shared == whole
+
+
+def test_epoch_visits_each_image_as_often_as_the_ratio_says_and_others_otherwise() -> None:
+    first, second = (samples(load(first_epoch=epoch, images=6, ratio=2)) for epoch in (0, 1))
+    images = [image for image, _ in first]
+    assert sorted(images) == sorted([*range(6)] * 2)
+    assert images != [image for image, _ in second]
+    noise = [value for _, value in first + second]
+    assert len(set(noise)) == len(noise)
+
+
+def test_another_seed_is_another_order() -> None:
+    assert samples(load()) != samples(load(seed=6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_run_goes_on_with_the_next_batch(workers: int) -> None:
+    batches = load(epochs=3)
+    for done in (1, 3, 4, 5):
+        place = batches[done - 1]["place"]
+        rest = load(3 - place["epoch"], workers, first_epoch=place["epoch"], resumed=place, seed=99)
+        assert samples(rest) == samples(batches[done:])
+        assert [batch["place"] for batch in rest] == [batch["place"] for batch in batches[done:]]
+
+
+def test_resumed_run_with_another_batch_sees_what_is_left_of_the_epoch() -> None:
+    place = load()[0]["place"]  # 4 of 12 samples
+    rest = samples(load(batch=2, resumed=place))
+    assert rest == samples(load())[4:]
+    # and of other data the whole epoch, as its order is another one
+    assert len(samples(load(ratio=2, resumed=place))) == 20
+
+
+def test_global_random_numbers_of_the_main_process_are_left_alone() -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    load(workers=0)
+    load(workers=1)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+
+
+def test_no_epoch_no_samples() -> None:
+    """BasicSR's prefetchers begin to iterate before there is an epoch."""
+    loader = TrainingLoader(ReproducibleDataset(Noise(), 0), ReproducibleSampler(10, 1, 2), 2)
+    assert list(loader) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_cannot_be_read_is_named_and_another_takes_its_place(
+    workers: int, esc_log: list[str]
+) -> None:
+    batches = load(workers=workers, dataset=Noise(broken=(3,)))
+    images = [image for image, _ in samples(batches)]
+    assert len(images) == 12
+    assert 3 not in images
+    assert all(message == "Training data: passed over image 3, photo3: cut short" for message in esc_log)
+    assert esc_log
+    assert images == [image for image, _ in samples(load(dataset=Noise(broken=(3,))))]
+    sound = [image for image, _ in samples(load())]
+    assert [ours for ours, theirs in zip(images, sound, strict=True) if theirs != 3] == [
+        image for image in sound if image != 3
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_images_that_cannot_be_read_end_it(workers: int) -> None:
+    with pytest.raises(
+        UserError, match=r"4 images .* more than datasets\.train\.max_unreadable, 3\. The last: i"
+    ):
+        load(epochs=9, workers=workers, dataset=Noise(broken=(3,)))
+    with pytest.raises(UserError, match=r"cannot be read:\n  image \d, photo\d: cut short\n  ") as caught:
+        load(workers=workers, dataset=Noise(broken=tuple(range(10))))
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.fixture
+def options() -> dict[str, Any]:
+    if "Noise" not in DATASET_REGISTRY:
+        DATASET_REGISTRY.register(Noise)
+    return {
+        **{"num_gpu": 0, "dist": False, "rank": 0, "world_size": 1, "manual_seed": 0},
+        "train": {"total_iter": 12},
+        "datasets": {
+            "train": {
+                **{"name": "noise", "type": "Noise", "phase": "train"},
+                **{"batch_size_per_gpu": 2, "num_worker_per_gpu": 0},
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("world_size", "per_gpu", "wanted", "expected"),
+    [
+        *[(1, 16, 64, (64, 4)), (2, 16, 64, (32, 2)), (4, 16, 64, (16, 1)), (8, 16, 64, (8, 1))],
+        *[(1, 24, 64, (64, 3)), (3, 8, 6, (2, 1)), (4, 16, None, (16, 1))],
+    ],
+)
+def test_global_batch_is_shared_out_in_as_few_passes_as_fit(
+    options: dict[str, Any], world_size: int, per_gpu: int, wanted: int | None, expected: tuple[int, int]
+) -> None:
+    section = options["datasets"]["train"] | {"batch_size_per_gpu": per_gpu, "global_batch_size": wanted}
+    options |= {"world_size": world_size, "dist": world_size > 1, "datasets": {"train": section}}
+    assert batch_of_process(options) == expected
+
+
+def test_global_batch_that_cannot_be_shared_evenly_is_refused(options: dict[str, Any]) -> None:
+    options["datasets"]["train"]["global_batch_size"] = 64
+    with pytest.raises(UserError, match=r"global_batch_size, 64, cannot be shared evenly by 3 processes"):
+        batch_of_process(options | {"world_size": 3})
+
+
+def test_resumed_run_with_another_batch_gets_all_its_iterations(options: dict[str, Any]) -> None:
+    """BasicSR counts epochs from 0: with a smaller batch, of which an epoch has more, it ends too early."""
+    loader, sampler, _, epochs, _ = create_train_val_dataloader(options, logger)
+    assert (sampler.batches, epochs) == (5, 3)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        *_, last = itertools.islice(loader, 5 if epoch == 0 else 1)
+    options["resume"] = {**last["place"], "iter": 6}
+    options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    loader, sampler, _, epochs, _ = create_train_val_dataloader(options, logger)
+    iterations = 6
+    for epoch in range(1, epochs + 1):  # as train_pipeline does
+        sampler.set_epoch(epoch)
+        iterations += len([*loader])
+    assert iterations >= 12
+
+
+def test_set_smaller_than_a_batch_is_refused(options: dict[str, Any]) -> None:
+    options["datasets"]["train"]["batch_size_per_gpu"] = 11
+    with pytest.raises(UserError, match=r"an epoch has 10 samples, less than a batch of 11"):
+        create_train_val_dataloader(options, logger)
+
+
+def test_prefetching_does_not_hide_an_error(options: dict[str, Any]) -> None:
+    """BasicSR's prefetch_mode: cpu waits for ever where its thread met an error."""
+    section = options["datasets"]["train"]
+    section |= {"num_worker_per_gpu": 1, "prefetch_mode": "cpu", "num_prefetch_queue": 2}
+    loader, sampler, *_ = create_train_val_dataloader(options, logger)
+    assert loader.prefetch_factor == 3
+    loader.dataset.dataset = Noise(broken=tuple(range(10)))
+    sampler.set_epoch(0)
+    with pytest.raises(UserError, match="cut short"):
+        list(loader)

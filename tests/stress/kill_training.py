@@ -1,0 +1,198 @@
+"""Kill a small real training at random instants, resume it, and compare its end with one left in peace.
+
+The training is the demonstration's, on real photographs, made shorter. It is started with --auto_resume again
+and again, in processes that are killed (most by SIGKILL, some by SIGTERM) at a random instant after their
+start; now and then the newest state is damaged, too. Once it has ended, everything that it left is compared
+bit for bit: weights, EMA, optimizer, schedule, random numbers, metrics, best records.
+
+  python tests/stress/kill_training.py --kills 100 -o docs
+"""
+
+import argparse
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import torch
+import yaml
+from tqdm import tqdm
+
+from esc_basicsr.demo import NAME, prepare_data, write_option_files
+
+ITERATIONS = 400
+DAMAGED = 0.1  # share of kills after which the newest state is damaged
+TERMINATED = 0.2  # share of kills by SIGTERM
+
+
+def prepare(folder: Path) -> None:
+    """Write data and options: the demonstration's, smaller, with checkpoints and validations often."""
+    (folder / "datasets").mkdir()
+    prepare_data(folder / "datasets")
+    file, _ = write_option_files(folder, ITERATIONS)
+    options = mmengine.Config(yaml.safe_load(file.read_text()))
+    options.merge_from_dict(
+        {
+            "num_gpu": 0,
+            "network_g": {"dim": 16, "pdim": 4, "n_blocks": 1, "conv_blocks": 1, "kernel_size": 5},
+            "datasets.train.gt_size": 32,
+            "datasets.train.batch_size_per_gpu": 4,
+            "datasets.train.dataset_enlarge_ratio": 1,
+            "logger.save_checkpoint_freq": 4,
+            "logger.keep_checkpoints": 5,
+            "logger.print_freq": 1,
+            "val.val_freq": 100,
+        }
+    )
+    file.write_text(yaml.safe_dump(options.to_dict(), sort_keys=False))
+
+
+def start(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """Start training, or go on."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "esc_basicsr.train", "-opt", "train.yml", "--auto_resume"],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def what_is_left(folder: Path) -> dict[str, Any]:
+    """All that a training leaves to go on from, and to be used."""
+    experiment = folder / "experiments" / NAME
+    state = torch.load(experiment / "training_states" / f"{ITERATIONS}.state", weights_only=True)
+    del state["sha256"]  # zip files of equal tensors may differ
+    return {
+        **state,
+        "weights": torch.load(experiment / "models" / "net_g_latest.pth", weights_only=True),
+        "history": (experiment / "metrics" / "history.csv").read_text(),
+    }
+
+
+def differing(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two such things differ in any bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [path]
+    if isinstance(one, dict | list | tuple) and len(one) == len(other):
+        keys = one if isinstance(one, dict) else range(len(one))
+        return [found for key in keys for found in differing(one[key], other[key], f"{path}/{key}")]
+    return [] if one == other else [path]
+
+
+def damage_newest(folder: Path, chance: random.Random) -> str | None:
+    """Truncate the newest state or its weights, or change a bit; not the last ones that are sound."""
+    states = sorted(
+        (folder / "experiments" / NAME / "training_states").glob("*.state"), key=lambda file: int(file.stem)
+    )
+    if len(states) < 3:
+        return None
+    newest = states[-1]
+    file = chance.choice([newest, newest.parents[1] / "models" / f"net_g_{newest.stem}.pth"])
+    content = bytearray(file.read_bytes())
+    place = chance.randrange(len(content))
+    if chance.random() < 0.5:
+        file.write_bytes(content[:place])
+        return "truncated"
+    # within a record: a bit of the archive's padding changes nothing
+    start = content.find(b"PK\x01\x02")
+    content[place % start] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+    return "a bit changed"
+
+
+def torment(
+    folder: Path, kills: int, longest: float, chance: random.Random, bar: "tqdm[Any]"
+) -> Counter[str]:
+    """Start and kill until training has ended or was killed ``kills`` times, then let it end."""
+    counts: Counter[str] = Counter()
+    log = folder / "log.txt"
+    while counts["killed"] < kills:
+        process = start(folder, log)
+        size = log.stat().st_size
+        # from when it resumes, which takes seconds of importing
+        while process.poll() is None and b"Start training" not in log.read_bytes()[size:]:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, longest))
+        number = signal.SIGTERM if chance.random() < TERMINATED else signal.SIGKILL
+        process.send_signal(number)
+        code = process.wait()
+        if code == 0:
+            return counts
+        assert code in (-signal.SIGKILL, 128 + signal.SIGTERM), log.read_text()[-5000:]
+        counts["killed"] += 1
+        counts[number.name] += 1
+        experiment = folder / "experiments" / NAME
+        partial = [*experiment.glob("*/*.partial")]
+        counts["while saving"] += number == signal.SIGKILL and bool(partial)
+        for file in partial:
+            file.unlink()
+        if chance.random() < DAMAGED and (damage := damage_newest(folder, chance)):
+            counts[damage] += 1
+        bar.update()
+    code = start(folder, log).wait()
+    assert code == 0, log.read_text()[-5000:]
+    return counts
+
+
+def main() -> int:
+    """Run rounds until there were enough kills. 0 if every one ended as the run that was left in peace."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for kill_training.json")
+    args = parser.parse_args()
+    chance = random.Random(args.seed)
+    rounds = []
+    with tempfile.TemporaryDirectory() as work:
+        peaceful = Path(work, "peaceful")
+        peaceful.mkdir()
+        prepare(peaceful)
+        print("The run that is left in peace ...", flush=True)
+        assert start(peaceful, peaceful / "log.txt").wait() == 0, (peaceful / "log.txt").read_text()
+        expected = what_is_left(peaceful)
+        log = (peaceful / "log.txt").read_text()
+        taken = [float(text) for text in re.findall(r"time \(data\): (\S+)", log)]
+        # half of it is the mean life: enough kills fall into a round
+        longest = max(0.3, 2 * ITERATIONS * sum(taken) / len(taken) / args.kills)
+        bar = tqdm(total=args.kills, desc="kills")
+        while (done := sum(counts["killed"] for counts, _ in rounds)) < args.kills:
+            folder = Path(work, f"round{len(rounds)}")
+            folder.mkdir()
+            prepare(folder)
+            counts = torment(folder, args.kills - done, longest, chance, bar)
+            rounds.append((counts, differing(expected, what_is_left(folder))))
+        bar.close()
+    total = sum((counts for counts, _ in rounds), Counter())
+    differences = [path for _, paths in rounds for path in paths]
+    result = {
+        "pytorch": torch.__version__,
+        "python": platform.python_version(),
+        "iterations": ITERATIONS,
+        "seed": args.seed,
+        "rounds": len(rounds),
+        **{
+            name.replace(" ", "_"): total[name]
+            for name in ("killed", "SIGKILL", "SIGTERM", "while saving", "truncated", "a bit changed")
+        },
+        "differences": differences,
+    }
+    mmengine.dump(result, args.output / "kill_training.json", indent=1)
+    print(mmengine.dump(result, file_format="json", indent=1))
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
