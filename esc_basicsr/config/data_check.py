@@ -5,23 +5,27 @@ Each function gives what it finds wrong as (key within the section, message).
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
 from esc_basicsr.config.keys import TEMPLATE, is_number, is_whole
-from esc_basicsr.data.lmdb_reader import ImageLMDB
+from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.errors import UserError
 
 Problem = tuple[str, str]
 Size = tuple[int, int]  # height, width
+Sizes = npt.NDArray[np.integer[Any]]  # (images, 2)
 
 GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
+_LONGEST_SIDE = 10**9  # pixels
 _ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
 
 
@@ -47,10 +51,7 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
         problems = [*_lmdb_problems(key, root)]
         yield from problems
         if not problems and is_training_set:
-            try:
-                yield from _crop_problems(root, _lmdb_sizes(root), dataset.get("gt_size"))
-            except UserError as error:
-                yield key, str(error)
+            yield from _crop_problems(root, *read_meta_info(_list_of(root)), dataset.get("gt_size"))
     listing = dataset.get("meta_info_file")
     if isinstance(listing, str) and not Path(listing).is_file():
         found = False
@@ -63,16 +64,13 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
     """How many images an epoch over a data set section visits; None where that cannot be told."""
     if "sources" in dataset:
         # As DFLIPDataset counts: a weight says how often an epoch visits each image.
-        return sum(
-            round(_count_lines(_expand(root) / "meta_info.txt") * weight)
-            for _, root, weight in _sources(dataset)
-        )
+        return sum(round(_count_listed(root) * weight) for _, root, weight in _sources(dataset))
     root = dataset.get("dataroot_gt") or dataset.get("dataroot_lq")
     backend = _backend(dataset)
     if not isinstance(root, str) or backend not in ("disk", "lmdb"):
         return None
     if backend == "lmdb":
-        return _count_lines(_expand(root) / "meta_info.txt")
+        return _count_listed(root)
     if isinstance(dataset.get("meta_info_file"), str):
         return _count_lines(Path(dataset["meta_info_file"]))
     return len(_image_names(_expand(root)))
@@ -141,8 +139,11 @@ def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
             key,
             f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew.",
         )
-    elif not _count_lines(folder / "meta_info.txt"):
-        yield key, f"got '{root}', whose meta_info.txt lists no image. Build it anew."
+    else:
+        try:
+            read_meta_info(_list_of(root))
+        except UserError as error:
+            yield key, f"{error}."
 
 
 def _pair_problems(
@@ -156,35 +157,44 @@ def _pair_problems(
     )
     if not (isinstance(gt, str) and isinstance(lq, str) and TEMPLATE.accepts(template)):
         return
-    roots = {"dataroot_gt": gt, "dataroot_lq": lq}
-    sizes: dict[str, dict[str, Size]] = {}
-    is_lmdb = backend == "lmdb"
-    try:
-        if is_lmdb:
-            for key, root in roots.items():
-                sizes[key] = _lmdb_sizes(root)
-            lq_of = {name: name for name in sizes["dataroot_gt"]}
-            lq_names = set(sizes["dataroot_lq"])
-        else:
-            names, lq_names = _image_names(_expand(gt)), _image_names(_expand(lq))
-            lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
-        problems = [*_match_problems(lq_of, lq_names, lq, None if is_lmdb else template)]
+    if backend == "lmdb":
+        yield from _lmdb_pair_problems(gt, lq, scale, is_training_set, dataset.get("gt_size"))
+        return
+    names, lq_names = _image_names(_expand(gt)), _image_names(_expand(lq))
+    lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
+    problems = [*_match_problems(lq_of, lq_names, lq, template)]
+    if problems:
+        yield from problems
+        return
+    looked_at = sorted(names)[:_PAIRS_LOOKED_AT]
+    files = {"dataroot_gt": looked_at, "dataroot_lq": [lq_of[name] for name in looked_at]}
+    sizes: dict[str, Sizes] = {}
+    for (key, of_root), root in zip(files.items(), (gt, lq), strict=True):
+        try:
+            sizes[key] = np.array([_file_size(_expand(root) / name) for name in of_root])
+        except UserError as error:
+            yield key, str(error)
+            return
+    yield from _scale_problems(looked_at, sizes["dataroot_gt"], sizes["dataroot_lq"], scale, is_training_set)
+    if is_training_set:
+        yield from _crop_problems(gt, looked_at, sizes["dataroot_gt"], dataset.get("gt_size"))
+
+
+def _lmdb_pair_problems(
+    gt: str, lq: str, scale: Any, is_training_set: bool, gt_size: Any
+) -> Iterator[Problem]:
+    keys, sizes = read_meta_info(_list_of(gt))
+    lq_keys, lq_sizes = read_meta_info(_list_of(lq))
+    if keys != lq_keys:  # as they are for sets that were made together
+        problems = [*_match_problems({key: key for key in keys}, {*lq_keys}, lq, None)]
         if problems:
             yield from problems
             return
-        if not is_lmdb:
-            lq_of = dict(sorted(lq_of.items())[:_PAIRS_LOOKED_AT])
-            files = {"dataroot_gt": [*lq_of], "dataroot_lq": [*lq_of.values()]}
-            for key, root in roots.items():
-                sizes[key] = {name: _file_size(_expand(root) / name) for name in files[key]}
-    except UserError as error:
-        yield key, str(error)
-        return
-    gt_sizes, lq_sizes = sizes["dataroot_gt"], sizes["dataroot_lq"]
-    pairs = {name: (gt_sizes[name], lq_sizes[lq_of[name]]) for name in lq_of}
-    yield from _scale_problems(pairs, scale, is_training_set)
+        place_of = {key: place for place, key in enumerate(lq_keys)}
+        lq_sizes = lq_sizes[[place_of[key] for key in keys]]
+    yield from _scale_problems(keys, sizes, lq_sizes, scale, is_training_set)
     if is_training_set:
-        yield from _crop_problems(gt, gt_sizes, dataset.get("gt_size"))
+        yield from _crop_problems(gt, keys, sizes, gt_size)
 
 
 def _match_problems(
@@ -212,7 +222,7 @@ def _match_problems(
 
 
 def _scale_problems(
-    pairs: Mapping[str, tuple[Size, Size]], scale: Any, is_training_set: bool
+    names: Sequence[str], sizes: Sizes, lq_sizes: Sizes, scale: Any, is_training_set: bool
 ) -> Iterator[Problem]:
     """Pairs, by name with the sizes of HR and LR, whose HR image is not ``scale`` times the LR image.
 
@@ -222,43 +232,46 @@ def _scale_problems(
     if not (is_whole(scale) and scale >= 1):
         return
     surplus = 0 if is_training_set else scale - 1
-    wrong = [
-        name
-        for name, (gt, lq) in pairs.items()
-        if not all(0 <= side - part * scale <= surplus for side, part in zip(gt, lq, strict=True))
-    ]
-    if wrong:
-        gt, lq = pairs[wrong[0]]
-        expected = _say_size((lq[0] * scale, lq[1] * scale))
+    # No side has so many pixels: more would be as wrong, but overflow.
+    rest = sizes - lq_sizes.astype(np.int64) * int(min(scale, _LONGEST_SIDE))
+    (wrong,) = np.nonzero(((rest < 0) | (rest > surplus)).any(axis=1))
+    if len(wrong):
+        first = wrong[0]
+        height, width = lq_sizes[first].tolist()
+        expected = _say_size((height * scale, width * scale))
         more = f", or up to {surplus} more on a side" if surplus else ""
         yield (
             "dataroot_lq",
-            f"at scale {scale} the LR image of '{wrong[0]}', {_say_size(lq)}, goes with an HR image of "
-            f"{expected}{more}; got {_say_size(gt)} ({len(wrong)} of {len(pairs)} pairs do not fit). "
-            "Give HR and LR of this scale.",
+            f"at scale {scale} the LR image of '{names[first]}', {_say_size((height, width))}, goes with an "
+            f"HR image of {expected}{more}; got {_say_size(sizes[first].tolist())} ({len(wrong)} of "
+            f"{len(names)} pairs do not fit). Give HR and LR of this scale.",
         )
 
 
-def _crop_problems(root: str, sizes: Mapping[str, Size], gt_size: Any) -> Iterator[Problem]:
-    small = [name for name, size in sizes.items() if is_whole(gt_size) and min(size) < gt_size]
-    if small:
+def _crop_problems(root: str, names: Sequence[str], sizes: Sizes, gt_size: Any) -> Iterator[Problem]:
+    if not is_whole(gt_size):
+        return
+    (small,) = np.nonzero(sizes.min(axis=1) < gt_size)
+    if len(small):
+        first = small[0]
         yield (
             "gt_size",
-            f"got {gt_size}, but '{small[0]}' of '{root}' is {_say_size(sizes[small[0]])} ({len(small)} of "
-            f"{len(sizes)} images are smaller than a crop). Lower gt_size, or take them out.",
+            f"got {gt_size}, but '{names[first]}' of '{root}' is {_say_size(sizes[first].tolist())} "
+            f"({len(small)} of {len(names)} images are smaller than a crop). Lower gt_size, or take them "
+            "out.",
         )
 
 
-def _lmdb_sizes(root: str) -> dict[str, Size]:
-    """Height and width of each image as meta_info.txt states them. Raises UserError if it cannot be read."""
+def _list_of(root: str) -> Path:
+    return _expand(root) / "meta_info.txt"
+
+
+def _count_listed(root: str) -> int:
+    """Images of an LMDB; 0 where its list cannot be read, which is told elsewhere."""
     try:
-        images = ImageLMDB(root)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{root}: meta_info.txt cannot be read: {error}. Build it anew.") from None
-    return {
-        name: (height, width)
-        for name, (height, width) in zip(images.keys, images.sizes.tolist(), strict=True)
-    }
+        return len(read_meta_info(_list_of(root))[0])
+    except UserError:
+        return 0
 
 
 def _file_size(file: Path) -> Size:
@@ -272,7 +285,7 @@ def _file_size(file: Path) -> Size:
     return (width, height) if is_turned else (height, width)
 
 
-def _say_size(size: Size) -> str:
+def _say_size(size: Sequence[int]) -> str:
     return f"{size[1]}×{size[0]}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.fileio import list_dir_or_file
 
-from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.data.source_image import decode_source_image
 from esc_basicsr.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "check_scales", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
@@ -35,16 +35,16 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image file as 8-bit colour, (H, W, 3), BGR.
+    """Read an image file as 8-bit colour, (H, W, 3), BGR, as `decode_source_image` does.
 
     Raises:
-        UserError: The file cannot be read or is not an image.
+        UserError: The file cannot be read, or is refused. The message begins with ``path``.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path))
+    return decode_source_image(data, str(path))
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Make LMDB training sets from folders of images (PNG, JPEG, WebP, BMP, TIFF).
+"""Make LMDB training sets from folders of images (PNG, JPEG, WebP, BMP, TIFF), or verify sets.
 
 HR images are cropped to a multiple of the scales, reduced bicubically as MATLAB does, and cut into
 overlapping sub-images, which load faster than whole images. The sets are in BasicSR's form:
@@ -11,23 +11,41 @@ DIV2K with pairs for every scale:
 
 HR alone, for DFLIPDataset:
   python -m esc_basicsr lmdb Flickr2K_HR -o datasets/Flickr2K --name Flickr2K
+
+Interrupted in whatever way, the same command goes on where it was. Sets are verified before they appear;
+later, as after copying them:
+  python -m esc_basicsr lmdb --verify datasets/Flickr2K/Flickr2K_HR_sub.lmdb
+
+Images that are damaged, or unfit otherwise, are left out and listed in OUTPUT/NAME_HR_sub.left_out.csv.
+Exit code: 0 when all is done; 3 when sets were made, but images were left out; 2 for a mistake, such as a
+damaged set; 130 when interrupted.
 """
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from esc_basicsr.data.lmdb_writer import COMPRESSION, build_lmdb_sets, collect_images
+from esc_basicsr.data.image_keys import find_keyed_images
+from esc_basicsr.data.left_out import report_of
+from esc_basicsr.data.lmdb_verification import verify_lmdb
+from esc_basicsr.data.lmdb_writer import COMPRESSION, build_lmdb_sets
 from esc_basicsr.errors import UserError
+
+_IMAGES_LEFT_OUT = 3  # exit code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "input", nargs="+", type=Path, metavar="INPUT", help="folder of HR images, searched in depth"
+        "input",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="folder of HR images, searched in depth; with --verify, a set",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder that receives the sets")
-    parser.add_argument("--name", required=True, help="prefix of the sets' names, as DIV2K_train")
+    parser.add_argument("-o", "--output", type=Path, help="folder that receives the sets")
+    parser.add_argument("--name", help="prefix of the sets' names, as DIV2K_train")
     parser.add_argument(
         "--scales",
         nargs="*",
@@ -62,13 +80,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes (default: one per CPU)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing sets of these names")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="throw away what an interrupted build of these sets left, and begin anew",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="make nothing: look at every record of the sets INPUT"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the sets and print where they are."""
+    """Make the sets and print where they are; or verify sets."""
+    if args.verify:
+        return _verify(args.input)
+    if args.output is None or args.name is None:
+        raise UserError("to make sets, say where and how they are called: -o OUTPUT --name NAME")
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise UserError(f"--name is the beginning of folder names, not a path, got {args.name!r}")
-    images = collect_images(args.input)
+    images, left_out = find_keyed_images(args.input)
     sets = build_lmdb_sets(
         images,
         args.output,
@@ -79,7 +109,22 @@ def run(args: argparse.Namespace) -> int:
         compression=args.compression,
         workers=args.workers,
         overwrite=args.overwrite,
+        restart=args.restart,
+        left_out=left_out,
     )
     for folder in sets.values():
         print(folder)
+    return _IMAGES_LEFT_OUT if report_of(sets[1]).exists() else 0
+
+
+def _verify(sets: Sequence[Path]) -> int:
+    """Verify all, and say at the end what is wrong with any."""
+    faults = []
+    for folder in sets:
+        try:
+            print(f"{folder}: {verify_lmdb(folder)} records are as they should be")
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
     return 0

@@ -1,7 +1,6 @@
 """Reading an LMDB of images, from any process."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.data.stored_png import crop_stored_png
 from esc_basicsr.errors import UserError
 
 __all__ = ["ImageLMDB", "shared_environment"]
-
-# "0801_s003.png (480,480,3) 1". The key ends at the first dot, as in BasicSR's paired_paths_from_lmdb.
-_META_LINE = re.compile(r"([^.]+)\..*\((\d+),\s*(\d+),\s*\d+\)")
 
 # LMDB allows one environment for a file in a process: readers share it. Device and inode -> environment.
 _environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
@@ -65,8 +62,10 @@ class ImageLMDB:
             ``name`` is the key).
 
     Attributes:
-        keys: The keys, in the order of meta_info.txt.
-        sizes: (len, 2) int32, height and width of each image as meta_info.txt states them.
+        keys: The keys, in the order of meta_info.txt. They and ``sizes`` are read once per process for all
+            readers of an unchanged file, take the file's bytes and 16 more an image, and are shared with
+            forked workers.
+        sizes: (len, 2) int32, height and width of each image as meta_info.txt states them; read-only.
 
     Raises:
         UserError: The folder, data.mdb or meta_info.txt is missing, or meta_info.txt is malformed or empty.
@@ -82,7 +81,7 @@ class ImageLMDB:
         for name in ("data.mdb", "meta_info.txt"):
             if not (self.path / name).is_file():
                 raise UserError(f"{self.path} has no {name}: it is no image LMDB, or an incomplete one")
-        self.keys, self.sizes = _read_meta_info(self.path / "meta_info.txt")
+        self.keys, self.sizes = read_meta_info(self.path / "meta_info.txt")
         self._environment: Any = None
         self._pid: int | None = None
 
@@ -160,21 +159,3 @@ class ImageLMDB:
 
     def _origin(self, index: int) -> str:
         return f"record {self.keys[index]!r} of the LMDB {self.path}"
-
-
-def _read_meta_info(file: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
-    keys: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            match = _META_LINE.match(line)
-            if match is None:
-                raise UserError(
-                    f"{file}, line {number}: expected 'name.png (height,width,channels) level', "
-                    f"got {line.rstrip()!r}"
-                )
-            keys.append(match[1])
-            sizes.append((int(match[2]), int(match[3])))
-    if not keys:
-        raise UserError(f"{file} lists no images: rebuild the LMDB")
-    return keys, np.array(sizes, dtype=np.int32)

@@ -1,31 +1,28 @@
 """Making LMDB training sets: HR images, and bicubic LR images that match them."""
 
+import hashlib
 import math
-import multiprocessing
-import os
-import re
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import cv2
-import lmdb
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from esc_basicsr.data.degradation import reduce_uint8
-from esc_basicsr.data.image_codec import encode_png
-from esc_basicsr.data.image_folder import check_scales, crop_to_multiple, find_images, read_image
+from esc_basicsr.data.build_state import BuildState, Done, build_state
+from esc_basicsr.data.image_keys import collect_images, is_key
+from esc_basicsr.data.in_order import in_order
+from esc_basicsr.data.left_out import LeftOut, report_of, write_report
+from esc_basicsr.data.lmdb_set import FILES, Lengths, LmdbSet
+from esc_basicsr.data.lmdb_verification import verify_lmdb
 from esc_basicsr.data.progress import progress
-from esc_basicsr.data.publish import publishing
+from esc_basicsr.data.publish import check_replaceable, partial_of, put_in_place, remove, sigterm_raises
+from esc_basicsr.data.sub_images import Cutting, Record, Source, make_records, space_needed
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
@@ -33,60 +30,34 @@ __all__ = ["COMPRESSION", "build_lmdb_sets", "collect_images"]
 
 # None: records are read far more often than written, and are then cropped without decoding (docs/loader.md).
 COMPRESSION = 0
-_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
-_FIRST_MAP_SIZE = 64 * 2**20
-_LONGEST_KEY = 500  # LMDB's limit is 511 bytes; a sub-image adds its number
-
-
-class _Record(NamedTuple):
-    key: str
-    height: int
-    width: int
-    png: bytes
+_FORMAT = 1  # of what is written; a build of another is not gone on with
+# Records wait in memory until so many bytes or seconds of them are committed and synced at once.
+_COMMIT_BYTES = 32 * 2**20
+_COMMIT_SECONDS = 5.0
+_HEADS_AT_ONCE = 64  # images whose sizes a process reads as one task
+_NAMED = 5  # images left out that are told on the screen
 
 
 class _Task(NamedTuple):
     key: str
-    source: Path | npt.NDArray[np.uint8]
-    scales: tuple[int, ...]
-    crop_size: int
-    step: int
-    compression: int
+    source: Source
 
 
-def collect_images(folders: Sequence[Path]) -> dict[str, Path]:
-    """Give every image under ``folders`` a key: its path within its folder, without suffix, joined by ``_``.
-
-    Keys are sorted. They are ASCII and without dots, as BasicSR needs: a letter beyond ASCII is written as
-    its code point, any other sign as ``_``.
-
-    Raises:
-        UserError: A folder is missing or empty, or two images get one key.
-    """
-    images: dict[str, Path] = {}
-    for folder in folders:
-        for relative in find_images(folder, recursive=True):
-            key = _ascii_key("_".join(relative.with_suffix("").parts))
-            path = folder / relative
-            if key in images:
-                raise UserError(
-                    f"{images[key]} and {path} would both be stored as {key!r}: rename one of them"
-                )
-            if len(key) > _LONGEST_KEY:
-                raise UserError(
-                    f"{path}: its key would have {len(key)} letters, at most {_LONGEST_KEY} are possible"
-                )
-            images[key] = path
-    return dict(sorted(images.items()))
+class _Result(NamedTuple):
+    records: list[list[Record]]  # of each set; none if the image was left out
+    left_out: LeftOut | None
 
 
-def _ascii_key(name: str) -> str:
-    ascii_name = "".join(letter if letter.isascii() else f"u{ord(letter):x}" for letter in name)
-    return re.sub(r"[^A-Za-z0-9_-]", "_", ascii_name)
+class _Plan(NamedTuple):
+    images: Mapping[str, Source]
+    partials: list[Path]  # where the sets are written, HR first
+    cutting: Cutting
+    workers: int
+    label: str
 
 
 def build_lmdb_sets(
-    images: Mapping[str, Path | npt.NDArray[np.uint8]],
+    images: Mapping[str, Source],
     output: Path,
     name: str,
     *,
@@ -96,12 +67,20 @@ def build_lmdb_sets(
     compression: int = COMPRESSION,
     workers: int = 1,
     overwrite: bool = False,
+    restart: bool = False,
+    left_out: Sequence[LeftOut] = (),
 ) -> dict[int, Path]:
     """Write ``<name>_HR`` and, for each scale s, ``<name>_LR_bicubic_X<s>`` LMDBs into ``output``.
 
     HR is cropped to a multiple of every scale; the whole of it is reduced; then both are cut into sub-images
     that cover the same area, ``<key>_s001`` and on, row by row, the last window flush with the edge. An image
-    shorter than ``crop_size`` is not cut along that side. The sets appear together when all are complete.
+    shorter than ``crop_size`` is not cut along that side.
+
+    The sets are verified and appear together when all are complete. However the process ended before, by a
+    kill or a loss of power too, the same call goes on from the records committed last, seconds before, and
+    ends with the same sets. Images that cannot be used are left out, and listed in the file of `report_of`.
+
+    In memory are the records of 2 * ``workers`` + 1 images, and of 32 MiB or 5 seconds of work.
 
     Args:
         images: Key to image file, or to the image itself: (H, W, 3), RGB. Keys must be ASCII without dots.
@@ -114,182 +93,194 @@ def build_lmdb_sets(
         compression: Of the records, which are PNGs: 0, stored as they are, to 9, smallest.
         workers: Processes that read, reduce and encode. With 1 it all happens in this process.
         overwrite: Replace sets of the same names.
+        restart: Throw away what an interrupted build of these sets left.
+        left_out: Images that are not among ``images``, for the report.
 
     Returns:
         Scale to the set's folder; 1 is HR.
 
     Raises:
-        UserError: Impossible sizes, scales, compression or keys; an unreadable or too small image; existing
-            output.
+        UserError: Impossible sizes, scales, compression or keys; no image that can be used; existing output;
+            an interrupted build that was asked for something else; too small a disk.
     """
-    _check_numbers(scales, crop_size, step, compression, workers)
+    cutting = Cutting(tuple(scales), crop_size, step, compression)
+    cutting.check()
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}")
     if not images:
         raise UserError("there are no images to make an LMDB of")
     for key in images:
-        if not key or _ascii_key(key) != key:
+        if not is_key(key):
             raise UserError(f"image key {key!r} must consist of ASCII letters, digits, '_' and '-'")
     suffix = "_sub.lmdb" if crop_size else ".lmdb"
     targets = {1: output / f"{name}_HR{suffix}"}
     targets |= {scale: output / f"{name}_LR_bicubic_X{scale}{suffix}" for scale in scales}
-
-    tasks = (
-        _Task(key, source, tuple(scales), crop_size, step, compression) for key, source in images.items()
-    )
-    uncut = 0
-    with publishing(list(targets.values()), _FILES, overwrite) as partials, ExitStack() as stack:
-        writers = [stack.enter_context(_LmdbWriter(partial, compression)) for partial in partials]
-        results = stack.enter_context(closing(_run_in_order(_make_records, tasks, workers)))
-        bar = stack.enter_context(progress(f"making LMDB sets {name} in {output}", len(images)))
-        for records_of_sets in results:
-            for writer, records in zip(writers, records_of_sets, strict=True):
-                writer.put(records)
-            first = records_of_sets[0][0]
-            uncut += min(first.height, first.width) < crop_size
-            bar.update()
-    if uncut:
-        logger.warning(
-            "%d of %d images are shorter than %d pixels along a side and were not cut along it",
-            uncut, len(images), crop_size,
-        )  # fmt: skip
+    folders = [target.resolve() for target in targets.values()]
+    plan = _Plan(images, [partial_of(f) for f in folders], cutting, workers, f"{name} in {output}")
+    state_folder = folders[0].with_name(folders[0].name + ".build")
+    asked = {"format": _FORMAT, **cutting._asdict(), "scales": [*scales]}
+    discard = partial(_discard, output, name, suffix)
+    with sigterm_raises():
+        try:
+            with build_state(state_folder, asked, _identities(images), restart, discard) as state:
+                if state.done is None or not state.done.is_verified:
+                    check_replaceable(folders, FILES, overwrite)
+                    done = _write(plan, state)
+                    _report(state, report_of(folders[0]), left_out, len(images))
+                    _tell_uncut(done, crop_size)
+                    state.note(done._replace(is_verified=True), ())
+                put_in_place(folders)
+                state.remove()
+        except OSError as error:
+            raise UserError(f"{folders[0]} cannot be written: {error}") from error
     return targets
 
 
-def _check_numbers(scales: Sequence[int], crop_size: int, step: int, compression: int, workers: int) -> None:
-    check_scales(scales)
-    if compression not in range(10):
-        raise UserError(f"the compression must be from 0 (none) to 9 (smallest), got {compression}")
-    if workers < 1:
-        raise UserError(f"workers must be at least 1, got {workers}")
-    multiple = math.lcm(*scales)
-    if crop_size < 0 or crop_size % multiple:
-        raise UserError(
-            f"the crop size must be 0 or a multiple of {multiple} for the scales, got {crop_size}"
-        )
-    if crop_size and (step < 1 or step % multiple):
-        raise UserError(f"the step must be a positive multiple of {multiple} for the scales, got {step}")
-    if crop_size and step > crop_size:
-        logger.warning(
-            "the step, %d, is larger than the crop size, %d: what lies between sub-images is left out",
-            step, crop_size,
-        )  # fmt: skip
-
-
-def _make_records(task: _Task) -> list[list[_Record]]:
-    """One image's records: a list for HR, then one for each scale. All lists have the same keys."""
-    multiple = math.lcm(*task.scales)
-    if isinstance(task.source, Path):
-        image = read_image(task.source)
-        origin = str(task.source)
-    else:
-        image = task.source[:, :, ::-1]  # RGB, to OpenCV's BGR
-        origin = f"image {task.key!r}"
-    whole = crop_to_multiple(image, multiple, origin)
-    height, width = whole.shape[:2]
-    lefts = _starts(width, task.crop_size, task.step)
-    windows = [(top, left) for top in _starts(height, task.crop_size, task.step) for left in lefts]
-    records: list[list[_Record]] = []
-    for scale in (1, *task.scales):
-        resized = whole if scale == 1 else reduce_uint8(whole, scale)
-        side = task.crop_size // scale or max(resized.shape)
-        set_records = []
-        for number, (top, left) in enumerate(windows, start=1):
-            y, x = top // scale, left // scale
-            part = np.ascontiguousarray(resized[y : y + side, x : x + side])
-            key = f"{task.key}_s{number:03d}" if task.crop_size else task.key
-            png = encode_png(part, task.compression)
-            set_records.append(_Record(key, part.shape[0], part.shape[1], png))
-        records.append(set_records)
-    return records
-
-
-def _starts(length: int, crop_size: int, step: int) -> list[int]:
-    """Where windows of ``crop_size`` begin on a side of ``length``; the last one ends with the side."""
-    if not crop_size or length <= crop_size:
-        return [0]
-    last = length - crop_size
-    return [*range(0, last, step), last]
-
-
-def _run_in_order(
-    function: Callable[[_Task], list[list[_Record]]], tasks: Iterable[_Task], workers: int
-) -> Generator[list[list[_Record]], None, None]:
-    """``map`` over processes, with few results waiting at a time so that memory stays flat."""
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    pending: deque[Future[list[list[_Record]]]] = deque()
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        try:
-            for task in tasks:
-                pending.append(pool.submit(function, task))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a worker process died, perhaps for want of memory: use fewer than {workers} --workers"
-            ) from error
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-    # One thread each: the workers fill the cores, and thread pools do not survive the fork.
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-def _end_with_main_process() -> None:
-    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
-    main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()
-        os._exit(1)
-
-
-class _LmdbWriter:
-    """Writes records into a new LMDB with BasicSR's meta_info.txt."""
-
-    def __init__(self, folder: Path, compression: int) -> None:
-        self._folder = folder
-        self._compression = compression
-        # Nothing reads the set before it is complete, so that syncing once, at the end, is enough.
-        self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE, sync=False)
-        self._meta_info = (folder / "meta_info.txt").open("w", encoding="ascii", newline="\n")
-
-    def __enter__(self) -> "_LmdbWriter":
-        return self
-
-    def put(self, records: Sequence[_Record]) -> None:
-        """Commit ``records``, enlarging the map when it is full.
-
-        Raises:
-            UserError: LMDB cannot write, as when the disk is full.
-        """
-        stored = False
-        while not stored:
+def _identities(images: Mapping[str, Source]) -> Iterator[str]:
+    """What tells that an image is the same as before: its file's size and time, or a digest of its pixels."""
+    for key in images:
+        source = images[key]
+        if isinstance(source, Path):
             try:
-                with self._environment.begin(write=True) as transaction:
-                    for record in records:
-                        transaction.put(record.key.encode("ascii"), record.png)
-                stored = True
-            except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-            except lmdb.Error as error:
-                raise UserError(f"writing {self._folder} failed: {error}") from error
-        for record in records:
-            size = f"({record.height},{record.width},3)"
-            self._meta_info.write(f"{record.key}.png {size} {self._compression}\n")
+                status = source.stat()
+                yield f"{key} {status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                yield f"{key} missing"
+        else:
+            digest = hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=16)
+            yield f"{key} {source.shape} {digest.hexdigest()}"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._meta_info.close()
-        if kind is None:
-            self._environment.sync(True)
-        self._environment.close()
+
+def _discard(output: Path, name: str, suffix: str) -> None:
+    """Remove what an interrupted build left, of whatever scales."""
+    for pattern in (f"{name}_HR{suffix}", f"{name}_LR_bicubic_X*{suffix}"):
+        for folder in output.glob(partial_of(Path(pattern)).name):
+            remove(folder)
+
+
+def _write(plan: _Plan, state: BuildState) -> Done:
+    """Bring the sets from where the state says they are to their end, and verify them."""
+    done = state.done
+    if done is None:
+        done = Done(0, 0, (Lengths(0, 0, 0),) * len(plan.partials), _space_needed(plan))
+        _check_space(plan, done.space)
+        for folder in plan.partials:
+            remove(folder)
+            folder.mkdir()
+        state.note(done, ())
+    else:
+        _check_space(plan, done.space)
+    if done.images < len(plan.images):
+        done = _write_records(plan, state, done)
+    if done.lengths[0].records:
+        for folder, lengths in zip(plan.partials, done.lengths, strict=True):
+            try:
+                verify_lmdb(folder, lengths.records)
+            except UserError as error:
+                raise UserError(f"{error}, by --restart") from error
+    return done
+
+
+def _space_needed(plan: _Plan) -> int:
+    sources = iter(plan.images.values())
+    chunks = iter(lambda: [*islice(sources, _HEADS_AT_ONCE)], [])
+    spaces = in_order(partial(space_needed, cutting=plan.cutting), chunks, plan.workers)
+    total = 0
+    chunk_count = math.ceil(len(plan.images) / _HEADS_AT_ONCE)
+    with closing(spaces), progress(f"estimating the space for {plan.label}", chunk_count) as bar:
+        for space in spaces:
+            total += space
+            bar.update()
+    return total
+
+
+def _check_space(plan: _Plan, space: int) -> None:
+    disk = plan.partials[0].parent
+    there = sum(file.stat().st_size for folder in plan.partials for file in folder.glob("*"))
+    free, needed = shutil.disk_usage(disk).free / 1e9, (space - there) / 1e9
+    if needed <= free:
+        return
+    if plan.cutting.compression == 0:
+        raise UserError(
+            f"{disk} has {free:.2f} GB of free space, and the sets need {needed:.2f} GB: make room, choose "
+            "another disk, or store them with --compression 1"
+        )
+    logger.warning(
+        "%s has %.2f GB of free space, and the sets need up to %.2f GB; photographs take some 55 %% of that",
+        disk, free, needed,
+    )  # fmt: skip
+
+
+def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
+    count, begin = len(plan.images), done.images
+    label = f"making LMDB sets {plan.label}" + (f", from image {begin + 1} of {count} on" if begin else "")
+    tasks = (_Task(key, plan.images[key]) for key in islice(plan.images, begin, None))
+    left_out: list[LeftOut] = []
+    waiting = 0  # bytes
+    committed = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            sets = [
+                stack.enter_context(LmdbSet(folder, plan.cutting.compression, lengths))
+                for folder, lengths in zip(plan.partials, done.lengths, strict=True)
+            ]
+            work = in_order(partial(_work, cutting=plan.cutting), tasks, plan.workers)
+            results = stack.enter_context(closing(work))
+            bar = stack.enter_context(progress(label, count - begin))
+            for result in results:
+                if result.left_out is not None:
+                    left_out.append(result.left_out)
+                else:
+                    first = result.records[0][0]
+                    is_uncut = min(first.height, first.width) < plan.cutting.crop_size
+                    done = done._replace(uncut=done.uncut + is_uncut)
+                    for lmdb_set, records in zip(sets, result.records, strict=True):
+                        lmdb_set.put(records)
+                        waiting += sum(len(record.png) for record in records)
+                done = done._replace(images=done.images + 1)
+                is_due = waiting >= _COMMIT_BYTES or time.monotonic() - committed >= _COMMIT_SECONDS
+                if is_due or done.images == count:
+                    done = done._replace(lengths=tuple(lmdb_set.commit() for lmdb_set in sets))
+                    state.note(done, left_out)
+                    left_out, waiting, committed = [], 0, time.monotonic()
+                bar.update()
+    except BaseException:
+        stored = state.done.images if state.done else 0
+        logger.warning("%d of %d images are stored; the same command goes on from there", stored, count)
+        raise
+    return done
+
+
+def _work(task: _Task, cutting: Cutting) -> _Result:
+    try:
+        return _Result(make_records(task.key, task.source, cutting), None)
+    except (UserError, MemoryError, cv2.error) as error:
+        origin = str(task.source) if isinstance(task.source, Path) else f"image {task.key!r}"
+        said = str(error).removeprefix(origin).strip() if isinstance(error, UserError) else repr(error)
+        return _Result([], LeftOut(origin, said))
+
+
+def _report(state: BuildState, report: Path, left_out: Sequence[LeftOut], images: int) -> None:
+    """List the images that were left out; refuse sets without any image."""
+
+    def every() -> Iterator[LeftOut]:
+        return chain(left_out, state.left_out())
+
+    named = "; ".join(f"{image} {reason}" for image, reason in islice(every(), _NAMED))
+    if not named:
+        report.unlink(missing_ok=True)
+        return
+    count, total = write_report(report, every()), images + len(left_out)
+    more = "; ..." if count > _NAMED else ""
+    if count == total:
+        state.abandon()
+        raise UserError(f"none of the {total} images can be used, as {report} lists: {named}{more}")
+    logger.warning("%d of %d images were left out, as %s lists: %s%s", count, total, report, named, more)
+
+
+def _tell_uncut(done: Done, crop_size: int) -> None:
+    if done.uncut:
+        logger.warning(
+            "%d of %d images are shorter than %d pixels along a side and were not cut along it",
+            done.uncut, done.images, crop_size,
+        )  # fmt: skip

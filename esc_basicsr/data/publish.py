@@ -12,7 +12,7 @@ from typing import NoReturn
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
-__all__ = ["publishing"]
+__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove", "sigterm_raises"]
 
 
 @contextmanager
@@ -32,34 +32,54 @@ def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool
         UserError: A target exists and ``overwrite`` is false, or it holds something else, or writing fails.
     """
     targets = [target.resolve() for target in targets]
-    for target in targets:
-        _check_replaceable(target, contents, overwrite)
-    partials = [target.with_name(target.name + ".partial") for target in targets]
-    asides = [target.with_name(target.name + ".replaced") for target in targets]
-    with _sigterm_raises():
+    check_replaceable(targets, contents, overwrite)
+    partials = [partial_of(target) for target in targets]
+    with sigterm_raises():
         try:
             for partial in partials:
-                _remove(partial)
+                remove(partial)
                 partial.mkdir(parents=True)
             yield partials
-            _put_in_place(partials, targets, asides)
+            put_in_place(targets)
         except BaseException as error:
             for partial in partials:
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
                 raise UserError(f"{targets[0]} cannot be written: {error}") from error
             raise
-    for target, aside in zip(targets, asides, strict=True):
+
+
+def partial_of(target: Path) -> Path:
+    """Where a folder is written that is to be ``target``."""
+    return target.with_name(target.name + ".partial")
+
+
+def _aside_of(target: Path) -> Path:
+    return target.with_name(target.name + ".replaced")
+
+
+def put_in_place(targets: Sequence[Path]) -> None:
+    """Rename ``<target>.partial`` to each target, replacing what is there.
+
+    Targets without such a folder are passed over: when a process was killed in here, calling it once more
+    completes what it began.
+
+    Raises:
+        OSError: Renaming failed; then all is named as before.
+    """
+    waiting = [target for target in targets if partial_of(target).exists()]
+    _rename([partial_of(target) for target in waiting], waiting, [_aside_of(target) for target in waiting])
+    for target in targets:
         try:
-            _remove(aside)
+            remove(_aside_of(target))
         except OSError as error:
             logger.warning("%s is complete; what it replaced cannot be removed: %s", target, error)
 
 
-def _put_in_place(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[Path]) -> None:
+def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[Path]) -> None:
     """Rename all, the targets that exist to their asides first; on failure all is named as before."""
     for aside in asides:
-        _remove(aside)
+        remove(aside)
     were_there = [target.exists() for target in targets]
     try:
         for target, aside in zip(targets, asides, strict=True):
@@ -71,14 +91,14 @@ def _put_in_place(partials: Sequence[Path], targets: Sequence[Path], asides: Seq
         for partial, target, aside, was_there in zip(partials, targets, asides, were_there, strict=True):
             is_aside = aside.exists()
             if not partial.exists() and (is_aside or not was_there):
-                _remove(target)
+                target.rename(partial)
             if is_aside:
                 aside.rename(target)
         raise
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """SIGTERM, which would end the process at once, raises SystemExit, so that what was begun is cleaned up.
 
     Only in the main thread, where signals arrive, and not where another handler is at work.
@@ -99,9 +119,18 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> None:
+    """Refuse targets that exist and must not be replaced, as `publishing` says.
+
+    Raises:
+        UserError: There is one.
+    """
+    for target in targets:
+        if target.exists():
+            _check_replaceable(target, contents, overwrite)
+
+
 def _check_replaceable(target: Path, contents: Sequence[str], overwrite: bool) -> None:
-    if not target.exists():
-        return
     if not overwrite:
         raise UserError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
     if not target.is_dir():
@@ -114,6 +143,7 @@ def _check_replaceable(target: Path, contents: Sequence[str], overwrite: bool) -
             )
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
+    """Remove a folder if it is there."""
     if folder.exists():
         shutil.rmtree(folder)

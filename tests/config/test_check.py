@@ -723,7 +723,7 @@ def test_an_incomplete_lmdb_is_told(sound_options, names):
 def test_an_lmdb_that_lists_nothing_is_told(sound_options):
     Path("datasets/Train/HR.lmdb/meta_info.txt").write_text("")
     (line,) = problems(sound_options)
-    assert "whose meta_info.txt lists no image" in line
+    assert "datasets/Train/HR.lmdb/meta_info.txt lists no images: rebuild the LMDB." in line
 
 
 def test_an_lmdb_not_named_so_is_told(sound_options):
@@ -782,10 +782,14 @@ def test_an_lmdb_whose_list_cannot_be_read_is_told(sound_options):
     assert line.startswith(f"datasets.train.dataroot_lq: {path}, line 1: expected 'name.png (height,width,")
     path.write_bytes(b"\xff.png (8,8,3) 1\n")
     (line,) = problems(sound_options)
-    assert line.startswith("datasets.train.dataroot_lq: datasets/Train/LR.lmdb: meta_info.txt cannot be read")
+    assert line.startswith(
+        "datasets.train.dataroot_lq: datasets/Train/LR.lmdb/meta_info.txt, line 1: expected"
+    )
     opt = change(dflip_options(sound_options), "datasets.train.sources", [{"dataroot_gt": str(path.parent)}])
     (line,) = problems(opt)
-    assert line.startswith("datasets.train.sources[0].dataroot_gt: datasets/Train/LR.lmdb: meta_info.txt")
+    assert line.startswith(
+        "datasets.train.sources[0].dataroot_gt: datasets/Train/LR.lmdb/meta_info.txt, line 1"
+    )
 
 
 @pytest.mark.parametrize(("hr", "fits"), [("16,20", True), ("17,20", False), ("16,16", False)])

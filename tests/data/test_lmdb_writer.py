@@ -1,19 +1,31 @@
+import csv
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 
-import cv2
 import lmdb
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.data import lmdb_writer
+from esc_basicsr.data import build_state, lmdb_set, lmdb_writer, publish, sub_images
 from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.image_codec import encode_png
+from esc_basicsr.data.image_keys import collect_images
+from esc_basicsr.data.left_out import LeftOut, report_of
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets, collect_images
+from esc_basicsr.data.lmdb_set import CHECKSUMS, FILES, META_INFO, LmdbSet
+from esc_basicsr.data.lmdb_verification import verify_lmdb
+from esc_basicsr.data.lmdb_writer import build_lmdb_sets
+from esc_basicsr.data.sub_images import Cutting, space_needed
 from esc_basicsr.errors import UserError
 
 
@@ -57,14 +69,6 @@ def test_sub_images_cover_the_same_area_of_hr_and_of_the_whole_reduced_image(tmp
             np.testing.assert_array_equal(image, expected[y : y + side, x : x + side])
 
 
-@pytest.mark.parametrize(
-    ("length", "starts"),
-    [(480, [0]), (300, [0]), (720, [0, 240]), (721, [0, 240, 241]), (1200, [0, 240, 480, 720])],
-)
-def test_windows_reach_the_edge_and_no_further(length, starts):
-    assert lmdb_writer._starts(length, 480, 240) == starts
-
-
 def test_side_shorter_than_the_crop_is_not_cut_and_is_told(tmp_path, photographs, caplog):
     sets = build_lmdb_sets(photographs, tmp_path, "x", scales=[2], crop_size=100, step=10)
     assert "2 of 3 images are shorter than 100 pixels along a side" in caplog.text
@@ -103,7 +107,17 @@ def test_meta_info_is_in_basicsr_form(hr_lmdb):
         "chelsea.png (96,120,3) 0",
         "coffee.png (96,96,3) 0",
     ]
-    assert sorted(path.name for path in hr_lmdb.iterdir()) == ["data.mdb", "lock.mdb", "meta_info.txt"]
+    assert sorted(path.name for path in hr_lmdb.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in hr_lmdb.parent.iterdir()) == [hr_lmdb.name]
+
+
+def test_checksums_are_of_the_records(hr_lmdb):
+    lines = [line.split() for line in (hr_lmdb / "checksums.txt").read_text().splitlines()]
+    assert [key for key, _, _ in lines] == ["astronaut", "chelsea", "coffee"]
+    with lmdb.open(str(hr_lmdb), readonly=True) as environment, environment.begin() as transaction:
+        for key, length, checksum in lines:
+            record = transaction.get(key.encode())
+            assert (len(record), f"{zlib.crc32(record):08x}") == (int(length), checksum)
 
 
 def test_compression_changes_the_size_and_the_third_field_and_no_pixel(tmp_path, photographs):
@@ -129,61 +143,10 @@ def test_processes_write_the_same_bytes_as_one_process(tmp_path, photo_folder):
 
 
 def test_set_larger_than_the_first_map_is_written_whole(tmp_path, photographs, monkeypatch):
-    monkeypatch.setattr(lmdb_writer, "_FIRST_MAP_SIZE", 2**16)
+    monkeypatch.setattr(lmdb_set, "_FIRST_MAP_SIZE", 2**16)
     stored = _all(build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)[1])
     for key, photo in photographs.items():
         np.testing.assert_array_equal(stored[key], photo[:, :, ::-1])
-
-
-def test_keys_are_paths_within_the_folder_as_ascii_without_dots(tmp_path):
-    for name in (
-        "0001/a.png",
-        "0002/a.png",
-        "b 1.5.JPG",
-        "grün.webp",
-        ".hidden.png",
-        ".git/c.png",
-        "notes.txt",
-    ):
-        file = tmp_path / "in" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    assert list(collect_images([tmp_path / "in"])) == ["0001_a", "0002_a", "b_1_5", "gru" + "fcn"]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [("a.png", "a.jpg"), ("a b.png", "a_b.png"), ("a/b.png", "a_b.png")]
-)
-def test_two_images_of_one_key_are_refused_by_name(tmp_path, first, second):
-    for name in (first, second):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"would both be stored as 'a_?b?': rename one") as caught:
-        collect_images([tmp_path])
-    assert Path(first).name in str(caught.value) and second in str(caught.value)
-
-
-def test_same_name_in_two_folders_is_refused(tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").touch()
-    with pytest.raises(UserError, match=r"one.a\.png and .*two.a\.png would both be stored as 'a'"):
-        collect_images([tmp_path / "one", tmp_path / "two"])
-
-
-def test_key_too_long_for_lmdb_is_refused(tmp_path):
-    folder = tmp_path / ("x" * 250) / ("y" * 250)
-    folder.mkdir(parents=True)
-    (folder / "a.png").touch()
-    with pytest.raises(UserError, match=r"503 letters, at most 500"):
-        collect_images([tmp_path])
-
-
-def test_missing_and_empty_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match="none is not a folder"):
-        collect_images([tmp_path / "none"])
-    with pytest.raises(UserError, match=r"holds no images \(\.png"):
-        collect_images([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -226,126 +189,301 @@ def test_no_images_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_unreadable_image_is_named_and_nothing_is_left(tmp_path, photo_folder, workers):
-    (photo_folder / "broken.png").write_bytes((photo_folder / "chelsea.png").read_bytes()[:20])
+def test_images_that_cannot_be_used_are_left_out_and_listed(tmp_path, photo_folder, workers, esc_log):
+    (photo_folder / "broken.png").write_bytes((photo_folder / "chelsea.png").read_bytes()[:-200])
+    (photo_folder / "dot.png").write_bytes(encode_png(np.zeros((5, 20, 3), np.uint8), 1))
+    images = dict(collect_images([photo_folder])) | {"gone": tmp_path / "gone.png"}
+    other = LeftOut("two.png", "would be stored as 'one'")
+    sets = build_lmdb_sets(
+        images, tmp_path / "out", "x", scales=[2, 3], crop_size=0, workers=workers, left_out=[other]
+    )
+    assert [*_all(sets[1])] == [*_all(sets[3])] == ["astronaut", "chelsea", "coffee"]
+    report = report_of(sets[1])
+    assert report == tmp_path / "out" / "x_HR.left_out.csv"
+    with report.open(newline="") as file:
+        rows = [*csv.reader(file)]
+    assert rows[:2] == [["image", "reason"], ["two.png", "would be stored as 'one'"]]
+    assert [row[0] for row in rows[2:]] == [
+        str(photo_folder / "broken.png"), str(photo_folder / "dot.png"), str(tmp_path / "gone.png")
+    ]  # fmt: skip
+    assert "truncated or damaged" in rows[2][1]
+    assert rows[3][1] == "is 20x5: both sides must be at least 6; remove it"
+    assert rows[4][1] == "cannot be read: No such file or directory"
+    (message,) = esc_log
+    assert message.startswith(f"4 of 7 images were left out, as {report} lists: two.png would be stored")
+    assert "dot.png is 20x5" in message
+
+    build_lmdb_sets({"a": images["coffee"]}, tmp_path / "out", "x", crop_size=0, overwrite=True)
+    assert not report.exists()
+
+
+def test_sets_without_any_image_are_refused(tmp_path):
+    (tmp_path / "a.png").touch()
+    images = {"a": tmp_path / "a.png", "gone": tmp_path / "gone.png"}
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"broken\.png cannot be decoded as an image \(20 bytes\)"):
-        build_lmdb_sets(collect_images([photo_folder]), out, "x", scales=[2], workers=workers)
-    assert list(out.iterdir()) == []
+    with pytest.raises(
+        UserError, match=r"none of the 2 images can be used, as .*csv lists: .*a\.png is empty"
+    ):
+        build_lmdb_sets(images, out, "x")
+    assert [path.name for path in out.iterdir()] == ["x_HR_sub.left_out.csv"]
 
 
-def test_image_that_vanished_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
-        build_lmdb_sets({"gone": tmp_path / "gone.png"}, tmp_path, "x")
+def test_record_that_does_not_come_back_is_left_out(tmp_path, photographs, monkeypatch):
+    def encode(image, compression):
+        return encode_png(image if image.shape != (96, 96, 3) else image + 1, compression)
+
+    monkeypatch.setattr(sub_images, "encode_png", encode)
+    sets = build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)
+    assert [*_all(sets[1])] == ["astronaut", "chelsea"]
+    assert "image 'coffee',is not the same once it is encoded" in report_of(sets[1]).read_text()
 
 
-def test_image_smaller_than_the_scales_is_named(tmp_path):
-    with pytest.raises(UserError, match="image 'dot' is 20x5: both sides must be at least 6"):
-        build_lmdb_sets({"dot": np.zeros((5, 20, 3), np.uint8)}, tmp_path, "x", scales=[2, 3], crop_size=0)
+def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, photographs, monkeypatch, esc_log):
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"has 0\.00 GB of free space, and the sets need .* GB: make room"):
+        build_lmdb_sets(photographs, tmp_path / "out", "x", scales=[2], crop_size=0)
+    assert [*(tmp_path / "out").iterdir()] == []
+    build_lmdb_sets(photographs, tmp_path / "out", "x", scales=[2], crop_size=0, compression=1)
+    (message,) = esc_log
+    assert "need up to" in message
 
 
-def test_interruption_leaves_the_old_sets_as_they_were(tmp_path, photographs, monkeypatch):
-    sets = build_lmdb_sets(photographs, tmp_path, "x", scales=[2], crop_size=0)
-    before = [_data(path) for path in sets.values()]
-    real = lmdb_writer._make_records
-
-    def interrupted(task):
-        if task.key == "coffee":
-            raise KeyboardInterrupt
-        return real(task)
-
-    monkeypatch.setattr(lmdb_writer, "_make_records", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build_lmdb_sets(photographs, tmp_path, "x", scales=[2], crop_size=48, step=24, overwrite=True)
-    with pytest.raises(KeyboardInterrupt):
-        build_lmdb_sets(photographs, tmp_path, "x", scales=[2], crop_size=0, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x_HR.lmdb", "x_LR_bicubic_X2.lmdb"]
-    assert [_data(path) for path in sets.values()] == before
+@pytest.mark.parametrize(("size", "scales"), [(8, []), (30, [2]), (96, [2, 3])])
+def test_estimated_space_is_enough(tmp_path, size, scales):
+    images = {f"image{i:04d}": np.full((size, size, 3), i % 251, np.uint8) for i in range(400)}
+    sets = build_lmdb_sets(images, tmp_path, "x", scales=scales, crop_size=0)
+    taken = sum(file.stat().st_size for folder in sets.values() for file in folder.iterdir())
+    needed = space_needed([*images.values()], Cutting(tuple(scales), 0, 240, 0))
+    assert taken <= needed + 2**16 <= 3 * taken
 
 
-def _die(task):
+def _die(task, cutting):
     os._exit(1)
 
 
-def test_worker_that_dies_is_told_and_nothing_is_left(tmp_path, photographs, monkeypatch):
-    monkeypatch.setattr(lmdb_writer, "_make_records", _die)
+def test_worker_that_dies_is_told(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(lmdb_writer, "_work", _die)
     with pytest.raises(UserError, match=r"worker process died.* use fewer than 2 --workers"):
         build_lmdb_sets(photographs, tmp_path, "x", workers=2)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "x_HR_sub.lmdb").exists()
 
 
-_ENDLESS = """
+_SLOW = """
 import os, sys, time
 from esc_basicsr.__main__ import main
 from esc_basicsr.data import lmdb_writer
 
-def work(task):
-    os.write(1, b"working\\n")
-    time.sleep(SECONDS)
-    return [[lmdb_writer._Record(task.key, 9, 9, b"png")]]
+work_at_once = lmdb_writer._work
+
+def work(task, cutting):
+    if task.key > "copy04":
+        os.write(1, b"at copy05\\n")
+        time.sleep(PAUSE)
+    return work_at_once(task, cutting)
 
 if __name__ == "__main__":
-    lmdb_writer._make_records = work
+    lmdb_writer._work = work
+    lmdb_writer._COMMIT_SECONDS = 0
     sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_worker_outlives_the_main_process(tmp_path, photo_folder, number):
-    for copy in range(50):
-        (photo_folder / f"copy{copy}.png").write_bytes((photo_folder / "coffee.png").read_bytes())
-    script = tmp_path / "endless.py"
-    # SIGTERM waits for the tasks at work; after SIGKILL nobody does.
-    script.write_text(_ENDLESS.replace("SECONDS", "0.1" if number == signal.SIGTERM else "600"))
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_again(
+    tmp_path, photographs, number, code, capsys
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for copy in range(12):
+        image = np.roll(photographs["coffee"], copy, axis=0)
+        (folder / f"copy{copy:02d}.png").write_bytes(encode_png(image, 1))
+    (folder / "copy02.png").write_bytes(b"")
+    script = tmp_path / "slow.py"
+    # The first two wait for the tasks at work; after SIGKILL nobody does.
+    script.write_text(_SLOW.replace("PAUSE", "600" if number == signal.SIGKILL else "0.1"))
+    options = ["--name", "x", "--scales", "2", "--crop-size", "48", "--step", "24", "--workers", "2"]
+    command = ["lmdb", str(folder), "-o", str(tmp_path / "out"), *options]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            str(script),
-            "lmdb",
-            str(photo_folder),
-            "-o",
-            "out",
-            "--name",
-            "x",
-            "--workers",
-            "2",
-        ],
-        cwd=tmp_path,
+        [sys.executable, str(script), *command],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
-    assert process.stdout.readline() == "working\n"
-    os.kill(process.pid, number)
-    process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
-    if number == signal.SIGTERM:
-        assert process.returncode == 143
-        assert list((tmp_path / "out").iterdir()) == []
+    assert process.stdout.readline() == "at copy05\n", process.stderr.read()
+    if number == signal.SIGKILL:  # what is before it may take another moment to be committed
+        journal = tmp_path / "out" / "x_HR_sub.lmdb.build" / "done.jsonl"
+        deadline = time.monotonic() + 60
+        while '"images": 5' not in journal.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
+    assert process.returncode == code, errors
+    assert ("the same command goes on from there" in errors) == (number != signal.SIGKILL)
+
+    capsys.readouterr()
+    assert main(command) == 3
+    begin = int(re.search(r"from image (\d+) of 12 on", capsys.readouterr().err)[1])
+    assert begin > 1 and (number != signal.SIGKILL or begin == 6)
+    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "at_once")
+    assert main(command) == 3
+    names = sorted(path.name for path in (tmp_path / "at_once").iterdir())
+    assert names == ["x_HR_sub.left_out.csv", "x_HR_sub.lmdb", "x_LR_bicubic_X2_sub.lmdb"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    report, *sets = names
+    assert (tmp_path / "out" / report).read_text() == (tmp_path / "at_once" / report).read_text()
+    for name in sets:
+        assert _records(tmp_path / "out" / name) == _records(tmp_path / "at_once" / name)
 
 
-def test_full_disk_is_told_and_nothing_is_left(tmp_path, photographs, monkeypatch):
-    class FullTransaction:
-        def __enter__(self):
-            return self
+def _records(folder):
+    """Everything that a set holds, in LMDB's order and in the lists'."""
+    with lmdb.open(str(folder), readonly=True) as environment, environment.begin() as transaction:
+        return [*transaction.cursor()], *((folder / name).read_text() for name in (META_INFO, CHECKSUMS))
 
-        def __exit__(self, *_):
-            pass
 
-        def put(self, key, value):
-            raise lmdb.DiskError("No space left on device")
+def _build_until_killed(output, folder, kill_at, counter):
+    """Build, and be killed at the ``kill_at``-th time that something is put on the disk or renamed."""
 
-    class FullEnvironment:
-        def begin(self, write):
-            return FullTransaction()
+    def counting(function):
+        def counted(*args, **options):
+            counter.value += 1
+            if counter.value == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **options)
+            counter.value += 1
+            if counter.value == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
 
-        def close(self):
-            pass
+        return counted
 
-    monkeypatch.setattr(lmdb, "open", lambda *_, **__: FullEnvironment())
-    with pytest.raises(UserError, match=r"writing .*x_HR_sub\.lmdb\.partial failed: No space left"):
+    os.fsync = counting(os.fsync)
+    LmdbSet.commit = counting(LmdbSet.commit)
+    Path.rename = counting(Path.rename)
+    Path.replace = counting(Path.replace)
+    Path.mkdir = counting(Path.mkdir)
+    publish.remove = lmdb_writer.remove = counting(publish.remove)
+    lmdb_writer._COMMIT_SECONDS = 0
+    _build(output, folder)
+
+
+def _build(output, folder):
+    build_lmdb_sets(collect_images([folder]), output, "x", scales=[2], crop_size=48, step=48, overwrite=True)
+
+
+def test_build_killed_at_any_step_ends_the_same(tmp_path, photo_folder):
+    (photo_folder / "broken.png").write_bytes(b"no image")
+    whole = tmp_path / "whole"
+    _build(whole, photo_folder)
+    names = sorted(path.name for path in whole.iterdir())
+    context = multiprocessing.get_context("fork")
+    is_killed, kill_at = True, 0
+    while is_killed:
+        kill_at += 1
+        output = tmp_path / f"killed{kill_at}"
+        build_lmdb_sets({"old": np.zeros((8, 8, 3), np.uint8)}, output, "x", crop_size=48, step=48)
+        counter = context.Value("i", 0, lock=False)
+        process = context.Process(target=_build_until_killed, args=(output, photo_folder, kill_at, counter))
+        process.start()
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        is_killed = process.exitcode != 0
+        if is_killed:
+            _build(output, photo_folder)
+        assert sorted(path.name for path in output.iterdir()) == names, kill_at
+        for name in names:
+            if name.endswith(".lmdb"):
+                assert _records(output / name) == _records(whole / name), kill_at
+        shutil.rmtree(output)
+    assert kill_at > 60
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 16}, "step was 24 and is 16"),
+        ({"scales": [3]}, r"scales was \[2\] and is \[3\]"),
+        ({"compression": 1}, "compression was 0 and is 1"),
+        ("changed", "image 'chelsea' has changed since"),
+        ("more", "image 'd' was not among the images"),
+        ("fewer", "image 'coffee' is no longer among the images"),
+        ("others", "the images are others, from 'a' on"),
+    ],
+)
+def test_interrupted_build_is_gone_on_with_only_by_asking_for_the_same(
+    tmp_path, photographs, monkeypatch, change, said
+):
+    options = {"scales": [2], "crop_size": 48, "step": 24}
+    with monkeypatch.context() as full, pytest.raises(UserError):
+        full.setattr(LmdbSet, "commit", _disk_is_full)
+        build_lmdb_sets(photographs, tmp_path, "x", **options)
+    images = dict(photographs)
+    if change == "changed":
+        images["chelsea"] = 255 - images["chelsea"]
+    elif change == "more":
+        images["d"] = images["coffee"]
+    elif change == "fewer":
+        del images["coffee"]
+    elif change == "others":
+        images = {"a": images["coffee"], **images}
+    else:
+        options |= change
+    with pytest.raises(UserError, match=f"interrupted build that was asked for something else: {said}"):
+        build_lmdb_sets(images, tmp_path, "x", **options)
+    sets = build_lmdb_sets(images, tmp_path, "x", **options, restart=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in sets.values())
+    assert verify_lmdb(sets[1]) == len(ImageLMDB(sets[1]))
+
+
+def test_file_that_was_touched_since_is_another_image(tmp_path, photo_folder, monkeypatch):
+    with monkeypatch.context() as full, pytest.raises(UserError):
+        full.setattr(LmdbSet, "commit", _disk_is_full)
+        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+    os.utime(photo_folder / "coffee.png", (1, 1))
+    with pytest.raises(UserError, match="image 'coffee' has changed since"):
+        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+
+
+def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs, monkeypatch):
+    real = LmdbSet.__exit__
+
+    def damage(self, *error):
+        real(self, *error)
+        with lmdb.open(str(self._folder)) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"coffee", transaction.get(b"chelsea"))
+
+    monkeypatch.setattr(LmdbSet, "__exit__", damage)
+    with pytest.raises(
+        UserError, match=r"1 of 3 .* 'coffee' has other bytes .* Build the set anew, by --restart"
+    ):
+        build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)
+    assert not (tmp_path / "x_HR.lmdb").exists()
+    monkeypatch.undo()
+    assert verify_lmdb(build_lmdb_sets(photographs, tmp_path, "x", crop_size=0, restart=True)[1]) == 3
+
+
+def test_two_builds_of_one_set_at_once_are_refused(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(build_state, "_PATIENCE", 0.1)
+    lock = FileLock(tmp_path / "x_HR.lmdb.build.lock")
+    with lock, pytest.raises(UserError, match="another process is building these sets"):
+        build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)
+
+
+def test_full_disk_is_told(tmp_path, photographs, monkeypatch, esc_log):
+    monkeypatch.setattr(LmdbSet, "commit", _disk_is_full)
+    with pytest.raises(UserError, match=r"x_HR_sub\.lmdb cannot be written: .*No space left on device"):
         build_lmdb_sets(photographs, tmp_path, "x")
-    assert list(tmp_path.iterdir()) == []
+    assert esc_log == ["0 of 3 images are stored; the same command goes on from there"]
+    monkeypatch.undo()
+    assert len(_all(build_lmdb_sets(photographs, tmp_path, "x")[1])) == 3
+
+
+def _disk_is_full(self):
+    raise OSError(28, "No space left on device")
 
 
 def test_existing_set_is_refused_unless_overwrite(tmp_path, photographs):
@@ -359,11 +497,11 @@ def test_existing_set_is_refused_unless_overwrite(tmp_path, photographs):
 
 
 def test_error_begins_a_line_of_its_own(tmp_path, photo_folder, capsys):
-    (photo_folder / "broken.png").write_bytes(b"no image")
-    assert (
-        main(["lmdb", str(photo_folder), "-o", str(tmp_path / "out"), "--name", "x", "--workers", "1"]) == 2
-    )
-    label, bar, error, rest = capsys.readouterr().err.split("\n")
+    for file in photo_folder.iterdir():
+        file.write_bytes(b"no image")
+    command = ["lmdb", str(photo_folder), "-o", str(tmp_path / "out"), "--name", "x", "--workers", "1"]
+    assert main(command) == 2
+    *_, label, bar, error, rest = capsys.readouterr().err.split("\n")
     assert (label[:6], bar[:1], error[:7], rest) == ("making", "[", "error: ", "")
 
 
@@ -380,7 +518,9 @@ def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
     ]
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(out / name) for name in names]
-    assert captured.err.startswith(f"making LMDB sets DIV2K_train in {out}\n[")
+    labels = [f"estimating the space for DIV2K_train in {out}", f"making LMDB sets DIV2K_train in {out}"]
+    labels += [f"checking {out / name}.partial" for name in names]
+    assert captured.err.split("\n")[:-1:2] == labels
     assert "3/3" in captured.err and "ETA" in captured.err and captured.err.endswith("\n")
     assert sorted(path.name for path in out.iterdir()) == names
     assert main([*command, "--scales", "2", "4"]) == 2
@@ -393,17 +533,28 @@ def test_command_refuses_a_name_that_is_a_path(photo_folder, tmp_path, capsys, n
     assert "beginning of folder names, not a path" in capsys.readouterr().err
 
 
-def test_every_format_is_read_as_8_bit_colour(tmp_path, photographs):
-    image = np.ascontiguousarray(photographs["coffee"][:, :, ::-1])
-    files = {suffix: tmp_path / f"in_{suffix}.{suffix}" for suffix in ("png", "bmp", "tiff", "jpg", "webp")}
-    for path in files.values():
-        cv2.imwrite(str(path), image)
-    files["deep"] = tmp_path / "deep.png"
-    cv2.imwrite(str(files["deep"]), image.astype(np.uint16) * 257)
-    files["alpha"] = tmp_path / "alpha.png"
-    cv2.imwrite(str(files["alpha"]), np.dstack([image, image[..., :1]]))
-    stored = _all(build_lmdb_sets(files, tmp_path, "x", crop_size=0)[1])
-    for key in ("png", "bmp", "tiff", "deep", "alpha"):
-        np.testing.assert_array_equal(stored[key], image, err_msg=key)
-    for key in ("jpg", "webp"):
-        assert np.abs(stored[key].astype(int) - image).mean() < 5
+def test_command_tells_by_its_exit_code_that_images_were_left_out(tmp_path, photo_folder, capsys):
+    (photo_folder / "coffee.jpg").write_bytes((photo_folder / "coffee.png").read_bytes())
+    (photo_folder / "empty.png").touch()
+    out = tmp_path / "out"
+    assert main(["lmdb", str(photo_folder), "-o", str(out), "--name", "x", "--workers", "1"]) == 3
+    assert capsys.readouterr().out == f"{out / 'x_HR_sub.lmdb'}\n"
+    report = (out / "x_HR_sub.left_out.csv").read_text()
+    assert "coffee.png,\"would be stored as 'coffee', as " in report and "is empty (0 bytes)" in report
+
+
+def test_command_verifies_sets_and_names_each_that_is_damaged(tmp_path, photographs, capsys):
+    sets = build_lmdb_sets(photographs, tmp_path, "x", scales=[2], crop_size=0)
+    assert main(["lmdb", "--verify", *map(str, sets.values())]) == 0
+    said = [f"{folder}: 3 records are as they should be" for folder in sets.values()]
+    assert capsys.readouterr().out.splitlines() == said
+    for folder in sets.values():
+        (folder / "meta_info.txt").write_text("other.png (5,5,3) 0\n")
+    assert main(["lmdb", "--verify", *map(str, sets.values())]) == 2
+    errors = capsys.readouterr().err
+    assert all(f"{folder}: 1 of 1 records are not what they should be" in errors for folder in sets.values())
+
+
+def test_command_needs_a_place_and_a_name_to_make_sets(photo_folder, capsys):
+    assert main(["lmdb", str(photo_folder)]) == 2
+    assert "-o OUTPUT --name NAME" in capsys.readouterr().err

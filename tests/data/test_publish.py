@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esc_basicsr.data import publish
-from esc_basicsr.data.publish import publishing
+from esc_basicsr.data.publish import partial_of, publishing, put_in_place
 from esc_basicsr.errors import UserError
 
 
@@ -97,16 +98,48 @@ def test_failing_rename_puts_back_what_was_there(tmp_path, monkeypatch, failing,
     assert {(tmp_path / name / "a.txt").read_text() for name in ("one", "two")} == {"old"}
 
 
+@pytest.mark.parametrize("killed_at", ["one", "two", "one.partial", "two.partial", "one.replaced"])
+def test_renaming_that_was_killed_is_completed_by_calling_it_again(tmp_path, monkeypatch, killed_at):
+    class Killed(BaseException):
+        pass
+
+    targets = [tmp_path / "one", tmp_path / "two"]
+    _publish(targets, text="old")
+    for target in targets:
+        partial_of(target).mkdir()
+        (partial_of(target) / "a.txt").write_text("new")
+    real, renamed = Path.rename, []
+
+    def rename(self, target):
+        if self.name == killed_at or renamed[-1:] == [killed_at]:
+            renamed.append(killed_at)  # from now on nothing is renamed, nor put back
+            raise Killed
+        real(self, target)
+
+    def remove(folder):
+        if folder.name == killed_at and folder.exists():
+            raise Killed
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(Path, "rename", rename)
+        killing.setattr(publish, "remove", remove)
+        put_in_place(targets)
+    put_in_place(targets)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert {(target / "a.txt").read_text() for target in targets} == {"new"}
+
+
 def test_old_folder_that_cannot_be_removed_is_told_and_the_new_one_stays(tmp_path, monkeypatch, esc_log):
     _publish([tmp_path / "one"], text="old")
-    real = publish._remove
+    real = publish.remove
 
     def remove(folder):
         if folder.exists() and folder.suffix == ".replaced":
             raise PermissionError(13, "Permission denied", str(folder))
         real(folder)
 
-    monkeypatch.setattr(publish, "_remove", remove)
+    monkeypatch.setattr(publish, "remove", remove)
     _publish([tmp_path / "one"], overwrite=True)
     assert (tmp_path / "one" / "a.txt").read_text() == "new"
     (message,) = esc_log

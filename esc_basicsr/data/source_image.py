@@ -1,0 +1,158 @@
+"""Image files from anywhere: to 8-bit colour, or refused with the reason.
+
+What a training or test set is made of must be what its files show: a file that is damaged, or whose colours
+it does not tell by itself, is refused. Records of LMDBs are decoded by `image_codec`, which trusts them.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from esc_basicsr.errors import UserError
+
+__all__ = ["decode_source_image", "source_image_size"]
+
+# No other reader of Pillow's is let loose on a file, whatever its name says.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
+_OF_8_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_WITH_ALPHA = ("LA", "PA", "RGBA")
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_ORIENTATION = 0x0112  # a tag of EXIF
+
+
+def decode_source_image(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a PNG, JPEG, WebP, BMP or TIFF file to 8-bit colour.
+
+    Gray becomes three equal channels, 16 bits are rounded to 8, CMYK becomes RGB by (1 - C)(1 - K) without
+    regard to colour profiles, EXIF's orientation is applied, an opaque alpha channel is dropped, and of a
+    camera's multi-picture JPEG (MPO) the first picture is taken.
+
+    Args:
+        data: The file's bytes.
+        origin: Where the bytes come from; the error message begins with it.
+
+    Returns:
+        (H, W, 3), BGR, contiguous.
+
+    Raises:
+        UserError: The file is empty, truncated or damaged as far as its format lets that be seen, of another
+            format, transparent anywhere, animated or of several pages, of 32 bits or float, or larger than
+            179 million pixels.
+    """
+    if not data:
+        raise UserError(f"{origin} is empty (0 bytes): replace or remove it")
+    with _refusing(origin):
+        with _opened(io.BytesIO(data)) as header:
+            _check_kind(header)
+            is_deep = _is_deep(header, data)
+            mode = header.mode
+            header.verify()  # the checksum of every chunk of a PNG; decoding alone would stop before the last
+        with _opened(io.BytesIO(data)) as image:
+            return _decode_deep(image, data) if is_deep else _decode(image, mode)
+
+
+def source_image_size(data: BinaryIO, origin: str) -> tuple[int, int]:
+    """Height and width by the head of an image file; EXIF's orientation, often at the end, is not applied.
+
+    Raises:
+        UserError: The head is none of a format that is read.
+    """
+    with _refusing(origin), _opened(data) as header:
+        width, height = header.size
+    return height, width
+
+
+class _RefusedError(Exception):
+    """What is wrong with an image, to be said after its name."""
+
+
+@contextmanager
+def _refusing(origin: str) -> Iterator[None]:
+    """Say everything that reading an image raises as a UserError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of oddities that do not keep it from decoding
+            yield
+    except _RefusedError as error:
+        raise UserError(f"{origin} {error}") from None
+    except UnidentifiedImageError:
+        known = "PNG, JPEG, WebP, BMP or TIFF"
+        raise UserError(
+            f"{origin} cannot be decoded as an image: {known} is expected. Replace or remove it"
+        ) from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"{origin} has more than {limit:,} pixels: cut it into parts") from None
+    except Exception as error:  # a damaged file brings out of Pillow and OpenCV whatever its bytes lead to
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{origin} cannot be decoded: it is truncated or damaged ({said}). Replace or remove it"
+        ) from error
+
+
+def _opened(data: BinaryIO) -> Image.Image:
+    return Image.open(data, formats=_FORMATS)
+
+
+def _check_kind(header: Image.Image) -> None:
+    frames = getattr(header, "n_frames", 1)
+    if frames > 1 and header.format != "MPO":
+        raise _RefusedError(f"has {frames} frames or pages: save the one that is wanted by itself")
+
+
+def _is_deep(header: Image.Image, data: bytes) -> bool:
+    """Whether samples have 16 bits, of which Pillow would drop the lower ones where there are colours."""
+    if header.format == "PNG":
+        deep = data[24] == 16
+    elif header.format == "TIFF":
+        deep = 16 in header.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]
+    else:
+        deep = False
+    if not deep and header.mode not in (*_OF_8_BITS, *_WITH_ALPHA):
+        raise _RefusedError(
+            f"has samples of a kind that is not read (Pillow's mode {header.mode}): save it with 8 or 16 bits"
+        )
+    return deep
+
+
+def _decode(image: Image.Image, mode: str) -> npt.NDArray[np.uint8]:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if mode in _WITH_ALPHA or "transparency" in image.info:
+        rgba = np.asarray(upright.convert("RGBA"))
+        _check_opaque(rgba[..., 3], 255)
+        rgb = rgba[..., :3]
+    else:
+        rgb = np.asarray(upright.convert("RGB"))
+    return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _decode_deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        raise _RefusedError("has 16 bits and is turned by EXIF, which is not read: save it upright")
+    if "transparency" in image.info:
+        raise _RefusedError("has 16 bits and a transparent colour, which is not read: save it without")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise _RefusedError("cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read")
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        _check_opaque(pixels[..., 3], 0xFFFF)
+        pixels = pixels[..., :3]
+    rounded = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2))
+
+
+def _check_opaque(alpha: npt.NDArray[np.generic], opaque: int) -> None:
+    """Colours below transparent pixels are what a program left there: nothing to learn, or to measure, by."""
+    transparent = np.count_nonzero(alpha != opaque)
+    if transparent:
+        raise _RefusedError(
+            f"is transparent in {transparent:,} of {alpha.size:,} pixels: put it on a ground, or remove it"
+        )
