@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from esc_basicsr.archs.checkpoint import read_weights
+from esc_basicsr.archs.checkpoint import read_weights, refuse_compression
 from esc_basicsr.errors import UserError
 from esc_basicsr.files import written_whole
 from esc_basicsr.log import logger
@@ -188,6 +188,7 @@ def _states(opt: Mapping[str, Any]) -> list[Path]:
 def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
     try:
+        refuse_compression(path)
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch.load checks no sums
                 raise ValueError(damaged)

@@ -78,6 +78,7 @@ def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
             "datasets.train.name": "photographs",
             "datasets.train.sources": [{"dataroot_gt": "datasets/photographs_HR_sub.lmdb", "weight": 1.0}],
             "datasets.train.gt_size": LR_PATCH * SCALE,
+            "datasets.train.global_batch_size": BATCH,
             "datasets.train.batch_size_per_gpu": BATCH,
             "datasets.train.num_worker_per_gpu": 1,
             "datasets.train.dataset_enlarge_ratio": 100,

@@ -30,6 +30,7 @@ __all__ = [
     "load_weights",
     "read_safetensors_metadata",
     "read_weights",
+    "refuse_compression",
     "rescale_to_img",
     "write_safetensors",
 ]
@@ -156,7 +157,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 def _read_pth(path: Path) -> Any:
     try:
-        _refuse_compression(path)
+        refuse_compression(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words advise to load the file in a way that executes what is in it
@@ -167,8 +168,12 @@ def _read_pth(path: Path) -> Any:
         raise _unreadable(path) from error
 
 
-def _refuse_compression(path: Path) -> None:
-    """PyTorch compresses nothing: what unpacks to more than the file was made to fill the memory."""
+def refuse_compression(path: Path) -> None:
+    """Refuse a zip file that unpacks to more than it holds: PyTorch compresses nothing, a zip bomb does.
+
+    Raises:
+        UserError: It is one.
+    """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

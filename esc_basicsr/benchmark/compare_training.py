@@ -97,7 +97,9 @@ def options_of(
     from basicsr.utils.registry import ARCH_REGISTRY
 
     opt: dict[str, Any] = yaml.safe_load(training_text(Recipe("ESC", 2, "DIV2K", VARIANTS["ESC"])))
-    opt |= {"is_train": True, "dist": False, "rank": 0, "num_gpu": int(device.type == "cuda")}
+    opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+    opt["num_gpu"] = int(device.type == "cuda")
+    del opt["datasets"]["train"]["global_batch_size"]  # it would choose what `RUNS` says of accumulation
     opt["network_g"] = {**network, "upscaling_factor": scale}
     if run == RELEASE:
         if "release_form" not in ARCH_REGISTRY:

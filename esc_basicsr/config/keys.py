@@ -148,7 +148,7 @@ ESC_MODEL = {
         "clip_grad_norm": or_none(POSITIVE),
         "max_skipped": COUNT,
     },
-    "logger": {"keep_checkpoints": or_none(COUNT)},
+    "logger": {"keep_checkpoints": or_none(COUNT), "safetensors": BOOL},
     "val": {"amp": AMP, "batch_size": COUNT},
 }
 

@@ -12,7 +12,8 @@ from typing import Any
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 
 LR_PATCH = 64  # side of a training patch, in LR pixels
-BATCH_PER_GPU = 16  # on 4 GPUs
+BATCH = 64  # published: 16 on each of 4 GPUs
+BATCH_PER_GPU = 16
 TOTAL_ITERATIONS = 500_000
 WARMUP_ITERATIONS = 20_000
 MILESTONES = (250_000, 400_000, 450_000, 475_000, 490_000)
@@ -182,7 +183,8 @@ def _patches(scale: int) -> str:
 gt_size: {LR_PATCH * scale} # {LR_PATCH} × scale
 use_hflip: true
 use_rot: true
-batch_size_per_gpu: {BATCH_PER_GPU} # published: {BATCH_PER_GPU} on each of 4 GPUs
+global_batch_size: {BATCH} # on any number of GPUs that divides it
+batch_size_per_gpu: {BATCH_PER_GPU} # at a time: less needs less memory, the steps are the same
 num_worker_per_gpu: 8
 persistent_workers: true
 pin_memory: true
@@ -278,6 +280,8 @@ _LOGGER = f"""\
 logger:
   print_freq: 100
   save_checkpoint_freq: {EVERY}
+  keep_checkpoints: ~ # all; a number: the newest ones
+  safetensors: true # beside each .pth, its EMA weights
   use_tb_logger: true
   wandb:
     project: ~

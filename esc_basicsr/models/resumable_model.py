@@ -1,5 +1,6 @@
 """Training that can be interrupted at any instant and goes on as if it had not been."""
 
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,6 +9,8 @@ from basicsr.data import build_dataloader, build_dataset
 from torch import Tensor
 
 from esc_basicsr import checkpoints, stopping
+from esc_basicsr.archs.checkpoint import write_safetensors
+from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.shared_validation import SharedValidation
 from esc_basicsr.log import logger
 
@@ -21,15 +24,17 @@ class ResumableModel(SharedValidation):
     run ends as one that was never interrupted: bit for bit on a CPU, with as many processes. SIGTERM and
     Ctrl-C save a checkpoint and end the process.
 
-    ``logger.keep_checkpoints`` is how many are kept: the newest ones; all if left out.
-    """
+    Option keys beyond SRModel's:
 
-    # in the training data, after the batch that was fed last
-    _place: dict[str, int] = {}
+    * ``logger.keep_checkpoints``: how many are kept, the newest ones; all if left out.
+    * ``logger.safetensors``: true. Beside each ``.pth`` lies a ``.safetensors`` file of the weights to use,
+      EMA's if there are, with the network's options as metadata.
+    """
 
     def init_training_settings(self) -> None:
         """Set up training, and heed wishes to stop."""
         super().init_training_settings()
+        self._place: dict[str, int] = {}  # in the training data, after the batch that was fed last
         self._sha256: dict[str, str] = {}  # of the newest weights, by file name
         self._saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
         self._must_stop = False  # the same on all ranks
@@ -37,7 +42,8 @@ class ResumableModel(SharedValidation):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch; of training data, note where in it it ends."""
-        self._place = data.get("place", self._place)
+        if "place" in data:
+            self._place = data["place"]
         super().feed_data(data)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
@@ -80,6 +86,16 @@ class ResumableModel(SharedValidation):
 
     def _write_weights(self, path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
         self._sha256 = {path.name: checkpoints.write_torch(path, weights)}
+        if self.opt["logger"].get("safetensors"):
+            key = [*weights][-1]
+            about = {
+                "param_key": key,
+                "name": self.opt["name"],
+                "scale": str(self.opt["scale"]),
+                "iteration": path.stem.removeprefix("net_g_"),
+                "network_g": json.dumps(self.opt["network_g"]),
+            }
+            write_safetensors(path.with_suffix(".safetensors"), weights[key], about)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Write what a checkpoint has beyond weights, and remove checkpoints that need not be kept.
@@ -117,8 +133,19 @@ class ResumableModel(SharedValidation):
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Go on where ``resume_state``, a training state, was saved."""
-        super().resume_training(resume_state)
+        """Go on where ``resume_state``, a training state, was saved.
+
+        Raises:
+            UserError: It is of another training: of another network, optimizer or schedule.
+        """
+        try:
+            super().resume_training(resume_state)
+            self._check_optimizers()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.opt['path']['resume_state']} does not fit these options ({error}): it is a state of "
+                "another network, optimizer or schedule. Give the options that it was saved by."
+            ) from error
         iteration = resume_state["iter"]
         self._saved = resume_state["epoch"], iteration
         self._sha256 = resume_state.get("sha256", {})
@@ -134,6 +161,14 @@ class ResumableModel(SharedValidation):
                 "The state was saved by %s: training goes on, though not exactly as it would have.", whose
             )
         self._validate_what_was_missed(iteration)
+
+    def _check_optimizers(self) -> None:
+        """PyTorch's optimizers take what they are given, and fail at the first step."""
+        for optimizer in self.optimizers:
+            for parameter, entry in optimizer.state.items():
+                for name, value in entry.items():
+                    if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                        raise ValueError(f"{name} of shape {[*value.shape]} for {[*parameter.shape]}")
 
     def _validate_what_was_missed(self, iteration: int) -> None:
         """Catch up where training was interrupted between saving and validating."""

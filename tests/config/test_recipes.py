@@ -96,7 +96,7 @@ def test_training_follows_the_published_recipe(file):
     }
     assert (train["total_iter"], train["warmup_iter"], train["ema_decay"]) == (500000, 20000, 0.999)
     data = options["datasets"]["train"]
-    assert (data["gt_size"], data["batch_size_per_gpu"]) == (64 * scale, 16)
+    assert (data["gt_size"], data["global_batch_size"]) == (64 * scale, 64)  # published: 16 on each of 4 GPUs
     if "DFLIP" in file:
         roots = [source["dataroot_gt"].split("/")[1] for source in data["sources"]]
         assert roots == ["DIV2K", "Flickr2K", "LSDIR", "DiverSeg-IP"]
