@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 import torch.distributed as dist
@@ -71,9 +72,13 @@ def start(limit: float = DEFAULT_LIMIT) -> None:
             at once (a process gone, an exception) ends the others within seconds, whatever it is.
     """
     global _watch
-    if dist.get_world_size() > 1:
-        _watch = _Watch(limit)
-        atexit.register(_end_unwatched)
+    if dist.get_world_size() < 2:
+        return
+    _watch = _Watch(limit)
+    atexit.register(_end_unwatched)
+    if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # torchrun sends it as soon as a rank has died: the others are to say so first.
+        signal.signal(signal.SIGTERM, _exit)
 
 
 @contextlib.contextmanager
@@ -93,6 +98,14 @@ def watched() -> Iterator[None]:
 
 
 _watch: "_Watch | None" = None
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _end(error: BaseException | None) -> None:
@@ -153,8 +166,8 @@ class _Watch:
 
     def end(self, error: BaseException | None) -> None:
         """Tell the others how this rank ends; does not return if another's end is the reason."""
-        if error is not None and threading.current_thread() is threading.main_thread():
-            # It ends anyway. torchrun, which sends this when a rank died, is not to keep it from saying why.
+        if error is not None and _is_main_thread():
+            # It ends anyway, and is not to be kept from saying why.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._is_due_to_another(error):
             assert self.cause is not None
@@ -163,6 +176,9 @@ class _Watch:
         code = _code_of(error)
         why = f"ended with exit code {code}" if isinstance(error, SystemExit | None) else _say(error)
         self._leave(_End(code, self.rank, why))
+        self.claims.put(None)
+        for thread in self.threads:  # Python aborts, should it end while one is in the store's own code
+            thread.join(self._patience())
         if not is_first:
             raise SystemExit(_USER_ERROR)
 
@@ -233,6 +249,8 @@ class _Watch:
     # The talking thread's
 
     def _talk(self) -> None:
+        from torch.distributed.distributed_c10d import PrefixStore  # PyTorch may be built without it
+
         try:
             client = dist.TCPStore(  # type: ignore[attr-defined]
                 *self.address,
@@ -240,11 +258,11 @@ class _Watch:
                 wait_for_workers=False,
                 timeout=timedelta(seconds=max(self.limit, 1)),
             )
-            self._exchange(dist.PrefixStore(f"esc_basicsr/{self.room}", client))  # type: ignore[attr-defined]
+            self._exchange(PrefixStore(f"esc_basicsr/{self.room}", client))
         except Exception:  # whatever it is, there is no talking to the others any more
             self.lost_at = time.monotonic()
             self.has_told_own_end.set()
-            while True:
+            while not self.has_left.is_set():
                 claim = self.claims.get()
                 if claim is not None:
                     claim[1].set_result(True)
