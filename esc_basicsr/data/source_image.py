@@ -17,7 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from esc_basicsr.errors import UserError
 
-__all__ = ["decode_source_image", "source_image_size"]
+__all__ = [
+    "RefusedImageError",
+    "check_single",
+    "decode_source_image",
+    "is_deep",
+    "open_image",
+    "refusing",
+    "source_image_size",
+]
 
 # No other reader of Pillow's is let loose on a file, whatever its name says.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
@@ -48,14 +56,14 @@ def decode_source_image(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
     """
     if not data:
         raise UserError(f"{origin} is empty (0 bytes): replace or remove it")
-    with _refusing(origin):
-        with _opened(io.BytesIO(data)) as header:
-            _check_kind(header)
-            is_deep = _is_deep(header, data)
+    with refusing(origin):
+        with open_image(io.BytesIO(data)) as header:
+            check_single(header)
+            deep = is_deep(header, data)
             mode = header.mode
             header.verify()  # the checksum of every chunk of a PNG; decoding alone would stop before the last
-        with _opened(io.BytesIO(data)) as image:
-            return _decode_deep(image, data) if is_deep else _decode(image, mode)
+        with open_image(io.BytesIO(data)) as image:
+            return _decode_deep(image, data) if deep else _decode(image, mode)
 
 
 def source_image_size(data: BinaryIO, origin: str) -> tuple[int, int]:
@@ -64,23 +72,23 @@ def source_image_size(data: BinaryIO, origin: str) -> tuple[int, int]:
     Raises:
         UserError: The head is none of a format that is read.
     """
-    with _refusing(origin), _opened(data) as header:
+    with refusing(origin), open_image(data) as header:
         width, height = header.size
     return height, width
 
 
-class _RefusedError(Exception):
+class RefusedImageError(Exception):
     """What is wrong with an image, to be said after its name."""
 
 
 @contextmanager
-def _refusing(origin: str) -> Iterator[None]:
+def refusing(origin: str) -> Iterator[None]:
     """Say everything that reading an image raises as a UserError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of oddities that do not keep it from decoding
             yield
-    except _RefusedError as error:
+    except RefusedImageError as error:
         raise UserError(f"{origin} {error}") from None
     except UnidentifiedImageError:
         known = "PNG, JPEG, WebP, BMP or TIFF"
@@ -97,17 +105,19 @@ def _refusing(origin: str) -> Iterator[None]:
         ) from error
 
 
-def _opened(data: BinaryIO) -> Image.Image:
+def open_image(data: BinaryIO) -> Image.Image:
+    """Open an image file of a format that is read, and no other; its pixels are not decoded yet."""
     return Image.open(data, formats=_FORMATS)
 
 
-def _check_kind(header: Image.Image) -> None:
+def check_single(header: Image.Image) -> None:
+    """Refuse animations and files of several pages."""
     frames = getattr(header, "n_frames", 1)
     if frames > 1 and header.format != "MPO":
-        raise _RefusedError(f"has {frames} frames or pages: save the one that is wanted by itself")
+        raise RefusedImageError(f"has {frames} frames or pages: save the one that is wanted by itself")
 
 
-def _is_deep(header: Image.Image, data: bytes) -> bool:
+def is_deep(header: Image.Image, data: bytes) -> bool:
     """Whether samples have 16 bits, of which Pillow would drop the lower ones where there are colours."""
     if header.format == "PNG":
         deep = data[24] == 16
@@ -116,7 +126,7 @@ def _is_deep(header: Image.Image, data: bytes) -> bool:
     else:
         deep = False
     if not deep and header.mode not in (*_OF_8_BITS, *_WITH_ALPHA):
-        raise _RefusedError(
+        raise RefusedImageError(
             f"has samples of a kind that is not read (Pillow's mode {header.mode}): save it with 8 or 16 bits"
         )
     return deep
@@ -136,12 +146,12 @@ def _decode(image: Image.Image, mode: str) -> npt.NDArray[np.uint8]:
 
 def _decode_deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
     if image.getexif().get(_ORIENTATION, 1) != 1:
-        raise _RefusedError("has 16 bits and is turned by EXIF, which is not read: save it upright")
+        raise RefusedImageError("has 16 bits and is turned by EXIF, which is not read: save it upright")
     if "transparency" in image.info:
-        raise _RefusedError("has 16 bits and a transparent colour, which is not read: save it without")
+        raise RefusedImageError("has 16 bits and a transparent colour, which is not read: save it without")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise _RefusedError("cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read")
+        raise RefusedImageError("cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         _check_opaque(pixels[..., 3], 0xFFFF)
         pixels = pixels[..., :3]
@@ -153,6 +163,6 @@ def _check_opaque(alpha: npt.NDArray[np.generic], opaque: int) -> None:
     """Colours below transparent pixels are what a program left there: nothing to learn, or to measure, by."""
     transparent = np.count_nonzero(alpha != opaque)
     if transparent:
-        raise _RefusedError(
+        raise RefusedImageError(
             f"is transparent in {transparent:,} of {alpha.size:,} pixels: put it on a ground, or remove it"
         )
