@@ -14,6 +14,7 @@ from esc_basicsr.version import __version__
 
 COMMANDS = {
     "demo": ("esc_basicsr.demo", "train a small ESC on embedded photographs and compare it with bicubic"),
+    "upscale": ("esc_basicsr.upscale.upscale_command", "upscale pictures with a trained network"),
     "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
     "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
     "lmdb": ("esc_basicsr.data.lmdb_command", "make LMDB training sets from folders of images"),

@@ -1,0 +1,5 @@
+"""Upscaling pictures with a trained network: from Python by `Upscaler`, as a command on files."""
+
+from esc_basicsr.upscale.upscaler import Upscaler
+
+__all__ = ["Upscaler"]

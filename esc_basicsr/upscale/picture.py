@@ -1,0 +1,306 @@
+"""Picture files with all that belongs to a picture: bit depth, transparency, colour profile, metadata."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from esc_basicsr.data.source_image import RefusedImageError, check_single, is_deep, open_image, refusing
+from esc_basicsr.errors import UserError
+from esc_basicsr.files import written_whole
+
+__all__ = ["FORMATS", "Picture", "read_picture", "write_picture"]
+
+Pixels = npt.NDArray[Any]
+
+# suffix -> Pillow's name of the format
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+
+_ORIENTATION = 0x0112
+_EXIF_IFD = 0x8769
+_WIDTH, _HEIGHT = 0xA002, 0xA003  # in EXIF's directory
+# Texts that 16-bit TIFFs keep: description, make, model, software, date, artist, rights.
+_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_ICC_TAG = 34675
+
+# EXIF's orientation -> transposed, upside down, left to right; in this order
+_TURNS = {
+    **{1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False)},
+    **{5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)},
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, upright.
+
+    Args:
+        pixels: (H, W) gray or (H, W, 3) RGB; uint8 or uint16.
+        alpha: (H, W), of the same type; None where nothing is transparent.
+        icc: Its colour profile.
+        exif: Its EXIF data, without orientation.
+        xmp: Its XMP data.
+        dpi: Resolution, horizontal and vertical.
+        texts: Key and text of a PNG's text chunks.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    icc: bytes | None = None
+    exif: Image.Exif = field(default_factory=Image.Exif)
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def enlarged(self, pixels: Pixels, alpha: Pixels | None) -> "Picture":
+        """The same picture with other pixels: EXIF learns its new size."""
+        exif = Image.Exif()
+        exif.load(self.exif.tobytes())
+        directory = exif.get_ifd(_EXIF_IFD)
+        for tag, side in ((_WIDTH, pixels.shape[1]), (_HEIGHT, pixels.shape[0])):
+            if tag in directory:
+                directory[tag] = side
+        return replace(self, pixels=pixels, alpha=alpha, exif=exif)
+
+
+def read_picture(path: Path) -> Picture:
+    """Read a PNG, JPEG, WebP, BMP or TIFF file, upright as EXIF says, with 8 or 16 bits.
+
+    Palettes become colours; CMYK becomes sRGB by its colour profile where it has one.
+
+    Raises:
+        UserError: The file cannot be read, is no such picture, is damaged, animated or of several pages.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise UserError(f"{path} is empty (0 bytes)")
+    with refusing(str(path)):
+        with open_image(io.BytesIO(data)) as header:
+            check_single(header)
+            deep = is_deep(header, data)
+            header.verify()
+        with open_image(io.BytesIO(data)) as image:
+            exif = image.getexif()
+            turn = exif.get(_ORIENTATION, 1)
+            if deep:
+                pixels, alpha = _deep_pixels(image, data, turn)
+                icc = image.info.get("icc_profile")
+            else:
+                pixels, alpha, icc = _pixels(image)
+            if _ORIENTATION in exif:
+                del exif[_ORIENTATION]
+            xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+            texts = {
+                key: str(value)
+                for key, value in (getattr(image, "text", None) or {}).items()
+                if key != "XML:com.adobe.xmp"
+            }
+            return Picture(
+                pixels,
+                alpha,
+                icc,
+                exif,
+                xmp.encode("utf-8") if isinstance(xmp, str) else xmp,
+                _resolution(image, turned=turn >= 5),
+                texts,
+            )
+
+
+def _resolution(image: Image.Image, turned: bool) -> tuple[float, float] | None:
+    dpi = image.info.get("dpi")
+    if not dpi:
+        return None
+    horizontal, vertical = (float(value) for value in dpi)
+    return (vertical, horizontal) if turned else (horizontal, vertical)
+
+
+def _pixels(image: Image.Image) -> tuple[Pixels, Pixels | None, bytes | None]:
+    """Pixels, transparency and colour profile of a picture of at most 8 bits."""
+    icc = image.info.get("icc_profile")
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "CMYK":
+        upright, icc = _to_srgb(upright, icc), None
+    has_alpha = upright.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    is_gray = upright.mode in ("1", "L", "LA")
+    array = np.asarray(
+        upright.convert(("LA" if is_gray else "RGBA") if has_alpha else "L" if is_gray else "RGB")
+    )
+    if not has_alpha:
+        return array, None, icc
+    return np.squeeze(array[..., :-1], axis=2) if is_gray else array[..., :-1], array[..., -1], icc
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    if icc is None:
+        return image.convert("RGB")
+    converted = ImageCms.profileToProfile(
+        image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert converted is not None  # it is None where the image itself is changed
+    return converted
+
+
+def _deep_pixels(image: Image.Image, data: bytes, turn: int) -> tuple[Pixels, Pixels | None]:
+    if "transparency" in image.info:
+        raise RefusedImageError("has 16 bits and a transparent colour, which is not read: save it with alpha")
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None or array.dtype != np.uint16:
+        raise RefusedImageError(
+            "cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read"
+        )
+    transposed, upside_down, left_to_right = _TURNS.get(turn, _TURNS[1])
+    if transposed:
+        array = array.swapaxes(0, 1)
+    array = array[:: -1 if upside_down else 1, :: -1 if left_to_right else 1]
+    if array.ndim == 2:
+        return np.ascontiguousarray(array), None
+    # OpenCV gives gray with alpha as colour
+    alpha = np.ascontiguousarray(array[..., 3]) if array.shape[2] == 4 else None
+    is_gray = image.mode in ("LA", "I;16", "L", "I")
+    return np.ascontiguousarray(array[..., 0] if is_gray else array[..., 2::-1]), alpha
+
+
+def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
+    """Write a picture, whole or not at all; the suffix says in which format.
+
+    Args:
+        path: The file; one of that name is replaced.
+        picture: The picture.
+        quality: Of JPEG and WebP, 1 to 100.
+
+    Raises:
+        UserError: The format cannot hold it (transparency in JPEG, sides too long), or the file cannot be
+            written.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    height, width = picture.pixels.shape[:2]
+    longest = _LONGEST_SIDE.get(kind)
+    if longest is not None and max(height, width) > longest:
+        raise UserError(f"{path}: {width} × {height} pixels are more than {kind} holds: write PNG or TIFF.")
+    if kind == "JPEG" and picture.alpha is not None:
+        raise UserError(f"{path}: JPEG holds no transparency: write PNG, WebP or TIFF.")
+    is_deep_picture = picture.pixels.dtype == np.uint16
+    if is_deep_picture and kind in ("JPEG", "WEBP"):
+        raise UserError(f"{path}: {kind} holds 8 bits, the picture has 16: write PNG or TIFF.")
+    if not is_deep_picture:
+        content = _encode(picture, kind, quality)
+    else:
+        content = _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
+    with written_whole(path) as file:
+        file.write(content)
+
+
+def _with_alpha(picture: Picture) -> Pixels:
+    """(H, W) or (H, W, C): colours or gray, and transparency if there is any."""
+    if picture.alpha is None:
+        return picture.pixels
+    return np.dstack([picture.pixels, picture.alpha])
+
+
+def _encode(picture: Picture, kind: str, quality: int) -> bytes:
+    of_kind: dict[str, dict[str, Any]] = {
+        "PNG": {"pnginfo": _png_texts(picture)},
+        "JPEG": {"quality": quality, "subsampling": 0},
+        "WEBP": {"quality": quality, "method": 4},
+        "TIFF": {"compression": "tiff_adobe_deflate"},
+    }
+    options = of_kind[kind]
+    if picture.xmp and kind in ("JPEG", "WEBP"):
+        options["xmp"] = picture.xmp
+    if picture.icc:
+        options["icc_profile"] = picture.icc
+    if picture.dpi:
+        options["dpi"] = picture.dpi
+    if len(picture.exif):
+        options["exif"] = picture.exif
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(_with_alpha(picture))).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _png_texts(picture: Picture) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for key, text in picture.texts.items():
+        info.add_text(key, text)
+    if picture.xmp:
+        info.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "replace"))
+    return info
+
+
+def _encode_deep_png(picture: Picture) -> bytes:
+    """Pillow writes no colours of 16 bits, OpenCV no metadata: its chunks are put in behind the head."""
+    array = _with_alpha(picture)
+    if array.ndim == 3 and array.shape[2] == 2:
+        array = array[..., [0, 0, 0, 1]]  # OpenCV writes no gray with alpha
+    elif array.ndim == 3:
+        array = array[..., [2, 1, 0, *range(3, array.shape[2])]]
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(array))
+    data = encoded.tobytes()
+    # The chunks of an empty picture that Pillow writes with the same metadata.
+    plain = replace(picture, pixels=np.zeros((1, 1), np.uint8), alpha=None)
+    chunks = [
+        (kind, content)
+        for kind, content in _png_chunks(_encode(plain, "PNG", 0))
+        if kind in (b"iCCP", b"eXIf", b"pHYs", b"tEXt", b"zTXt", b"iTXt")
+    ]
+    head = 8 + 12 + 13  # signature and IHDR
+    return data[:head] + b"".join(_png_chunk(*chunk) for chunk in chunks) + data[head:]
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, start = [], 8
+    while start < len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        chunks.append((kind, data[start + 8 : start + 8 + length]))
+        start += 12 + length
+    return chunks
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _encode_deep_tiff(picture: Picture) -> bytes:
+    """Pillow writes no colours of 16 bits. Of EXIF the texts of TIFF's own directory are kept, no more."""
+    array = _with_alpha(picture)
+    tags: list[tuple[Any, ...]] = [
+        (tag, 2, 0, str(picture.exif[tag]), True) for tag in _TEXT_TAGS if tag in picture.exif
+    ]
+    if picture.icc:
+        tags.append((_ICC_TAG, 7, len(picture.icc), picture.icc, True))
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        array,
+        photometric="minisblack" if picture.pixels.ndim == 2 else "rgb",
+        planarconfig="contig" if array.ndim == 3 else None,
+        extrasamples=None if picture.alpha is None else ["unassalpha"],
+        compression="zlib",
+        predictor=False,
+        resolution=picture.dpi,
+        resolutionunit="inch" if picture.dpi else None,
+        extratags=tags,
+        metadata=None,
+        software=None,
+    )
+    return buffer.getvalue()

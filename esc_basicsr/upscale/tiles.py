@@ -1,0 +1,57 @@
+"""Cutting what is too large for the memory into tiles.
+
+ESC's windows lie on a grid; tiles begin and end on it, so that every window of a tile is one of the image.
+A tile's surroundings, which are cut off the result, give its convolutions something to look at. Two things
+still differ from the whole image: the dynamic kernels pool over a tile, and convolutions see no further than
+the surroundings. docs/upscale.md has how much that is.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["Tile", "tile_side", "tiles"]
+
+MARGIN = 2  # windows around a tile
+
+
+class Tile(NamedTuple):
+    """A part of an image, in LR pixels: what the network sees, and what of its result is kept."""
+
+    seen: tuple[slice, slice]  # rows, columns of the image
+    kept: tuple[slice, slice]  # rows, columns of the image
+
+    @property
+    def kept_of_seen(self) -> tuple[slice, slice]:
+        """What is kept, counted from where the tile begins."""
+        rows, columns = (
+            slice(kept.start - seen.start, kept.stop - seen.start)
+            for kept, seen in zip(self.kept, self.seen, strict=True)
+        )
+        return rows, columns
+
+
+def tile_side(pixels: int, window: int) -> int:
+    """The side of square tiles that, margins included, have at most so many pixels; one window at least."""
+    windows = int(pixels**0.5) // window - 2 * MARGIN
+    return max(windows, 1) * window
+
+
+def tiles(height: int, width: int, side: int, window: int) -> Iterator[Tile]:
+    """Tiles of an image, row by row.
+
+    Args:
+        height: Of the image, in LR pixels.
+        width: Of the image, in LR pixels.
+        side: Of the kept parts, a multiple of ``window``.
+        window: Distance of the grid.
+    """
+    for top in range(0, height, side):
+        rows = slice(top, min(top + side, height))
+        for left in range(0, width, side):
+            columns = slice(left, min(left + side, width))
+            seen = (_with_margin(rows, height, window), _with_margin(columns, width, window))
+            yield Tile(seen, (rows, columns))
+
+
+def _with_margin(part: slice, length: int, window: int) -> slice:
+    return slice(max(part.start - MARGIN * window, 0), min(part.stop + MARGIN * window, length))

@@ -1,0 +1,233 @@
+"""Upscaling arrays and tensors of any size, in the memory there is."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from esc_basicsr import kernels
+from esc_basicsr.errors import UserError
+from esc_basicsr.log import info_once, logger
+from esc_basicsr.pretrained import default_model, load_network
+from esc_basicsr.upscale.memory import available_memory, is_out_of_memory
+from esc_basicsr.upscale.tiles import tile_side, tiles
+
+__all__ = ["PRECISIONS", "Upscaler"]
+
+Images = TypeVar("Images", Tensor, npt.NDArray[Any])
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Feature maps in float32 that are there at once, strip by strip (docs/speed.md measures 4.6), and some more.
+_MAPS = 6
+_SHARE = 0.8  # of the memory there is
+# A trial picture in half precision must come this close to float32: a tenth of an 8-bit level on average.
+_HALF_IS_SAFE = 68.0  # dB
+_TRIAL_SIDE = 128
+
+
+class Upscaler:
+    """A trained ESC network, to be called on pictures.
+
+    >>> upscale = Upscaler("ESC_x4.pth")
+    >>> sr = upscale(image)
+
+    Pictures of any size are worked through strip by strip inside each layer, which gives what the network
+    gives and needs a few feature maps (`esc_basicsr.archs.strips`). What is too large even for that is cut
+    into tiles that lie on the grid of the network's windows; the log says so.
+
+    Args:
+        model: A checkpoint file (.pth or .safetensors, of the release or of this package), or the name of a
+            network that ships; the default one of ``scale`` if left out.
+        scale: Upscaling factor that is wanted; the network's if left out.
+        device: ``auto``, a GPU where there is one; ``cpu``; ``cuda``, ``cuda:1`` ...
+        precision: ``float32``; ``float16`` or ``bfloat16``, to compute in it where autocast deems that safe;
+            ``auto``: float32 on a CPU, on a GPU float16 for 8-bit pictures if a part of the first one comes
+            out the same.
+        memory: Bytes to work in; what there is if left out.
+
+    Raises:
+        UserError: The model, its scale or the device is not to be had.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        scale: int | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        memory: int | None = None,
+    ) -> None:
+        trained = load_network(default_model(scale) if model is None else model)
+        if scale not in (None, trained.scale):
+            raise UserError(f"{trained.name} is a network of scale ×{trained.scale}, not ×{scale}.")
+        if precision != "auto" and precision not in PRECISIONS:
+            raise UserError(f"precision must be auto or one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        self.scale = trained.scale
+        self.name = trained.name
+        self.variant = trained.variant
+        self.device = _device(device)
+        self.precision = precision
+        self._network = trained.network.to(self.device)
+        self._window = int(trained.options.get("window_size", 1))
+        self._memory = memory
+        values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
+        self._bytes_per_pixel = 4 * values  # of LR
+        self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
+        self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
+        self._has_kernels = self.device.type == "cpu" and _kernels_are_to_be_had()
+
+    def __call__(self, images: Images) -> Images:
+        """Upscale one picture, or a batch of pictures of one size.
+
+        Args:
+            images: An array of uint8 or uint16, or of floats in [0, 1]: (H, W) gray, (H, W, 3) RGB, or a
+                batch (N, H, W, 3). Or a tensor of floats in [0, 1]: (3, H, W) or (N, 3, H, W), RGB, on any
+                device.
+
+        Returns:
+            The same kind, type, layout and device, sides ``scale`` times as long; floats in [0, 1].
+
+        Raises:
+            UserError: Another shape or type; or the memory is not enough for even the smallest tile.
+        """
+        if isinstance(images, Tensor):
+            if not images.is_floating_point() or images.ndim not in (3, 4) or images.shape[-3] != 3:
+                raise UserError(
+                    "expected a tensor of floats in [0, 1] of the shape (3, H, W) or (N, 3, H, W), got "
+                    f"{images.dtype} {tuple(images.shape)}."
+                )
+            batch = images if images.ndim == 4 else images[None]
+            out = self._upscale(batch.float(), is_8_bit=False).to(images.device, images.dtype)
+            return out if images.ndim == 4 else out[0]
+        return self._upscale_array(images)
+
+    def _upscale_array(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        levels = {"uint8": 255, "uint16": 65535}.get(images.dtype.name, 1)
+        is_float = np.issubdtype(images.dtype, np.floating)
+        is_gray = images.ndim == 2
+        if not (levels > 1 or is_float) or not (is_gray or (images.ndim in (3, 4) and images.shape[-1] == 3)):
+            raise UserError(
+                "expected an array of uint8, uint16 or floats in [0, 1] of the shape (H, W), (H, W, 3) or "
+                f"(N, H, W, 3), got {images.dtype} {images.shape}."
+            )
+        colour = np.repeat(images[..., None], 3, axis=-1) if is_gray else images
+        values = torch.from_numpy(np.ascontiguousarray(colour).astype(np.float32) / levels)
+        batch = (values if values.ndim == 4 else values[None]).permute(0, 3, 1, 2)
+        out = self._upscale(batch, is_8_bit=levels == 255).cpu().permute(0, 2, 3, 1)
+        if is_gray:
+            out = out.mean(3)
+        if images.ndim < 4:
+            out = out[0]
+        result: npt.NDArray[Any] = (out.double() * levels).round().numpy() if levels > 1 else out.numpy()
+        return result.astype(images.dtype)
+
+    def _upscale(self, batch: Tensor, is_8_bit: bool) -> Tensor:
+        """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
+        if 0 in batch.shape:
+            raise UserError(f"expected pictures of at least one pixel, got {tuple(batch.shape)}.")
+        dtype = self._choose_precision(batch) if is_8_bit or self._half is not None else torch.float32
+        *_, height, width = batch.shape
+        while True:
+            at_once = self._pixels_at_once()
+            try:
+                if len(batch) * height * width <= at_once:
+                    return self._run(batch, dtype)
+                if len(batch) > 1:
+                    return torch.cat([self._upscale(image[None], is_8_bit).cpu() for image in batch])
+                return self._run_tiles(batch, dtype, tile_side(at_once, self._window))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._go_smaller(min(at_once, batch.numel() // 3), error)
+
+    def _run(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
+        half = dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype if half else None, enabled=half),
+            kernels.in_use() if self._has_kernels else contextlib.nullcontext(),
+        ):
+            return self._network(batch.to(self.device)).float().clamp_(0, 1)
+
+    def _run_tiles(self, image: Tensor, dtype: torch.dtype, side: int) -> Tensor:
+        """Upscale one image, tile by tile. The result is on the CPU: a GPU may have no room for it."""
+        *_, height, width = image.shape
+        logger.warning(
+            "%d × %d pixels are too many for the memory: they are worked through in tiles of %d × %d, which "
+            "differs a little from the whole (docs/upscale.md).",
+            *(width, height, side, side),
+        )
+        out = torch.empty(1, 3, height * self.scale, width * self.scale)
+        for tile in tiles(height, width, side, self._window):
+            sr = self._run(image[:, :, tile.seen[0], tile.seen[1]], dtype)
+            rows, columns = (_enlarged(part, self.scale) for part in tile.kept_of_seen)
+            target_rows, target_columns = (_enlarged(part, self.scale) for part in tile.kept)
+            out[:, :, target_rows, target_columns] = sr[:, :, rows, columns]
+        return out
+
+    def _pixels_at_once(self) -> int:
+        """LR pixels that fit into the memory."""
+        memory = available_memory(self.device) * _SHARE if self._memory is None else self._memory
+        pixels = int(memory / self._bytes_per_pixel)
+        return pixels if self._most_pixels is None else min(pixels, self._most_pixels)
+
+    def _go_smaller(self, pixels: int, error: Exception) -> None:
+        """Half as much from now on: somebody else has taken memory, or the estimate was too low."""
+        least = (1 + 2 * 2) ** 2 * self._window**2  # the smallest tile with its margins
+        if pixels <= least:
+            raise UserError(
+                f"There is not enough memory for a tile of {self._window} × {self._window} pixels: close "
+                "other programs, or choose another device."
+            ) from error
+        self._most_pixels = max(pixels // 2, least)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _choose_precision(self, batch: Tensor) -> torch.dtype:
+        """What to compute in, tried out on a part of the first picture."""
+        if self._half is None:
+            self._half = torch.float32
+            if self.device.type == "cuda":
+                self._half = self._half_if_it_is_safe(batch[:1, :, :_TRIAL_SIDE, :_TRIAL_SIDE])
+        return self._half
+
+    def _half_if_it_is_safe(self, part: Tensor) -> torch.dtype:
+        exact, half = (self._run(part, dtype) for dtype in (torch.float32, torch.float16))
+        psnr = float(-10 * torch.log10((exact - half).square().mean()))  # inf if they are equal, else finite
+        if psnr >= _HALF_IS_SAFE:
+            return torch.float16
+        info_once(f"float16 differs from float32 ({psnr:.1f} dB): {self.name} runs in float32.")
+        return torch.float32
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built with CUDA
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device {name!r} is not to be had ({reason}): choose auto, cpu or cuda.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r}: expected auto, cpu or cuda.")
+    return device
+
+
+def _kernels_are_to_be_had() -> bool:
+    try:
+        kernels.load()
+    except UserError as error:
+        info_once(f"Running without the C++ kernels, a little slower: {error}")
+        return False
+    return True
+
+
+def _enlarged(part: slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
