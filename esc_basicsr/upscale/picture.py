@@ -217,12 +217,19 @@ def _with_alpha(picture: Picture) -> Pixels:
     return np.dstack([picture.pixels, picture.alpha])
 
 
+def _deep_channels(picture: Picture) -> Pixels:
+    """As `_with_alpha`, but gray with transparency as colour: OpenCV and Pillow know it with 8 bits alone."""
+    array = _with_alpha(picture)
+    return array[..., [0, 0, 0, 1]] if array.ndim == 3 and array.shape[2] == 2 else array
+
+
 def _encode(picture: Picture, kind: str, quality: int) -> bytes:
     of_kind: dict[str, dict[str, Any]] = {
         "PNG": {"pnginfo": _png_texts(picture)},
         "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality, "method": 4},
-        "TIFF": {"compression": "tiff_adobe_deflate"},
+        # Pillow's own writer alone, which compresses nothing, writes EXIF's directories.
+        "TIFF": {} if picture.exif.get_ifd(_EXIF_IFD) else {"compression": "tiff_adobe_deflate"},
     }
     options = of_kind[kind]
     if picture.xmp and kind in ("JPEG", "WEBP"):
@@ -249,10 +256,8 @@ def _png_texts(picture: Picture) -> PngImagePlugin.PngInfo:
 
 def _encode_deep_png(picture: Picture) -> bytes:
     """Pillow writes no colours of 16 bits, OpenCV no metadata: its chunks are put in behind the head."""
-    array = _with_alpha(picture)
-    if array.ndim == 3 and array.shape[2] == 2:
-        array = array[..., [0, 0, 0, 1]]  # OpenCV writes no gray with alpha
-    elif array.ndim == 3:
+    array = _deep_channels(picture)
+    if array.ndim == 3:
         array = array[..., [2, 1, 0, *range(3, array.shape[2])]]
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(array))
     data = encoded.tobytes()
@@ -282,7 +287,7 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 def _encode_deep_tiff(picture: Picture) -> bytes:
     """Pillow writes no colours of 16 bits. Of EXIF the texts of TIFF's own directory are kept, no more."""
-    array = _with_alpha(picture)
+    array = _deep_channels(picture)
     tags: list[tuple[Any, ...]] = [
         (tag, 2, 0, str(picture.exif[tag]), True) for tag in _TEXT_TAGS if tag in picture.exif
     ]
@@ -292,7 +297,7 @@ def _encode_deep_tiff(picture: Picture) -> bytes:
     tifffile.imwrite(
         buffer,
         array,
-        photometric="minisblack" if picture.pixels.ndim == 2 else "rgb",
+        photometric="minisblack" if array.ndim == 2 else "rgb",
         planarconfig="contig" if array.ndim == 3 else None,
         extrasamples=None if picture.alpha is None else ["unassalpha"],
         compression="zlib",

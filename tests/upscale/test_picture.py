@@ -1,0 +1,183 @@
+"""Picture files of every kind, made here: read, written, and what belongs to them kept."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, PngImagePlugin
+
+from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.errors import UserError
+from esc_basicsr.upscale.picture import Picture, read_picture, write_picture
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+LOSSLESS = ("png", "tif", "tiff")
+
+
+@pytest.fixture(scope="module")
+def rgb() -> np.ndarray:
+    return load_photograph("coffee")[100:124, 200:232]
+
+
+def deep(image: np.ndarray) -> np.ndarray:
+    """16 bits whose lower ones matter."""
+    noise = np.random.default_rng(0).integers(0, 257, image.shape)
+    return np.minimum(image.astype(int) * 257 + noise, 65535).astype(np.uint16)
+
+
+def exif() -> Image.Exif:
+    data = Image.Exif()
+    data[271] = "Maker"
+    data[315] = "Author"
+    data.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0xA002: 32, 0xA003: 24})
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "tif", "tiff"])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("is_gray", [False, True])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
+    tmp_path: Path, rgb: np.ndarray, suffix: str, depth: int, is_gray: bool, has_alpha: bool
+) -> None:
+    pixels = rgb[..., 1] if is_gray else rgb
+    alpha = (
+        np.linspace(0, 255, rgb[..., 0].size).reshape(rgb.shape[:2]).astype(np.uint8) if has_alpha else None
+    )
+    if depth == 16:
+        pixels, alpha = deep(pixels), None if alpha is None else deep(alpha)
+    picture = Picture(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), {"Title": "Cup"})
+    file = tmp_path / f"picture.{suffix}"
+    impossible = (has_alpha and suffix in ("jpg", "jpeg")) or (depth == 16 and suffix not in LOSSLESS)
+    if impossible:
+        with pytest.raises(UserError, match=r"picture\.\w+: \w+ holds (no transparency|8 bits)"):
+            write_picture(file, picture)
+        assert not list(tmp_path.iterdir())
+        return
+    write_picture(file, picture)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    again = read_picture(file)
+    is_colour_again = is_gray and (suffix == "webp" or (depth == 16 and has_alpha))
+    expected = np.dstack([pixels] * 3) if is_colour_again else pixels
+    assert (again.pixels.shape, again.pixels.dtype) == (expected.shape, expected.dtype)
+    assert (again.alpha is None) is (alpha is None)
+    if suffix in LOSSLESS:
+        np.testing.assert_array_equal(again.pixels, expected)
+        assert alpha is None or np.array_equal(again.alpha, alpha)
+    else:
+        assert np.abs(again.pixels.astype(float) - expected).mean() < 6
+    assert again.icc == ICC
+    is_deep_tiff = depth == 16 and suffix in ("tif", "tiff")
+    assert (again.exif[271], again.exif[315]) == ("Maker", "Author")
+    if not is_deep_tiff:
+        assert again.exif.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
+    if suffix != "webp":  # which has no field for it
+        assert again.dpi == pytest.approx((300, 150), abs=0.02)
+    if suffix in ("png", "jpg", "jpeg", "webp"):
+        assert again.xmp is not None
+        assert again.xmp.strip() == XMP
+    if suffix == "png":
+        assert again.texts["Title"] == "Cup"
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_picture_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orientation: int) -> None:
+    """Stored as a camera held otherwise stores it: Pillow's own turning is the measure, for 16 bits too."""
+    data = Image.Exif()
+    data[0x0112] = orientation
+    stored = Image.fromarray(rgb)
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=data)
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    upright = read_picture(tmp_path / "a.png")
+    assert 0x0112 not in upright.exif
+    if depth == 16:
+        write_picture(tmp_path / "b.png", Picture(rgb.astype(np.uint16) * 257, exif=data))
+        again = read_picture(tmp_path / "b.png")
+        np.testing.assert_array_equal(again.pixels // 257, upright.pixels)
+        assert 0x0112 not in again.exif
+    expected = {
+        **{1: rgb, 2: rgb[:, ::-1], 3: rgb[::-1, ::-1], 4: rgb[::-1], 5: rgb.swapaxes(0, 1)},
+        **{6: np.rot90(rgb, -1), 7: np.rot90(rgb, 2).swapaxes(0, 1), 8: np.rot90(rgb)},
+    }[orientation]
+    np.testing.assert_array_equal(upright.pixels, expected)
+
+
+def save(path: Path, image: Image.Image, **options: Any) -> Picture:
+    image.save(path, **options)
+    return read_picture(path)
+
+
+def test_other_modes_become_gray_or_colour(tmp_path: Path, rgb: np.ndarray) -> None:
+    image = Image.fromarray(rgb)
+    assert save(tmp_path / "p.png", image.quantize(16)).pixels.shape == (24, 32, 3)
+    bilevel = save(tmp_path / "1.png", image.convert("1"))
+    assert bilevel.pixels.shape == (24, 32)
+    assert set(np.unique(bilevel.pixels)) <= {0, 255}
+    palette = image.quantize(16)
+    see_through = save(tmp_path / "t.png", palette, transparency=3)
+    assert see_through.alpha is not None
+    assert {*np.unique(see_through.alpha)} == {0, 255}
+    cmyk = save(tmp_path / "c.jpg", image.convert("CMYK"), quality=100)
+    assert cmyk.pixels.shape == (24, 32, 3)
+    assert cmyk.icc is None
+    assert np.abs(cmyk.pixels.astype(int) - rgb).mean() < 4
+    assert save(tmp_path / "b.bmp", image).pixels.shape == (24, 32, 3)
+
+
+def test_deep_tiff_of_others_is_read(tmp_path: Path, rgb: np.ndarray) -> None:
+    pixels = deep(rgb)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, pixels)
+    cv2.imwrite(str(tmp_path / "b.png"), pixels[..., ::-1])
+    np.testing.assert_array_equal(read_picture(tmp_path / "b.png").pixels, pixels)
+
+
+def test_exif_learns_the_new_size(rgb: np.ndarray) -> None:
+    picture = Picture(rgb, exif=exif())
+    large = picture.enlarged(np.zeros((48, 64, 3), np.uint8), None)
+    assert [large.exif.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)] == [64, 48]
+    assert picture.exif.get_ifd(0x8769)[0xA002] == 32
+
+
+def damaged(rgb: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(rgb)
+    if kind == "animated":
+        image.save(buffer, "WEBP", save_all=True, append_images=[image.rotate(90)])
+    elif kind == "float":
+        Image.fromarray(rgb[..., 0].astype(np.float32)).save(buffer, "TIFF")
+    else:
+        image.save(buffer, "PNG", pnginfo=PngImagePlugin.PngInfo())
+    data = buffer.getvalue()
+    return {"empty": b"", "text": b"no picture", "cut": data[:-200]}.get(kind, data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "is empty"),
+        ("text", "cannot be decoded as an image"),
+        ("cut", "truncated or damaged"),
+        ("animated", "2 frames"),
+        ("float", "samples of a kind that is not read"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(
+    tmp_path: Path, rgb: np.ndarray, kind: str, message: str
+) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(damaged(rgb, kind))
+    with pytest.raises(UserError, match=rf"picture\.png .*{message}"):
+        read_picture(file)
+
+
+def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="20000 × 1 pixels are more than WEBP holds"):
+        write_picture(tmp_path / "long.webp", Picture(np.zeros((1, 20000, 3), np.uint8)))

@@ -1,0 +1,125 @@
+"""The command upscale, as people call it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from esc_basicsr.__main__ import main
+from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.upscale import Upscaler
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with two pictures, one of them in a folder of the folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    photo = Image.fromarray(load_photograph("chelsea")[:20, :30])
+    photo.save("in/cat.png")
+    photo.convert("L").save("in/more/gray.jpg", quality=95)
+    return tmp_path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_folder_becomes_a_folder(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 0
+    assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
+    assert "2 of 2 pictures upscaled: out" in capsys.readouterr().out
+    with Image.open("out/cat_x2.png") as image, Image.open("in/cat.png") as small:
+        assert image.size == (60, 40)
+        expected = Upscaler(model)(np.asarray(small))
+        np.testing.assert_array_equal(np.asarray(image), expected)
+    with Image.open("out/more/gray_x2.jpg") as image:
+        assert (image.mode, image.size) == ("L", (60, 40))
+
+
+def test_one_picture_becomes_the_file_that_is_named(folder: Path, model: Path) -> None:
+    assert main(["upscale", "in/cat.png", "-o", "large.webp", "--model", str(model), "--scale", "2"]) == 0
+    with Image.open("large.webp") as image:
+        assert (image.format, image.size) == ("WEBP", (60, 40))
+
+
+def test_pattern_and_format(folder: Path, model: Path) -> None:
+    assert main(["upscale", "in/*.png", "-o", "out", "--model", str(model), "--format", "tiff"]) == 0
+    assert files(folder / "out") == ["cat_x2.tiff"]
+
+
+def test_transparency_is_upscaled_and_a_constant_one_stays(folder: Path, model: Path) -> None:
+    photo = load_photograph("chelsea")[:20, :30]
+    Image.fromarray(np.dstack([photo, np.full((20, 30), 77, np.uint8)])).save("in/even.png")
+    Image.fromarray(np.dstack([photo, photo[..., 0]])).save("in/uneven.png")
+    assert main(["upscale", "in/even.png", "in/uneven.png", "-o", "out", "--model", str(model)]) == 0
+    with Image.open("out/even_x2.png") as image:
+        assert set(np.asarray(image)[..., 3].flat) == {77}
+    with Image.open("out/uneven_x2.png") as image:
+        assert image.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(image)[..., 3], Upscaler(model)(photo[..., 0]))
+
+
+def test_sixteen_bits_are_rounded_where_the_format_asked_for_has_eight(folder: Path, model: Path) -> None:
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save("in/deep.png")
+    for kind, mode in (("png", "I;16"), ("jpg", "L")):
+        assert main(["upscale", "in/deep.png", "-o", "out", "--model", str(model), "--format", kind]) == 0
+        with Image.open(f"out/deep_x2.{kind}") as image:
+            assert image.mode == mode
+
+
+def test_nothing_is_overwritten_unless_told(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["upscale", "in", "-o", "out", "--model", str(model)]
+    (folder / "out").mkdir()
+    (folder / "out" / "cat_x2.png").write_text("mine")
+    assert main(call) == 2
+    assert "1 of 2 files exist already: out/cat_x2.png" in capsys.readouterr().err
+    assert files(folder / "out") == ["cat_x2.png"]
+    assert main([*call, "--skip-existing"]) == 0
+    assert "1 of 1 pictures upscaled, 1 were there" in capsys.readouterr().out
+    assert (folder / "out" / "cat_x2.png").read_text() == "mine"
+    assert main([*call, "--overwrite"]) == 0
+    with Image.open("out/cat_x2.png") as image:
+        assert image.size == (60, 40)
+
+
+def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "a.png").write_bytes(b"no picture")
+    assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 2
+    captured = capsys.readouterr()
+    assert "2 of 3 pictures upscaled" in captured.out
+    assert "error: 1 could not be upscaled:\n  in/a.png cannot be decoded as an image" in captured.err
+    assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png", "-o", "out"], "none.png: there is no such picture or folder"),
+        (["*.gif", "-o", "out"], "*.gif: no file matches"),
+        (["in/more", "-o", "out", "--quality", "0"], "--quality must be from 1 to 100"),
+        (["in/more", "-o", "out", "--memory", "-1"], "--memory must be above 0"),
+        (["in/cat.png", "-o", "out.jpg", "--format", "png"], "--format png contradicts the name out.jpg"),
+        (["in", "-o", "in/cat.png"], "in/cat.png is a file; for 2 pictures a folder"),
+        (["in/cat.png", "in/more/../cat.png", "-o", "out"], "would both become"),
+        (["in", "-o", "out", "--scale", "4"], "a network of scale ×2, not ×4"),
+        (["in", "-o", "out", "--device", "cuda:9"], "device 'cuda:9' is not to be had"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    before = files(folder)
+    assert main(["upscale", *arguments, "--model", str(model)]) == 2
+    assert message in capsys.readouterr().err
+    assert files(folder) == before
+
+
+def test_file_that_is_no_model_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", "in", "-o", "out", "--model", "in/cat.png"]) == 2
+    assert "in/cat.png: not a PyTorch checkpoint" in capsys.readouterr().err

@@ -1,0 +1,245 @@
+"""Upscaling arrays and tensors: shapes, types, memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from esc_basicsr.archs.checkpoint import read_weights, write_safetensors
+from esc_basicsr.archs.variants import VARIANTS, build_variant
+from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.errors import UserError
+from esc_basicsr.pretrained import load_network
+from esc_basicsr.upscale import Upscaler, upscaler
+from esc_basicsr.upscale.tiles import MARGIN, tile_side, tiles
+
+
+@pytest.fixture(scope="module")
+def upscale(model: Path) -> Upscaler:
+    return Upscaler(model)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return load_photograph("chelsea")[:61, :75]
+
+
+def direct(model: Path, photo: np.ndarray) -> torch.Tensor:
+    batch = torch.from_numpy(photo.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return load_network(model).network(batch).clamp(0, 1)
+
+
+def test_array_comes_out_as_the_network_has_it(upscale: Upscaler, model: Path, photo: np.ndarray) -> None:
+    sr = upscale(photo)
+    assert (sr.shape, sr.dtype) == ((122, 150, 3), np.uint8)
+    expected = (direct(model, photo)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_allclose(sr.astype(int), expected.astype(int), atol=1)  # a rounding apart
+    assert np.mean(sr != expected) < 1e-3
+
+
+def test_kinds_of_arrays_and_tensors_agree(upscale: Upscaler, photo: np.ndarray) -> None:
+    expected = upscale(photo).astype(float) / 255
+    deep = upscale(photo.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16
+    np.testing.assert_allclose(deep / 65535, expected, atol=0.6 / 255)
+    floats = upscale(photo.astype(np.float64) / 255)
+    assert floats.dtype == np.float64
+    np.testing.assert_allclose(floats, deep / 65535, atol=1 / 65535)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1).float() / 255
+    out = upscale(tensor)
+    assert (out.shape, out.dtype) == ((3, 122, 150), torch.float32)
+    np.testing.assert_allclose(out.permute(1, 2, 0).numpy(), floats, atol=1e-6)
+    assert upscale(tensor.half()[None]).dtype == torch.float16
+
+
+def test_batch_is_its_pictures(upscale: Upscaler, photo: np.ndarray) -> None:
+    batch = np.stack([photo, photo[::-1]])
+    np.testing.assert_array_equal(upscale(batch), [upscale(photo), upscale(photo[::-1])])
+
+
+def test_gray_is_the_mean_of_what_it_becomes_as_colour(upscale: Upscaler, photo: np.ndarray) -> None:
+    gray = photo[..., 1].astype(np.float32) / 255
+    out = upscale(gray)
+    assert out.shape == (122, 150)
+    np.testing.assert_allclose(out, upscale(np.dstack([gray] * 3)).mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 8), (8, 8), (9, 33)])
+def test_smallest_and_odd_sizes(upscale: Upscaler, photo: np.ndarray, size: tuple[int, int]) -> None:
+    height, width = size
+    assert upscale(photo[:height, :width]).shape == (2 * height, 2 * width, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.int64), np.zeros((4,), np.uint8)),
+        *(np.zeros((0, 4, 3), np.uint8), torch.zeros(4, 4, 3), torch.zeros(3, 4, 4, dtype=torch.uint8)),
+    ],
+    ids=lambda wrong: f"{wrong.dtype} {tuple(wrong.shape)}",
+)
+def test_other_shapes_and_types_are_refused(upscale: Upscaler, wrong: Any) -> None:
+    with pytest.raises(UserError, match="expected"):
+        upscale(wrong)
+
+
+# Memory
+
+
+def test_tiles_cover_the_image_once_and_lie_on_the_grid() -> None:
+    for height, width, side, window in ((61, 75, 16, 8), (8, 8, 8, 8), (100, 7, 32, 8)):
+        seen = np.zeros((height, width), int)
+        for tile in tiles(height, width, side, window):
+            seen[tile.kept] += 1
+            for part, length in zip(tile.seen, (height, width), strict=True):
+                assert part.start % window == 0
+                assert part.stop % window == 0 or part.stop == length
+                assert part.stop - part.start <= side + 2 * MARGIN * window
+            rows, columns = tile.kept_of_seen
+            assert tile.seen[0].start + rows.start == tile.kept[0].start
+            assert tile.seen[1].stop - tile.seen[1].start >= columns.stop
+        assert (seen == 1).all()
+    assert tile_side(10**6, 32) + 2 * MARGIN * 32 <= 1000
+    assert tile_side(1, 32) == 32
+
+
+def test_what_is_too_large_goes_in_tiles_with_little_difference(
+    model: Path, photo: np.ndarray, esc_log: list[str]
+) -> None:
+    whole = Upscaler(model)
+    tiled = Upscaler(model, memory=whole._bytes_per_pixel * 50**2)
+    difference = tiled(photo).astype(float) - whole(photo)
+    assert any(
+        "75 × 61 pixels are too many for the memory: they are worked through in tiles" in m for m in esc_log
+    )
+    assert 0 < np.mean(difference**2) < 255**2 / 10**4  # 40 dB, by random weights
+    batch = np.stack([photo[:40, :40], photo[20:60, 20:60]])
+    np.testing.assert_array_equal(tiled(batch), whole(batch))  # one after another, each whole
+
+
+def test_it_goes_on_in_smaller_pieces_where_memory_runs_out(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = Upscaler(model)
+    run, seen = upscale._run, []
+
+    def run_in_little_memory(batch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        seen.append(batch.shape[-1] * batch.shape[-2])
+        if seen[-1] > 2500:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return run(batch, dtype)
+
+    monkeypatch.setattr(upscale, "_run", run_in_little_memory)
+    assert upscale(photo).shape == (122, 150, 3)
+    assert seen[0] == 61 * 75
+    assert max(seen[-10:]) <= 2500
+    count = len(seen)
+    upscale(photo)
+    assert max(seen[count:]) <= 2500  # it has learnt
+
+
+def test_memory_that_is_not_enough_for_a_tile_is_told(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = Upscaler(model)
+
+    def run(*arguments: Any) -> torch.Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(upscale, "_run", run)
+    with pytest.raises(UserError, match="not enough memory for a tile of 8 × 8 pixels"):
+        upscale(photo)
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = Upscaler(model)
+
+    def run(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(upscale, "_run", run)
+    with pytest.raises(RuntimeError, match="shapes"):
+        upscale(photo)
+
+
+# Precision
+
+
+def test_half_precision_is_chosen_where_it_gives_the_same(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
+) -> None:
+    exact = Upscaler(model, precision="float32")(photo)
+    half = Upscaler(model, precision="bfloat16")(photo)
+    assert 0 < np.abs(exact.astype(int) - half).max() <= 8
+    part = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    upscale = Upscaler(model)
+    for noise, expected in ((1e-5, torch.float16), (1e-2, torch.float32)):
+        outputs = {torch.float32: part, torch.float16: part + noise}
+        monkeypatch.setattr(upscale, "_run", lambda batch, dtype, outputs=outputs: outputs[dtype])
+        assert upscale._half_if_it_is_safe(part) == expected
+    assert any("float16 differs from float32 (40.0 dB)" in message for message in esc_log)
+
+
+# Models
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_and_scale_are_told_from_the_weights(tmp_path: Path, variant: str) -> None:
+    network = build_variant(variant, 3)
+    bare, flat = tmp_path / "bare.pth", tmp_path / "flat.safetensors"
+    torch.save(network.state_dict(), bare)
+    write_safetensors(
+        flat, {k: v.half() for k, v in network.state_dict().items()}, {"param_key": "params_ema"}
+    )
+    for file in (bare, flat):
+        upscale = Upscaler(file)
+        assert (upscale.variant, upscale.scale) == (variant, 3)
+    assert upscale(np.zeros((9, 8, 3), np.uint8)).shape == (27, 24, 3)
+
+
+def test_ema_is_taken_where_there_is_one(tmp_path: Path, model: Path, photo: np.ndarray) -> None:
+    weights = read_weights(model, "params")
+    torch.save(
+        {"params": {k: v * 0 for k, v in weights.items()}, "params_ema": weights}, tmp_path / "both.pth"
+    )
+    np.testing.assert_array_equal(Upscaler(tmp_path / "both.pth")(photo), Upscaler(model)(photo))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "none.pth"}, "none.pth: there is no such file"),
+        ({"scale": 4}, "scale ×2, not ×4"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not to be had"),
+        ({"device": "meta"}, "expected auto, cpu or cuda"),
+        ({"device": "nonsense"}, "device 'nonsense' is not to be had"),
+        ({"precision": "float8"}, "precision must be auto or one of float32"),
+    ],
+)
+def test_what_is_not_to_be_had_is_told(model: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Upscaler(**{"model": model, **arguments})
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not weights of an ESC network"):
+        Upscaler(tmp_path / "other.pth")
+
+
+def test_without_a_compiler_it_runs_all_the_same(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
+) -> None:
+    expected = Upscaler(model)(photo)
+
+    def fail() -> None:
+        raise UserError("no C++ compiler")
+
+    monkeypatch.setattr(upscaler.kernels, "load", fail)
+    np.testing.assert_allclose(Upscaler(model)(photo).astype(int), expected.astype(int), atol=1)
+    assert any("no C++ compiler" in message for message in esc_log)
