@@ -238,8 +238,8 @@ def _encode(picture: Picture, kind: str, quality: int) -> bytes:
         options["icc_profile"] = picture.icc
     if picture.dpi:
         options["dpi"] = picture.dpi
-    if len(picture.exif):
-        options["exif"] = picture.exif
+    if len(picture.exif) or picture.exif.get_ifd(_EXIF_IFD):
+        options["exif"] = picture.exif.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(_with_alpha(picture))).save(buffer, kind, **options)
     return buffer.getvalue()
