@@ -423,6 +423,21 @@ def _mend_copy_opt_file() -> None:
     _replace_in_train("copy_opt_file", copy_opt_file)
 
 
+# Logging
+
+
+def _mend_tensorboard() -> None:
+    """TensorBoard shows twice what a resumed run repeats, and numbers that are not finite as if they were."""
+    module = _host("utils.logger")
+
+    def init_tb_logger(log_dir: str) -> Any:
+        from esc_basicsr.tensorboard_writer import TensorBoardWriter
+
+        return TensorBoardWriter(log_dir)
+
+    _rebind("init_tb_logger", module.init_tb_logger, module.master_only(init_tb_logger))
+
+
 # Data
 
 
@@ -532,6 +547,12 @@ MENDS = (
     ),
     Mend("whole checkpoints", "basicsr/models/base_model.py", _is_saving_sound, _mend_saving),
     Mend("option file's copy", "basicsr/utils/options.py", _copies_onto_itself, _mend_copy_opt_file),
+    Mend(
+        "TensorBoard",
+        "basicsr/utils/logger.py",
+        lambda: _ours(_host("utils.logger").init_tb_logger),
+        _mend_tensorboard,
+    ),
     Mend(
         "data order",
         "basicsr/train.py",

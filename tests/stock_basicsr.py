@@ -186,6 +186,21 @@ def checkpoint_of_a_process_killed_while_saving():
     assert list(torch.load("net_g_8.pth", weights_only=True)["params"]) == ["weight", "bias"]
 
 
+def tensorboard_of_a_resumed_run():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    init_tb_logger = importlib.import_module("basicsr.train").init_tb_logger
+    for values in ({1: 1.0, 2: 2.0, 3: 3.0}, {2: 20.0, 4: float("nan")}):
+        writer = init_tb_logger("tb_logger")
+        for step, value in values.items():
+            writer.add_scalar("losses/l_pix", value, step)
+        writer.close()
+        events = next(path for path in Path("tb_logger").iterdir() if not path.name[0].isdigit())
+        events.rename(events.with_name(f"{min(values)}.{events.name}"))  # both were made in one second
+    shown = EventAccumulator("tb_logger").Reload().Scalars("losses/l_pix")
+    assert [(event.step, event.value) for event in shown] == [(1, 1.0), (2, 20.0)]
+
+
 def persistent_workers_of_a_validation_set():
     from basicsr.data import build_dataloader
 
@@ -235,6 +250,7 @@ SYMPTOMS = {
     option_file_that_lies_in_its_experiment: "option file's copy",
     resumed_run_has_its_place_in_the_data: "data order",
     checkpoint_of_a_process_killed_while_saving: "whole checkpoints",
+    tensorboard_of_a_resumed_run: "TensorBoard",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",
     lmdb_pickles_after_reading: "LMDB clients",

@@ -28,6 +28,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.result_files import file_name, write_csv
 from esc_basicsr.evaluation.results_table import ResultsTable, SetResult
+from esc_basicsr.evaluation.sheets import Sheets
 from esc_basicsr.log import logger
 
 __all__ = ["SharedValidation", "published_variant"]
@@ -121,16 +122,18 @@ class SharedValidation(SRModel):
         """Measure on a validation or test set, together with the other ranks.
 
         In training the experiment's folder gets metrics/history.csv, all validations so far, and
-        metrics/<set>.csv, each image of the last. In testing the results' folder gets metrics/<set>.csv,
-        results.md and results.csv; the log shows the table when all sets are done. If a rank was asked to
-        stop before all images were done, nothing is recorded, and the log says so.
+        metrics/<set>.csv, each image of the last; TensorBoard the means, and pictures of a few images. In
+        testing the results' folder gets metrics/<set>.csv, results.md and results.csv; the log shows the
+        table when all sets are done. If a rank was asked to stop before all images were done, nothing is
+        recorded, and the log says so.
 
         Args:
             dataloader: BasicSR's; its data set gives ``lq``, (3, H, W) in [0, 1], and ``lq_path``, and ``gt``
                 where there is any. Without it, only metrics that need no reference are measured.
             current_iter: The iteration; in testing the run's name. BasicSR validates once more when it has
                 counted beyond ``total_iter``: that is ``total_iter``'s validation.
-            tb_logger: TensorBoard's, or None.
+            tb_logger: TensorBoard's writer, or None, as on all ranks but the first, of whose share the
+                pictures are. Those of a validation that is repeated it has already.
             save_img: Whether to save the SR pictures, under ``path.visualization``.
 
         Raises:
@@ -150,9 +153,11 @@ class SharedValidation(SRModel):
             )
         if not files:
             raise UserError(f"{name} holds no images to measure on.")
-        results = self._work_together(dataloader, files, current_iter if save_img else None)
+        known = any((entry["iter"], entry["set"]) == (current_iter, name) for entry in self.metric_history)
+        sheets = None if tb_logger is None or known else Sheets(self.opt.get("scale", 1))
+        results = self._work_together(dataloader, files, current_iter if save_img else None, sheets)
         if len(results) == len(files):
-            self._record(name, results, current_iter, tb_logger)
+            self._record(name, results, current_iter, tb_logger, sheets)
 
     def test(self) -> None:
         """Upscale ``lq`` by the EMA network if there is one. No other rank takes part, even in training."""
@@ -187,14 +192,16 @@ class SharedValidation(SRModel):
             if text is not None:
                 raise UserError(f"{text} (rank {rank})")
 
-    def _work_together(self, dataloader: Any, files: Sequence[str], save_as: Any) -> list[_ImageResult]:
+    def _work_together(
+        self, dataloader: Any, files: Sequence[str], save_as: Any, sheets: Sheets | None
+    ) -> list[_ImageResult]:
         """Results in the order of the images' files. Some are missing if a rank was asked to stop."""
         # Not the data set's: that is the file system's, which may differ from machine to machine.
         order = sorted(range(len(files)), key=lambda number: (files[number], number))
         error: Exception | None = None
         results: list[_ImageResult] = []
         try:
-            for result in self._work_through_share(dataloader, order, save_as):
+            for result in self._work_through_share(dataloader, order, save_as, sheets):
                 results.append(result)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
@@ -212,9 +219,12 @@ class SharedValidation(SRModel):
         return done
 
     def _work_through_share(
-        self, dataloader: Any, order: Sequence[int], save_as: Any
+        self, dataloader: Any, order: Sequence[int], save_as: Any, sheets: Sheets | None
     ) -> Iterator[_ImageResult]:
-        """Read, upscale, save if ``save_as`` is an iteration or a name, and measure this rank's images."""
+        """Read, upscale, save if ``save_as`` is an iteration or a name, and measure this rank's images.
+
+        ``sheets`` get what they take.
+        """
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.opt["dist"] else (0, 1)
         name, size = dataloader.dataset.opt["name"], self.opt["val"].get("batch_size", 1)
         places = range(len(order))
@@ -227,7 +237,7 @@ class SharedValidation(SRModel):
                     if stopping.requested():
                         return
                     paths = batch["lq_path"]
-                    pictures, references = self._upscaled(batch)
+                    lrs, pictures, references = self._upscaled(batch)
                     del batch
                     for row, (place, path) in enumerate(zip(taken, paths, strict=True)):
                         picture, image = pictures[row], Path(path).stem
@@ -235,6 +245,8 @@ class SharedValidation(SRModel):
                             _write_picture(self._picture_path(name, image, save_as), picture)
                         reference = references[row] if references else None
                         metrics = self._measure(f"{name}: {path}", picture, reference)
+                        if sheets is not None:
+                            sheets.add(image, lrs[row], picture, reference, metrics)
                         height, width = picture.shape[:2]
                         yield _ImageResult(place, image, width, height, metrics)
                         bar.update()
@@ -262,15 +274,16 @@ class SharedValidation(SRModel):
         if waiting:
             yield batch()
 
-    def _upscaled(self, batch: dict[str, Any]) -> tuple[list[Picture], list[Picture]]:
-        """SR pictures of a batch, and HR pictures if there are any."""
+    def _upscaled(self, batch: dict[str, Any]) -> tuple[Tensor, list[Picture], list[Picture]]:
+        """LR images of a batch, (B, 3, H, W), SR pictures, and HR pictures if there are any."""
         self.__dict__.pop("gt", None)  # of another batch
         self.feed_data(batch)
         self.test()
         visuals = self.get_current_visuals()
         del self.lq, self.output
         self.__dict__.pop("gt", None)
-        return _pictures(visuals["result"]), _pictures(visuals["gt"]) if "gt" in visuals else []
+        references = _pictures(visuals["gt"]) if "gt" in visuals else []
+        return visuals["lq"], _pictures(visuals["result"]), references
 
     def _measure(self, label: str, picture: Picture, reference: Picture | None) -> dict[str, float]:
         images = {"img": picture} if reference is None else {"img": picture, "img2": reference}
@@ -293,7 +306,14 @@ class SharedValidation(SRModel):
 
     # What comes of it
 
-    def _record(self, name: str, results: list[_ImageResult], current_iter: Any, tb_logger: Any) -> None:
+    def _record(
+        self,
+        name: str,
+        results: list[_ImageResult],
+        current_iter: Any,
+        tb_logger: Any,
+        sheets: Sheets | None,
+    ) -> None:
         """Take note of a validation on every rank; tell of it on the first."""
         measured = [metric for metric in self._metrics if all(metric in result.metrics for result in results)]
         self.metric_results = {
@@ -311,6 +331,8 @@ class SharedValidation(SRModel):
         if self._is_first():
             try:
                 self._tell(name, measured, current_iter, tb_logger)
+                if sheets is not None:
+                    sheets.write(tb_logger, name, current_iter)
                 self._write(name, results, current_iter)
             except Exception as caught:
                 error = caught

@@ -18,6 +18,7 @@ from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 from esc_basicsr.models.resumable_model import ResumableModel
+from esc_basicsr.models.throughput import Throughput
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
@@ -81,6 +82,7 @@ class ESCModel(ResumableModel):
             self._network = torch.compile(self.net_g)
         _, self._passes = batch_of_process(self.opt)
         self._skipped = {"in_all": 0, "in_a_row": 0}
+        self._throughput = Throughput()
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch: ``lq`` and, unless there is none, ``gt``, (B, 3, H, W) in [0, 1].
@@ -130,6 +132,32 @@ class ESCModel(ResumableModel):
         self.scaler.update()
         if self._skipped["in_all"]:
             self.log_dict["skipped"] = self._skipped["in_all"]
+        self._throughput.count(len(self.lq) * self.opt["world_size"])
+
+    def get_current_log(self) -> dict[str, Any]:
+        """The last step's losses; with ``logger.use_tb_logger`` its learning rate and throughput as well.
+
+        ``images_per_second`` counts all ranks' images since the last call, without the time that validation
+        and saving took.
+        """
+        log = dict(super().get_current_log())
+        if (self.opt.get("logger") or {}).get("use_tb_logger"):
+            (log["lr"], *_) = self.get_current_learning_rate()
+            rate = self._throughput.take()
+            if rate is not None:
+                log["images_per_second"] = rate
+        return log
+
+    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
+        """Measure on one set, as `ResumableModel` does; throughput is not measured meanwhile."""
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        if self.is_train:
+            self._throughput.go_on()
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write a checkpoint, as `ResumableModel` does; throughput is not measured meanwhile."""
+        super().save(epoch, current_iter)
+        self._throughput.go_on()
 
     def _agree(self, means: dict[str, Tensor]) -> dict[str, float]:
         """The losses' means over all ranks; and whether any rank was told to stop."""

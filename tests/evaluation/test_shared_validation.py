@@ -394,14 +394,20 @@ def test_metrics_reach_the_log_and_tensorboard_as_stock_basicsrs(
     build: Callable[..., SharedValidation],
 ) -> None:
     scalars = {}
+    sheets = []
 
     class TensorBoard:
         def add_scalar(self, name: str, value: float, iteration: int) -> None:
             scalars[name] = value, iteration
 
+        def add_image(self, name: str, picture: object, iteration: int, dataformats: str) -> None:
+            sheets.append((name, iteration))
+
     model = build()
-    model.validation(loader(model.opt["datasets"]["val"]), 4, TensorBoard(), False)
+    for _ in range(2):  # BasicSR validates once more at the end: pictures are not given twice
+        model.validation(loader(model.opt["datasets"]["val"]), 4, TensorBoard(), False)
     assert scalars == {f"metrics/Set5/{metric}": (model.metric_results[metric], 4) for metric in METRICS}
+    assert sheets == [(f"bicubic_SR_GT/Set5/{image}", 4) for image in ("00", "01", "02")]
 
 
 def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
