@@ -4,15 +4,17 @@ Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bar
 .safetensors file holds one state dict, and text about it.
 """
 
+import io
 import json
 import math
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.nn as nn
@@ -30,7 +32,7 @@ __all__ = [
     "load_weights",
     "read_safetensors_metadata",
     "read_weights",
-    "refuse_compression",
+    "refuse_bombs",
     "rescale_to_img",
     "write_safetensors",
 ]
@@ -44,6 +46,19 @@ _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 }
+
+# What a pickle of weights and numbers names, beside types: a storage's name means no more than that to PyTorch.
+_TYPES = re.compile(r"torch\.((cuda\.)?(?!Typed|Untyped)\w+Storage|b?float\d+|u?int\d+|bool)")
+_NAMED = {
+    "torch.Size",
+    "torch.device",
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+}
+_LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, protocol, system, content, storages' keys
 
 
 def read_weights(path: str | os.PathLike[str], param_key: str | None = "params") -> dict[str, Tensor]:
@@ -157,7 +172,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 def _read_pth(path: Path) -> Any:
     try:
-        refuse_compression(path)
+        refuse_bombs(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words advise to load the file in a way that executes what is in it
@@ -168,18 +183,40 @@ def _read_pth(path: Path) -> Any:
         raise _unreadable(path) from error
 
 
-def refuse_compression(path: Path) -> None:
-    """Refuse a zip file that unpacks to more than it holds: PyTorch compresses nothing, a zip bomb does.
+def refuse_bombs(path: Path) -> None:
+    """Refuse a file that would grow on reading far beyond its size, which PyTorch's safe loading does not.
+
+    PyTorch compresses nothing, as a zip bomb does; and what it calls to make weights allocates nothing, as
+    ``bytearray`` does, which it would call too.
 
     Raises:
         UserError: It is one.
+        Exception: It is damaged.
     """
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_PICKLES):
+                _refuse_calls(file, path)
         return
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(record.file_size for record in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise UserError(f"{path}: not a PyTorch checkpoint: it unpacks to more than the file holds.")
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise UserError(f"{path}: not a PyTorch checkpoint: it unpacks to more than the file holds.")
+        for record in records:
+            if record.filename.endswith(".pkl"):
+                _refuse_calls(io.BytesIO(archive.read(record)), path)
+
+
+def _refuse_calls(file: BinaryIO, path: Path) -> None:
+    """Refuse a pickle that names anything but what weights and training states are made of."""
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            name = str(argument).replace(" ", ".")
+            if name not in _NAMED and not _TYPES.fullmatch(name):
+                raise UserError(
+                    f"{path}: not a checkpoint to read safely: it holds more than weights and numbers "
+                    f"({_shown(name)})."
+                )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr import kernels
+from esc_basicsr.archs.exporting import is_exporting
 from esc_basicsr.archs.strips import empty_map, is_plain_inference, map_by_strips, overlapping_strips
 
 __all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple", "without_autocast"]
@@ -156,12 +157,13 @@ class ConvFFN(nn.Module):
         return kernels.conv_ffn(x, affine, proj, dwc, last, split, residual)
 
 
-def _reflected_index(size: int, padded_size: int, device: torch.device) -> Tensor:
+def _reflected_index(size: int, padded_size: int, like: Tensor) -> Tensor:
     """Indices that read ``size`` entries back and forth until ``padded_size`` of them are read."""
-    if size == 1:
-        return torch.zeros(padded_size, dtype=torch.long, device=device)
-    index = torch.arange(padded_size, device=device) % (2 * size - 2)
-    return torch.minimum(index, 2 * size - 2 - index)
+    there_and_back = 2 * size - 2
+    # The sum, unlike arange, is on ``like``'s device in a recording for another device, too.
+    index = like.new_ones(padded_size, dtype=torch.long).cumsum(0) - 1
+    index = index % (there_and_back + 1 // size)  # one entry is repeated
+    return torch.minimum(index, there_and_back - index)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -178,13 +180,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     H, W = x.shape[-2:]
     padded_H = -(-H // multiple) * multiple
     padded_W = -(-W // multiple) * multiple
-    if (padded_H, padded_W) == (H, W):
-        return x
+    sides = ((1, H, padded_H), (2, W, padded_W))
+    if not is_exporting():
+        sides = tuple(side for side in sides if side[1] != side[2])
+        if not sides:
+            return x
     # index_select gives a contiguous result: seen as [B, H, W, C] it stays channels last, which the
     # convolution that follows needs to be fast.
     x = x.permute(0, 2, 3, 1)
-    if padded_H != H:
-        x = x.index_select(1, _reflected_index(H, padded_H, x.device))
-    if padded_W != W:
-        x = x.index_select(2, _reflected_index(W, padded_W, x.device))
+    for axis, size, padded_size in sides:
+        x = x.index_select(axis, _reflected_index(size, padded_size, like=x))
     return x.permute(0, 3, 1, 2)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from esc_basicsr.archs.exporting import is_exporting
+
 __all__ = ["add_by_strips", "empty_map", "is_plain_inference", "map_by_strips", "overlapping_strips"]
 
 # Pixels of a strip over all of its columns. On a CPU a strip should fit the cache; a GPU should be kept busy.
@@ -46,7 +48,9 @@ def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
 
 def is_plain_inference() -> bool:
     """Whether layers may go by strips, overwrite and skip modules: no gradients, no tracing, no compiling."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing())
+    if is_exporting() or torch.is_grad_enabled():
+        return False
+    return not (torch.compiler.is_compiling() or is_tracing())
 
 
 def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:

@@ -70,8 +70,9 @@ class SymmetricKernel:
         """
         size = self.weight.shape[-1]
         # Tiles pay on a CPU, which multiplications limit. Low precision needs the direct sums.
-        pays = x.device.type == "cpu" and size >= _LEAST_KERNEL and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS
-        if not (pays and is_plain_inference() and x.dtype in (torch.float32, torch.float64)):
+        possible = is_plain_inference() and x.dtype in (torch.float32, torch.float64)
+        pays = possible and x.device.type == "cpu" and size >= _LEAST_KERNEL
+        if not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
             return F.conv2d(x, self.weight, padding=size // 2)
         with torch.autocast("cpu", enabled=False):
             tile = _best_tile(*x.shape[-2:], size, x.shape[1])
