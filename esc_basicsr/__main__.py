@@ -26,10 +26,19 @@ COMMANDS = {
         "esc_basicsr.config.options_command",
         "write the shipped option files, or check one of yours",
     ),
+    "report": (
+        "esc_basicsr.report.report_command",
+        "draw up trainings as one HTML page: curves, metrics, pictures",
+    ),
+    "export": (
+        "esc_basicsr.export.export_command",
+        "write a trained network as ONNX, TorchScript, torch.export or .safetensors",
+    ),
     "bench": (
         "esc_basicsr.benchmark.bench_command",
         "measure latency, memory and multiply-adds of networks, in turn",
     ),
+    "doctor": ("esc_basicsr.doctor", "tell what is installed, what works here, and what is wrong"),
     "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
 }
 

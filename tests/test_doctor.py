@@ -1,0 +1,58 @@
+"""What doctor finds, and what it makes of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esc_basicsr import compat, doctor, kernels
+from esc_basicsr.__main__ import main
+from esc_basicsr.errors import UserError
+from esc_basicsr.version import __version__
+
+
+def test_sound_installation_is_found_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"esc_basicsr      {__version__}" in said
+    for backend in ("Naive", "SDPA", "Flex"):
+        assert f"  {backend:<16} works" in said
+    assert said.count("  mended") == len(compat.active_mends())
+    assert said.endswith("All is well.\n")
+
+
+def test_shadowed_basicsr_is_found(tmp_path: Path) -> None:
+    """A vendored BasicSR in the working directory, which 'python -m' puts first: BasicSR #506, #683, #723."""
+    (tmp_path / "basicsr").mkdir()
+    (tmp_path / "basicsr" / "__init__.py").write_text("raise ImportError('an old copy')\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "esc_basicsr", "doctor"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert f"imported from    {tmp_path / 'basicsr'}" in ended.stdout
+    assert "it is shadowed by the first" in ended.stdout
+    assert "Wrong:" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_can_be_done_without_is_not_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise UserError("no C++ compiler")
+
+    monkeypatch.setattr(kernels, "load", fail)
+    monkeypatch.setattr(doctor, "_EXTRAS", {"none_such": "nothing"})
+    monkeypatch.setattr(doctor, "_copies", list)
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "do not work, networks run without: no C++ compiler" in said
+    assert "is not installed: nothing needs it" in said
+    assert "pip install basicsr" in said
