@@ -14,12 +14,13 @@ class TensorBoardWriter(SummaryWriter):
     """PyTorch's writer for a training that may have been interrupted.
 
     Where the folder has events already, TensorBoard forgets of them what lies beyond the iteration that this
-    writer begins with. Numbers that are not finite are left out: the log has them.
+    writer begins with. Numbers that are not finite are left out: the log has them. What a killed process has
+    not yet written is of its last seconds.
     """
 
     def __init__(self, log_dir: str) -> None:
         self._goes_on = any(Path(log_dir).glob("*tfevents*"))
-        super().__init__(log_dir)
+        super().__init__(log_dir, flush_secs=10)
 
     def add_scalar(
         self, tag: str, scalar_value: Any, global_step: Any = None, *args: Any, **kwargs: Any

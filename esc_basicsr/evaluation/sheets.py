@@ -68,7 +68,7 @@ class Sheets:
         whats = PANELS[3 - len(panels)]
         shown = panels[1].shape[:2]
         part = "" if shown == (height, width) else f", middle {shown[1]}x{shown[0]} of {width}x{height}"
-        caption = "   ".join([f"{image}{part}", *(f"{name} {value:.4g}" for name, value in metrics.items())])
+        caption = "   ".join([f"{image}{part}", *(f"{name} {value:#.4g}" for name, value in metrics.items())])
         self._sheets.setdefault(("_".join(whats), image), _draw(caption, whats, panels))
 
     def write(self, tb_logger: Any, name: str, iteration: int) -> None:

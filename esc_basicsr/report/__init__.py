@@ -1,0 +1,1 @@
+"""Training looked at: what experiments logged, as one HTML page."""

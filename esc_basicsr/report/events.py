@@ -1,0 +1,107 @@
+"""TensorBoard's events files: numbers, and sheets of pictures."""
+
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esc_basicsr.errors import UserError
+from esc_basicsr.report.curves import Curves, joined, put
+
+__all__ = ["Events", "SheetPlace", "events_files", "read_events"]
+
+# A record is its length, a checksum, the event, another checksum.
+_HEAD = struct.Struct("<QI")
+_CHECKSUM = 4
+
+
+class SheetPlace(NamedTuple):
+    """A sheet in an events file; its PNG is read when it is needed."""
+
+    iteration: int
+    file: Path
+    offset: int
+    tag: str
+
+    def png(self) -> bytes:
+        """The sheet.
+
+        Raises:
+            UserError: The file has changed.
+        """
+        _, event = next(_events(self.file, self.offset), (0, None))
+        for value in event.summary.value if event else ():
+            if value.tag == self.tag and value.HasField("image"):
+                return bytes(value.image.encoded_image_string)
+        raise UserError(f"{self.file} changed while it was read: try again.")
+
+
+class Events(NamedTuple):
+    """What a training gave to TensorBoard: ``sheets`` in the order of iterations."""
+
+    curves: Curves
+    sheets: list[SheetPlace]
+
+
+def events_files(folder: Path) -> list[Path]:
+    """The events files that lie in a folder, oldest first."""
+    return sorted(path for path in folder.glob("*tfevents*") if path.is_file())
+
+
+def read_events(files: Sequence[Path]) -> Events:
+    """Read one training's events files, oldest first.
+
+    A record that a killed process or a running one has half written ends its file.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    runs: list[Curves] = []
+    sheets: dict[tuple[str, int], SheetPlace] = {}
+    for path in files:
+        curves: Curves = {}
+        own: dict[tuple[str, int], SheetPlace] = {}
+        try:
+            for offset, event in _events(path):
+                for value in event.summary.value:
+                    if value.HasField("simple_value"):
+                        put(curves, value.tag, event.step, value.simple_value)
+                    elif value.HasField("image"):
+                        own[value.tag, event.step] = SheetPlace(event.step, path, offset, value.tag)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+        runs.append(curves)
+        begin = min([*(min(curve) for curve in curves.values()), *(step for _, step in own)], default=None)
+        if begin is not None:
+            sheets = {key: place for key, place in sheets.items() if key[1] < begin}
+        sheets |= own
+    return Events(joined(runs), sorted(sheets.values()))
+
+
+def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
+    """A file's events from an offset on, each with its own."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    size = path.stat().st_size  # what a running training adds meanwhile is not read
+
+    from google.protobuf.message import DecodeError  # after tensorboard, which brings it
+
+    with path.open("rb") as file:
+        file.seek(offset)
+        while offset + _HEAD.size <= size:
+            length, _ = _HEAD.unpack(file.read(_HEAD.size))
+            end = offset + _HEAD.size + length + _CHECKSUM
+            if end > size:
+                return
+            try:
+                event = Event.FromString(file.read(length))
+            except DecodeError:
+                print(
+                    f"warning: {path} is damaged {offset:,} bytes in: what follows is left out.",
+                    file=sys.stderr,
+                )
+                return
+            yield offset, event
+            offset = end
+            file.seek(offset)
