@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from basicsr.utils import tensor2img
 from torch import Tensor
 
 from esc_basicsr.bicubic import imresize
@@ -62,9 +61,9 @@ class Sheets:
             return
         rows, columns = (_middle(size, self._scale) for size in lr.shape[-2:])
         window = tuple(slice(part.start * self._scale, part.stop * self._scale) for part in (rows, columns))
-        panels = [_enlarge(lr, rows, columns, self._scale), sr[window]]
+        panels = [_enlarge(lr, rows, columns, self._scale), _rgb(sr[window])]
         if gt is not None and gt.shape == sr.shape:
-            panels.append(gt[window])
+            panels.append(_rgb(gt[window]))
         whats = PANELS[3 - len(panels)]
         shown = panels[1].shape[:2]
         part = "" if shown == (height, width) else f", middle {shown[1]}x{shown[0]} of {width}x{height}"
@@ -101,18 +100,17 @@ def _middle(size: int, scale: int) -> slice:
 
 
 def _enlarge(lr: Tensor, rows: slice, columns: slice, scale: int) -> Picture:
-    """A part of LR upscaled bicubically, as the whole would be; 8 bit."""
-    (top, height), (left, width) = (
-        (min(part.start, MARGIN), part.stop - part.start) for part in (rows, columns)
-    )
-    around = lr[
-        :, rows.start - top : rows.stop + MARGIN, columns.start - left : columns.stop + MARGIN
-    ].float()
-    large = imresize(around.cpu(), scale)
-    large = large[
-        :, top * scale : (top + height) * scale, left * scale : (left + width) * scale
-    ]  # what lies beyond is the margin
-    return tensor2img([large[None]])
+    """A part of LR upscaled bicubically, as the whole would be; 8 bit RGB."""
+    top, left = min(rows.start, MARGIN), min(columns.start, MARGIN)
+    around = lr[:, rows.start - top : rows.stop + MARGIN, columns.start - left : columns.stop + MARGIN]
+    large = imresize(around.float().cpu(), scale)
+    height, width = ((part.stop - part.start) * scale for part in (rows, columns))
+    large = large[:, top * scale :, left * scale :][:, :height, :width]
+    return large.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _rgb(picture: Picture) -> Picture:
+    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB if picture.ndim == 2 else cv2.COLOR_BGR2RGB)
 
 
 def _draw(caption: str, whats: tuple[str, ...], panels: list[Picture]) -> Picture:
@@ -131,6 +129,5 @@ def _draw(caption: str, whats: tuple[str, ...], panels: list[Picture]) -> Pictur
     for number, (what, panel) in enumerate(zip(whats, panels, strict=True)):
         left = number * (width + GAP)
         say(what, (left + 4, 33))
-        conversion = cv2.COLOR_GRAY2RGB if panel.ndim == 2 else cv2.COLOR_BGR2RGB
-        sheet[CAPTION:, left : left + width] = cv2.cvtColor(panel, conversion)
+        sheet[CAPTION:, left : left + width] = panel
     return sheet

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{output} exists: name another file, or add --overwrite.")
     page, left_out = render(read_experiments(args.experiments))
     write_text(output, page)
-    print(f"{output}: {len(page.encode()) / 2**20:.1f} MiB. Open it in a browser.")
+    print(f"{output}: {output.stat().st_size:,} bytes. Open it in a browser.")
     if left_out:
         print(f"{left_out} older sheets of pictures were left out to keep it small.")
     return 0
