@@ -9,6 +9,8 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
+from PIL import Image
 
 from esc_basicsr.__main__ import COMMANDS, main
 from esc_basicsr.archs.variants import VARIANTS, build_variant
@@ -26,7 +28,7 @@ SHORT = [
     "network_g:n_blocks=1",
     "train:total_iter=2",
     "logger:print_freq=1",
-    "datasets:train:global_batch_size=1",
+    "datasets:train:global_batch_size=2",
     "datasets:train:num_worker_per_gpu=0",
     "datasets:train:persistent_workers=false",
     "datasets:train:pin_memory=false",
@@ -41,7 +43,8 @@ def block(marker: str) -> str:
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_example_runs(code):
+def test_python_example_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -84,7 +87,7 @@ def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
         shutil.copytree(newcomer / "datasets/Set5", newcomer / "datasets" / name)
 
     single, several = block("train commands").splitlines()
-    # 390 pixels make one sub-image; a batch of one on each process needs as many
+    # 390 pixels make one sub-image, less than a batch
     several = several.replace("--nproc_per_node=4", "--nproc_per_node=2")
     enlarged = "datasets:train:dataset_enlarge_ratio=4"
     for output in run_lines([single, several], newcomer, "--force_yml", *SHORT, enlarged):
@@ -100,6 +103,22 @@ def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
         assert sorted(name for name, _, _ in measured) == sorted(BENCHMARKS)
     checked = newcomer / "options/train/ESC/ESC_x2_DFLIP.yml"
     assert main(["options", "--check", str(checked)]) == 2  # the other DFLIP sets are not there
+
+
+def test_upscale_commands_make_pictures_larger(tmp_path):
+    photo = Image.fromarray(load_photograph("chelsea")[:24, :20])
+    (tmp_path / "holiday").mkdir()
+    for name in ("photo.jpg", "holiday/cat.png"):
+        photo.save(tmp_path / name)
+    first, second = block("upscale commands").splitlines()
+    for line, scale in ((first, 4), (second, 2)):
+        checkpoint = tmp_path / re.search(r"--model (\S+)", line)[1]
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"params_ema": build_variant("ESC", scale).state_dict()}, checkpoint)
+    run_lines([first, second], tmp_path)
+    for name, scale in (("photo_x4.jpg", 4), ("large/cat_x2.png", 2)):
+        with Image.open(tmp_path / name) as large:
+            assert large.size == (20 * scale, 24 * scale)
 
 
 def test_table_of_networks_has_the_parameters_that_are_built():
