@@ -119,10 +119,15 @@ class SeparableLargeKernelConv(nn.Module):
     def forward(self, x: Tensor, large_kernel: tuple[Tensor, Tensor]) -> Tensor:
         """Mix channels, then convolve each with its own kernel."""
         lk_channel, lk_spatial = large_kernel
-        border = (lk_spatial.shape[-1] - DYNAMIC_KERNEL_SIZE) // 2
         predicted = self.proj(x).reshape(x.shape[0], -1, 1, DYNAMIC_KERNEL_SIZE, DYNAMIC_KERNEL_SIZE)
+        mixed = F.conv2d(x, lk_channel)
+        if is_exporting():  # apart: a sum over taps is for the small kernel
+            size = lk_spatial.shape[-1]
+            shared = F.conv2d(mixed, lk_spatial, padding=size // 2, groups=len(lk_spatial))
+            return shared + _depthwise_per_image(mixed, predicted.flatten(0, 1))
+        border = (lk_spatial.shape[-1] - DYNAMIC_KERNEL_SIZE) // 2
         kernels = lk_spatial + F.pad(predicted, [border] * 4)  # [B, pdim, 1, k, k]
-        return _depthwise_per_image(F.conv2d(x, lk_channel), kernels.flatten(0, 1))
+        return _depthwise_per_image(mixed, kernels.flatten(0, 1))
 
 
 class ConvAttention(nn.Module):

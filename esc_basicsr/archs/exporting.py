@@ -11,7 +11,7 @@ _exporting: ContextVar[bool] = ContextVar("exporting", default=False)
 
 @contextlib.contextmanager
 def exporting() -> Iterator[None]:
-    """Within it the networks do the same for every batch, height and width, so that a recording serves all."""
+    """Within it the networks do the same for every batch, height and width: a recording serves all."""
     token = _exporting.set(True)
     try:
         yield

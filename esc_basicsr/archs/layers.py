@@ -180,9 +180,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     H, W = x.shape[-2:]
     padded_H = -(-H // multiple) * multiple
     padded_W = -(-W // multiple) * multiple
-    sides = ((1, H, padded_H), (2, W, padded_W))
+    sides = [(1, H, padded_H), (2, W, padded_W)]
     if not is_exporting():
-        sides = tuple(side for side in sides if side[1] != side[2])
+        sides = [(axis, size, padded_size) for axis, size, padded_size in sides if size != padded_size]
         if not sides:
             return x
     # index_select gives a contiguous result: seen as [B, H, W, C] it stays channels last, which the
