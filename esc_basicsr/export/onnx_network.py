@@ -1,0 +1,329 @@
+"""ESC networks as ONNX models of standard operators, for any batch, height and width.
+
+They are written operator by operator, so that what a runtime gets depends on no version of a tracer: sizes
+are computed in the graph, convolutions with nothing between them are one, and attention goes head by head,
+which bounds its memory to one head's scores.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+import torch.nn as nn
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from esc_basicsr.archs import ESC, ESCFP
+from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.block import ESCBlock
+from esc_basicsr.archs.conv_attention import (
+    DYNAMIC_KERNEL_SIZE,
+    AttentionMixer,
+    ConvAttention,
+    LargeKernel,
+    LargeKernelConv,
+    SeparableLargeKernelConv,
+    UnsharedConvAttention,
+)
+from esc_basicsr.archs.layers import ConvFFN
+from esc_basicsr.archs.symmetric_conv import SymmetricKernel
+from esc_basicsr.export.onnx_graph import Graph
+
+__all__ = ["INPUT", "OUTPUT", "build_onnx"]
+
+# names of the model's input and output
+INPUT, OUTPUT = "lr", "sr"
+
+# Slice's end that means "up to the end"
+_END = int(np.iinfo(np.int64).max)
+
+
+def build_onnx(network: ESC | ESCFP, half: bool, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """Write a network as an ONNX model, of operators of the domain ai.onnx alone.
+
+    Its input ``lr`` is (batch, 3, height, width), float32, RGB in [0, 1], any sizes >= 1; its output ``sr``
+    is (batch, 3, height·scale, width·scale), float32, not clamped.
+
+    Args:
+        network: The network, on any device; not changed.
+        half: Whether weights and features are float16. Input and output, and the upscaled input that the
+            network adds its result to, are float32 all the same.
+        opset: Version of ai.onnx, 17 or newer.
+        metadata: What the model says of itself, by key.
+    """
+    scale = network.upscaling_factor
+    graph = Graph(np.float16 if half else np.float32)
+    _Writer(graph, network).write()
+    upscaled: list[str | int | None] = ["batch", 3, f"height*{scale}", f"width*{scale}"]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            type(network).__name__,
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, upscaled)],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        producer_name="esc_basicsr",
+    )
+    # the oldest format that has these operators: older runtimes read it
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Grid(NamedTuple):
+    """Names of vectors of int64 that say how windows lie on a map.
+
+    Attributes:
+        batch: Images.
+        rows: Windows below one another.
+        columns: Windows beside one another.
+        row_index: Rows to read, reflected at the bottom until they fill windows.
+        column_index: The same of columns.
+        sides: (height, width) of the map itself.
+    """
+
+    batch: str
+    rows: str
+    columns: str
+    row_index: str
+    column_index: str
+    sides: str
+
+
+class _Writer:
+    """Writes a network into a graph, layer by layer; a map is (B, C, H, W) unless it is said otherwise."""
+
+    def __init__(self, graph: Graph, network: ESC | ESCFP) -> None:
+        self.graph = graph
+        self.network = network
+        self._grids: dict[int, _Grid] = {}
+        self._places_in_table: dict[int, str] = {}
+
+    def write(self) -> None:
+        """Write the whole network, from INPUT to OUTPUT."""
+        graph, network = self.graph, self.network
+        is_half = graph.dtype == np.float16
+        x = graph.add("Cast", INPUT, to=TensorProto.FLOAT16) if is_half else INPUT
+        large_kernel: LargeKernel
+        if isinstance(network, ESCFP):
+            large_kernel = network.lk_channel, network.lk_spatial
+        else:
+            large_kernel = None if network.plk_filter is None else SymmetricKernel(network.plk_filter)
+        feat = out = self._conv(x, network.proj)
+        for block in network.blocks:
+            assert isinstance(block, ESCBlock)
+            out = self._block(out, block, large_kernel)
+        if isinstance(network, ESCFP):
+            out = self._norm(out, network.ln_last)
+        out = self._conv(graph.add("Add", self._conv(out, network.last), feat), network.to_img)
+        out = graph.add("DepthToSpace", out, blocksize=network.upscaling_factor, mode="CRD")
+        if is_half:
+            out = graph.add("Cast", out, to=TensorProto.FLOAT)
+        graph.add("Add", out, self._upscaled_input(), output=OUTPUT)
+
+    def _upscaled_input(self) -> str:
+        """INPUT by nearest neighbour (ESC) or by PyTorch's bicubic interpolation (ESC-FP)."""
+        scale = self.network.upscaling_factor
+        scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
+        mode: dict[str, Any]
+        if isinstance(self.network, ESCFP):
+            mode = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
+        else:
+            mode = {
+                "mode": "nearest",
+                "nearest_mode": "floor",
+                "coordinate_transformation_mode": "asymmetric",
+            }
+        return self.graph.add("Resize", INPUT, "", scales, **mode)
+
+    def _block(self, x: str, block: ESCBlock, large_kernel: LargeKernel) -> str:
+        y = self._conv_ffn(self._norm(x, block.ln_proj), block.proj)
+        if block.attn is not None and block.ln_attn is not None:
+            y = self._add_attention(y, block.ln_attn, y, block.attn)
+        for norm, convffn, mixer in zip(block.lns, block.convffns, block.pconvs, strict=True):
+            assert isinstance(convffn, ConvFFN)
+            normalised = self._norm(y, norm)
+            if isinstance(mixer, AttentionMixer):
+                source = self._conv_ffn(normalised, convffn)
+                y = self._add_attention(y, mixer.norm, source, mixer.attn)
+            else:
+                assert isinstance(mixer, ConvAttention)
+                y = self._add_conv_attention(y, normalised, convffn, mixer, large_kernel)
+        return self.graph.add("Add", self._conv(self._norm(y, block.ln_out), block.conv_out), x)
+
+    def _conv(self, x: str, conv: nn.Conv2d) -> str:
+        return self._convolve(x, conv.weight, conv.bias, conv.groups)
+
+    def _convolve(self, x: str, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> str:
+        """Convolve with the zero padding that keeps the size."""
+        constants = [self.graph.weight(tensor) for tensor in (weight, bias) if tensor is not None]
+        size = weight.shape[-1]
+        pads = [size // 2] * 4
+        return self.graph.add("Conv", x, *constants, kernel_shape=[size] * 2, pads=pads, group=groups)
+
+    def _norm(self, x: str, norm: nn.Module) -> str:
+        if isinstance(norm, nn.Identity):
+            return x
+        return self.graph.add("Transpose", self._norm_channels_last(x, norm), perm=[0, 3, 1, 2])
+
+    def _norm_channels_last(self, x: str, norm: nn.Module) -> str:
+        """Normalise a map; the result is (B, H, W, C)."""
+        assert isinstance(norm, nn.LayerNorm)
+        x = self.graph.add("Transpose", x, perm=[0, 2, 3, 1])
+        affine = self.graph.weight(norm.weight), self.graph.weight(norm.bias)
+        return self.graph.add("LayerNormalization", x, *affine, axis=-1, epsilon=norm.eps)
+
+    def _gelu(self, x: str) -> str:
+        """Exact GELU, in the form that runtimes recognise and fuse."""
+        graph = self.graph
+        erf = graph.add("Erf", graph.add("Div", x, graph.number(math.sqrt(2))))
+        doubled = graph.add("Mul", x, graph.add("Add", erf, graph.number(1)))
+        return graph.add("Mul", doubled, graph.number(0.5))
+
+    def _conv_ffn(self, x: str, convffn: ConvFFN) -> str:
+        return self._conv(self._hidden(x, convffn), convffn.aggr)
+
+    def _hidden(self, x: str, convffn: ConvFFN) -> str:
+        """What a ConvFFN makes of ``x`` before its last convolution."""
+        x = self._gelu(self._conv(x, convffn.proj))
+        return self.graph.add("Add", self._gelu(self._conv(x, convffn.dwc)), x)
+
+    def _add_conv_attention(
+        self, x: str, normalised: str, convffn: ConvFFN, mixer: ConvAttention, large_kernel: LargeKernel
+    ) -> str:
+        """``x`` plus ConvAttn of ``convffn(normalised)``."""
+        if isinstance(mixer, UnsharedConvAttention):
+            large_kernel = SymmetricKernel(mixer.plk_filter)
+        pdim = mixer.pdim
+        hidden = self._hidden(normalised, convffn)
+        first, first_bias = convffn.aggr.weight.double(), convffn.aggr.bias.double()
+        convolved = self._convolve(hidden, first[:pdim], first_bias[:pdim])
+        convolved = self._large_and_dynamic_kernel(convolved, mixer.plk, large_kernel)
+        # On the channels that are not convolved the ConvFFN's last convolution and ConvAttn's are one.
+        second = mixer.aggr.weight.double()
+        rest = torch.einsum("oc,cikl->oikl", second[:, pdim:, 0, 0], first[pdim:])
+        bias = mixer.aggr.bias.double() + second[:, pdim:, 0, 0] @ first_bias[pdim:]
+        joined = self.graph.add("Concat", convolved, hidden, axis=1)
+        return self.graph.add("Add", self._convolve(joined, torch.cat((second[:, :pdim], rest), 1), bias), x)
+
+    def _large_and_dynamic_kernel(self, x: str, core: nn.Module, large_kernel: LargeKernel) -> str:
+        """ConvAttn's core: convolve with the large kernel and with the one made from the image, and add."""
+        if isinstance(core, LargeKernelConv):
+            assert isinstance(large_kernel, SymmetricKernel)
+            out = self._convolve(x, large_kernel.weight)
+            predictor, convolved = core.dwc_proj, x
+        else:
+            assert isinstance(core, SeparableLargeKernelConv) and isinstance(large_kernel, tuple)
+            lk_channel, lk_spatial = large_kernel
+            predictor, convolved = core.proj, self._convolve(x, lk_channel)
+            out = self._convolve(convolved, lk_spatial, groups=len(lk_spatial))
+        if predictor is None:
+            return out
+        _, reduce, _, expand = predictor
+        assert isinstance(reduce, nn.Conv2d) and isinstance(expand, nn.Conv2d)
+        pooled = self.graph.add("GlobalAveragePool", x)
+        kernels = self._conv(self._gelu(self._conv(pooled, reduce)), expand)
+        return self.graph.add("Add", out, self._depthwise_per_image(convolved, kernels))
+
+    def _depthwise_per_image(self, x: str, kernels: str) -> str:
+        """Convolve each channel of each image with a kernel of its own, (B, C·k², 1, 1).
+
+        It is a sum of shifted maps: operators have no number of groups that depends on the batch.
+        """
+        graph, k = self.graph, DYNAMIC_KERNEL_SIZE
+        border = k // 2
+        padded = graph.add("Pad", x, graph.integers(0, 0, border, border, 0, 0, border, border))
+        kernels = graph.add("Reshape", kernels, graph.integers(0, -1, 1, k * k))
+        terms = []
+        taps = graph.split(kernels, [1] * k * k, axis=3)
+        for tap, (top, left) in zip(taps, np.ndindex(k, k), strict=True):
+            ends = [start + 1 - k if start + 1 < k else _END for start in (top, left)]
+            shifted = graph.add(
+                "Slice", padded, graph.integers(top, left), graph.integers(*ends), graph.integers(2, 3)
+            )
+            terms.append(graph.add("Mul", shifted, tap))
+        return graph.add("Sum", *terms)
+
+    def _add_attention(self, x: str, norm: nn.Module, source: str, layer: WindowAttention) -> str:
+        """``x`` plus window attention over the normalised ``source``."""
+        graph, w, heads = self.graph, layer.window_size, layer.num_heads
+        dim = layer.to_out.out_channels
+        grid, side = self._grid(w), graph.integers(w)
+        y = self._norm_channels_last(source, norm)
+        y = graph.add("Gather", y, grid.row_index, axis=1)
+        y = graph.add("Gather", y, grid.column_index, axis=2)
+        # Queries are scaled beforehand, so that their products stay small in half precision, too.
+        scaling = layer.to_qkv.bias.new_ones(3 * dim)
+        scaling[:dim] = (dim // heads) ** -0.5
+        y = self._linear(y, layer.to_qkv.matrix * scaling[:, None], layer.to_qkv.bias * scaling)
+        # [B, (rows w), (columns w), 3C] -> [(B rows columns), (w w), 3C]
+        shape = graph.add(
+            "Concat", grid.batch, grid.rows, side, grid.columns, side, graph.integers(-1), axis=0
+        )
+        y = graph.add("Transpose", graph.add("Reshape", y, shape), perm=[0, 1, 3, 2, 4, 5])
+        y = graph.add("Reshape", y, graph.integers(-1, w * w, 3 * dim))
+        pieces = graph.split(y, [dim // heads] * (3 * heads), axis=2)
+        outs = []
+        for head, table in enumerate(layer.relative_position_bias):
+            q, k, v = pieces[head::heads]
+            bias = graph.add("Gather", graph.weight(table), self._place_in_table(w), axis=0)
+            scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 2, 1]))
+            weights = graph.add("Softmax", graph.add("Add", scores, bias), axis=-1)
+            outs.append(graph.add("MatMul", weights, v))
+        y = self._linear(graph.add("Concat", *outs, axis=2), layer.to_out.matrix, layer.to_out.bias)
+        # [(B rows columns), (w w), C] -> [B, C, (rows w), (columns w)]
+        shape = graph.add(
+            "Concat", grid.batch, grid.rows, grid.columns, side, side, graph.integers(-1), axis=0
+        )
+        y = graph.add("Transpose", graph.add("Reshape", y, shape), perm=[0, 5, 1, 3, 2, 4])
+        sides = graph.add("Mul", graph.add("Concat", grid.rows, grid.columns, axis=0), side)
+        y = graph.add("Reshape", y, graph.add("Concat", grid.batch, graph.integers(dim), sides, axis=0))
+        y = graph.add("Slice", y, graph.integers(0, 0), grid.sides, graph.integers(2, 3))
+        return graph.add("Add", x, y)
+
+    def _linear(self, x: str, matrix: Tensor, bias: Tensor) -> str:
+        """A 1×1 convolution where channels come last."""
+        product = self.graph.add("MatMul", x, self.graph.weight(matrix.T))
+        return self.graph.add("Add", product, self.graph.weight(bias))
+
+    def _grid(self, window_size: int) -> _Grid:
+        """How windows of a side lie on the input; computed once in the graph."""
+        if window_size in self._grids:
+            return self._grids[window_size]
+        graph, w, one = self.graph, self.graph.integers(window_size), self.graph.integers(1)
+        batch, _, height, width = graph.split(graph.add("Shape", INPUT), [1, 1, 1, 1], axis=0)
+
+        def count_and_index(side: str) -> tuple[str, str]:
+            count = graph.add("Div", graph.add("Add", side, graph.integers(window_size - 1)), w)
+            end = graph.add("Squeeze", graph.add("Mul", count, w), graph.integers(0))
+            place = graph.add("Range", graph.integer(0), end, graph.integer(1))
+            # 0, 1, ..., side - 1, ..., 1, 0, 1, ...: there and back; a side of one pixel repeats it
+            there_and_back = graph.add("Mul", graph.add("Sub", side, one), graph.integers(2))
+            place = graph.add("Mod", place, graph.add("Max", there_and_back, one))
+            return count, graph.add("Min", place, graph.add("Sub", there_and_back, place))
+
+        (rows, row_index), (columns, column_index) = count_and_index(height), count_and_index(width)
+        sides = graph.add("Concat", height, width, axis=0)
+        self._grids[window_size] = _Grid(batch, rows, columns, row_index, column_index, sides)
+        return self._grids[window_size]
+
+    def _place_in_table(self, window_size: int) -> str:
+        """Where in a head's table each query and key find their bias, (w², w²); see `expand_position_bias`.
+
+        A difference of two short constants: the large array is in the runtime's memory, not in the file.
+        """
+        w = window_size
+        if w not in self._places_in_table:
+            pixel = np.arange(w * w, dtype=np.int64)
+            place = pixel // w * (2 * w - 1) + pixel % w
+            of_key, of_query = place[None] + 2 * w * (w - 1), place[:, None]
+            self._places_in_table[w] = self.graph.add(
+                "Sub", self.graph.constant(of_key), self.graph.constant(of_query)
+            )
+        return self._places_in_table[w]

@@ -1,0 +1,127 @@
+"""ESC networks as TorchScript and torch.export programs."""
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.exporting import exporting
+from esc_basicsr.errors import UserError
+
+__all__ = ["METADATA_FILE", "read_exported", "read_torchscript", "write_exported", "write_torchscript"]
+
+# Both kinds of files are archives; this file in them says what they hold.
+METADATA_FILE = "esc_basicsr.json"
+
+# What is recorded is the same for any image; only at sizes of 1 some operations would take short cuts.
+_EXAMPLE = (2, 3, 13, 18)
+
+
+class _Program(nn.Module):
+    """What is recorded: float32 in, float32 out, whatever the network's precision."""
+
+    def __init__(self, network: nn.Module, half: bool) -> None:
+        super().__init__()
+        self.dtype = torch.float16 if half else torch.float32
+        # The name is one that readers of state dicts, spandrel's too, take off.
+        self.module = copy.deepcopy(network).cpu().eval().requires_grad_(False).to(self.dtype)
+        for layer in self.module.modules():
+            if isinstance(layer, WindowAttention):
+                layer.attn_type = "SDPA"  # fused wherever PyTorch is; Flex cannot be recorded
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Upscale a batch of images."""
+        sr: Tensor = self.module(lr.to(self.dtype))
+        return sr.float()
+
+
+def write_torchscript(network: nn.Module, half: bool, metadata: Mapping[str, str]) -> bytes:
+    """Write a network as a TorchScript file, for any batch, height and width.
+
+    Input (batch, 3, height, width) and output (batch, 3, height·scale, width·scale) are float32, RGB in
+    [0, 1], the output not clamped. It may be loaded onto any device.
+
+    Args:
+        network: The network; not changed.
+        half: Whether weights and features are float16.
+        metadata: What the file says of itself, as JSON in its extra file METADATA_FILE.
+
+    Raises:
+        UserError: This PyTorch cannot record it.
+    """
+    file = io.BytesIO()
+    with _recording("TorchScript"):
+        traced = torch.jit.trace(_Program(network, half), torch.zeros(_EXAMPLE), check_trace=False)
+        torch.jit.save(traced, file, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+    return file.getvalue()
+
+
+def read_torchscript(content: bytes) -> nn.Module:
+    """The program of a file that `write_torchscript` wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(io.BytesIO(content), map_location="cpu")
+
+
+def write_exported(network: nn.Module, half: bool, metadata: Mapping[str, str]) -> bytes:
+    """Write a network as a torch.export file; arguments, input and output as in `write_torchscript`.
+
+    Batch, height and width are any, but for an image of a single pixel. It runs on the CPU, or where
+    torch.export.passes.move_to_device_pass takes it.
+
+    Raises:
+        UserError: This PyTorch cannot record it.
+    """
+    any_size = torch.export.Dim.DYNAMIC
+    options: dict[str, Any] = {"prefer_deferred_runtime_asserts_over_guards": True}
+    if not options.keys() <= inspect.signature(torch.export.export).parameters.keys():
+        raise UserError(
+            f"torch.export of PyTorch {torch.__version__} holds a network to sizes like the recorded one's; "
+            "update PyTorch, or use --format torchscript or onnx."
+        )
+    file = io.BytesIO()
+    with _recording("torch.export"), _sizes_of_one_as_any():
+        program = torch.export.export(
+            _Program(network, half),
+            (torch.zeros(_EXAMPLE),),
+            dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},),
+            strict=False,
+            **options,
+        )
+        torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+    return file.getvalue()
+
+
+def read_exported(content: bytes) -> nn.Module:
+    """The program of a file that `write_exported` wrote."""
+    return torch.export.load(io.BytesIO(content)).module()
+
+
+@contextlib.contextmanager
+def _recording(format_name: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings(), exporting(), torch.no_grad():
+            # of deprecation, and of what `exporting` has taken care of
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # what recording raises has no limits
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot write {format_name} ({type(error).__name__}: {error}). Use "
+            "another format."
+        ) from error
+
+
+def _sizes_of_one_as_any() -> contextlib.AbstractContextManager[object]:
+    """Have torch.export assume no size to be above 1."""
+    config: Any = importlib.import_module("torch.fx.experimental._config")
+    return config.patch(backed_size_oblivious=True)
