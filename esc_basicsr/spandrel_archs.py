@@ -1,0 +1,105 @@
+"""ESC networks as spandrel architectures: what ComfyUI and chaiNNer read checkpoints by.
+
+import spandrel
+from esc_basicsr import spandrel_archs
+
+spandrel_archs.install()
+model = spandrel.ModelLoader().load_from_file("ESC_x4.pth")
+"""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from spandrel import (
+    MAIN_REGISTRY,
+    Architecture,
+    ArchRegistry,
+    ArchSupport,
+    ImageModelDescriptor,
+    ModelTiling,
+    SizeRequirements,
+    StateDict,
+)
+
+from esc_basicsr.archs.checkpoint import infer_network_options
+from esc_basicsr.archs.variants import NETWORKS, VARIANTS
+from esc_basicsr.errors import UserError
+
+__all__ = ["ESCArch", "ESCFPArch", "install"]
+
+
+class _Architecture(Architecture[nn.Module]):
+    """One registered network as an architecture: what its weights tell decides.
+
+    Args:
+        network: Its name, a key of `NETWORKS`.
+        name: What it is called.
+    """
+
+    def __init__(self, network: str, name: str) -> None:
+        super().__init__(id=network, name=name, detect=self._is_ours)
+        self._network = network
+
+    def load(self, state_dict: StateDict) -> ImageModelDescriptor[nn.Module]:
+        """Build the network that a state dict belongs to.
+
+        Raises:
+            UserError: It is not of this architecture.
+        """
+        options = infer_network_options(state_dict)
+        if options is None or options["type"] != self._network:
+            raise UserError(f"these are not weights of {self.name}.")
+        scale, keys = int(options["upscaling_factor"]), {**options}
+        with torch.device("meta"):
+            network = NETWORKS[keys.pop("type")](**keys)
+        return ImageModelDescriptor(
+            network.to_empty(device="cpu").eval(),
+            state_dict,
+            architecture=self,
+            purpose="SR" if scale > 1 else "Restoration",
+            tags=_tags(options),
+            supports_half=True,
+            supports_bfloat16=True,
+            scale=scale,
+            input_channels=3,
+            output_channels=3,
+            # The network pads by itself. But its dynamic kernels are made from the whole image.
+            size_requirements=SizeRequirements(),
+            tiling=ModelTiling.DISCOURAGED,
+        )
+
+    def _is_ours(self, state_dict: StateDict) -> bool:
+        options = infer_network_options(state_dict)
+        return options is not None and options["type"] == self._network
+
+
+class ESCArch(_Architecture):
+    """ESC and ESC-light."""
+
+    def __init__(self) -> None:
+        super().__init__("ESC", "ESC")
+
+
+class ESCFPArch(_Architecture):
+    """ESC-FP."""
+
+    def __init__(self) -> None:
+        super().__init__("ESCFP", "ESC-FP")
+
+
+def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
+    """Have spandrel know ESC and ESC-FP; once more does no harm.
+
+    Args:
+        registry: What `spandrel.ModelLoader` is to find them in; by default every one does.
+    """
+    supports = [ArchSupport.from_architecture(arch) for arch in (ESCArch(), ESCFPArch())]
+    registry.add(*supports, ignore_duplicates=True)
+
+
+def _tags(options: dict[str, Any]) -> list[str]:
+    """The published variant, if it is one, and the sizes."""
+    sizes = {key: value for key, value in options.items() if key != "upscaling_factor"}
+    tags = [name for name, variant in VARIANTS.items() if variant == sizes]
+    return [*tags, f"{options['dim']}dim", f"{options['n_blocks']}nb"]
