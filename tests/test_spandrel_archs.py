@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -116,3 +118,28 @@ def test_what_is_no_network_is_not_ours():
         {"proj.weight": torch.zeros(3), "to_img.bias": torch.zeros(12)},
     ):
         assert not any(spandrel.MAIN_REGISTRY[kind].detect(weights) for kind in ("ESC", "ESCFP"))
+
+
+def test_install_needs_torch_and_spandrel_alone():
+    script = """
+import importlib.abc, importlib.util, sys
+import spandrel
+
+ABSENT = {"basicsr", "mmengine", "lmdb", "cv2", "yaml", "addict", "tqdm", "psutil", "tifffile", "onnx"}
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "basicsr" else real(name, *a)
+from esc_basicsr import spandrel_archs
+from esc_basicsr.archs import ESC
+spandrel_archs.install()
+net = ESC(2, dim=16, pdim=4, n_blocks=1, window_size=8, num_heads=2)
+print(spandrel.MAIN_REGISTRY.load(net.state_dict()).architecture.id)
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "ESC\n"), result.stderr

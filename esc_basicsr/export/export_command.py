@@ -106,7 +106,10 @@ def run(args: argparse.Namespace) -> int:
     ):
         shape = f"{batch}×3×{height}×{width}"
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{args.output.parent} cannot be made: {error.strerror or error}.") from error
     with written_whole(args.output) as file:
         file.write(content)
     what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"

@@ -60,6 +60,7 @@ def test_network_that_differs_is_not_left_behind(checkpoint, tmp_path, capsys, m
         ("a.safetensors", ["--time", "8x8"], "nothing that runs"),
         ("a.pt", ["--time", "0x8"], "expected height and width"),
         ("tiny_x2.pth", ["--format", "onnx"], "Add --overwrite"),
+        ("tiny_x2.pth/a.safetensors", [], "cannot be made"),
     ],
 )
 def test_mistakes_are_told(checkpoint, tmp_path, capsys, out, options, message):
