@@ -116,6 +116,8 @@ def test_upscale_commands_make_pictures_larger(tmp_path):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params_ema": build_variant("ESC", scale).state_dict()}, checkpoint)
     run_lines([first, second], tmp_path)
+    run_lines([block("export commands").splitlines()[1]], tmp_path)
+    assert (tmp_path / "ESC_x4.onnx").is_file()
     for name, scale in (("photo_x4.jpg", 4), ("large/cat_x2.png", 2)):
         with Image.open(tmp_path / name) as large:
             assert large.size == (20 * scale, 24 * scale)

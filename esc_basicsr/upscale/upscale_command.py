@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", *PRECISIONS],
         default="auto",
-        help="auto: float16 on a GPU where it gives the same, else float32 (default: auto)",
+        help="auto: fp16 on a GPU where it gives the same, else fp32 (default: auto)",
     )
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="to work in (default: most of what there is)"

@@ -20,7 +20,7 @@ __all__ = ["PRECISIONS", "Upscaler"]
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Feature maps in float32 that are there at once, strip by strip (docs/speed.md measures 4.6), and some more.
 _MAPS = 6
@@ -45,8 +45,8 @@ class Upscaler:
             network that ships; the default one of ``scale`` if left out.
         scale: Upscaling factor that is wanted; the network's if left out.
         device: ``auto``, a GPU where there is one; ``cpu``; ``cuda``, ``cuda:1`` ...
-        precision: ``float32``; ``float16`` or ``bfloat16``, to compute in it where autocast deems that safe;
-            ``auto``: float32 on a CPU, on a GPU float16 for 8-bit pictures if a part of the first one comes
+        precision: ``fp32``; ``fp16`` or ``bf16``, to compute in it where autocast deems that safe;
+            ``auto``: fp32 on a CPU, on a GPU fp16 for 8-bit pictures if a part of the first one comes
             out the same.
         memory: Bytes to work in; what there is if left out.
 
@@ -202,7 +202,7 @@ class Upscaler:
         psnr = float(-10 * torch.log10((exact - half).square().mean()))  # inf if they are equal, else finite
         if psnr >= _HALF_IS_SAFE:
             return torch.float16
-        info_once(f"float16 differs from float32 ({psnr:.1f} dB): {self.name} runs in float32.")
+        info_once(f"fp16 differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
 
 
