@@ -17,12 +17,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from esc_basicsr.archs.checkpoint import read_weights, refuse_compression
+from esc_basicsr.archs.checkpoint import read_weights, refuse_bombs
 from esc_basicsr.errors import UserError
 from esc_basicsr.files import written_whole
 from esc_basicsr.log import logger
 
 __all__ = [
+    "check_form",
     "load_resume_state",
     "newest_state",
     "on_first_rank",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+_LARGEST = 2**62  # of whole numbers in a state
 # What `ReproducibleSampler.place` gives.
 _PLACE = {"seed", "samples", "batch", "epoch", "done"}
 
@@ -112,8 +114,10 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Go on with the random numbers of a process whose `random_state` it was."""
     random.setstate(state["python"])
-    name, numbers, *others = state["numpy"]
-    np.random.set_state((name, numbers.numpy().astype(np.uint32), *others))
+    name, numbers, position, *others = state["numpy"]
+    if not 0 <= position <= len(numbers):
+        raise ValueError(f"random numbers at {position} of {len(numbers)}")
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), position, *others))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -188,7 +192,7 @@ def _states(opt: Mapping[str, Any]) -> list[Path]:
 def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
     try:
-        refuse_compression(path)
+        refuse_bombs(path)
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch.load checks no sums
                 raise ValueError(damaged)
@@ -227,9 +231,69 @@ def _is_state(state: Any) -> bool:
     place = state.get("data") or dict.fromkeys(_PLACE, 0)
     return (
         place.keys() == _PLACE
-        and all(type(value) is int for value in place.values())
+        and all(type(value) is int and 0 <= value < _LARGEST for value in place.values())
+        and all(0 <= state[key] < _LARGEST for key in ("epoch", "iter"))
         and all(isinstance(digest, str) for digest in state.get("sha256", {}).values())
+        and all(type(count) is int for count in state.get("skipped", {}).values())
+        and ("metrics" not in state or _are_metrics(state["metrics"]))
     )
+
+
+def check_form(found: Any, own: Any, where: str) -> None:
+    """Compare a part of a training state with the same part of this training's own.
+
+    Args:
+        found: What was read: tensors, numbers, texts, and containers of them.
+        own: What it must be like. Numbers may differ, but must be finite; of numbers alone a container may
+            have more or fewer. What only one of two dicts has is let be; an empty container allows anything.
+        where: What it is called.
+
+    Raises:
+        ValueError: It is not like that; with the place.
+    """
+    if isinstance(own, Mapping) and isinstance(found, Mapping):
+        if all(map(_is_number, own.values())):
+            fits = not own or all(map(_is_number, found.values()))
+        else:
+            fits = True
+            for key in own.keys() & found.keys():
+                check_form(found[key], own[key], f"{where}.{key}")
+    elif isinstance(own, list | tuple) and isinstance(found, list | tuple):
+        if all(map(_is_number, own)):
+            fits = not own or all(map(_is_number, found))
+        else:
+            fits = len(found) == len(own)
+            for number, pair in enumerate(zip(found, own, strict=False)):
+                check_form(*pair, f"{where}.{number}")
+    else:
+        fits = _is_number(found) if _is_number(own) else type(found) is type(own)
+    if not fits:
+        raise ValueError(f"{where} is not what it should be")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+
+
+def _are_metrics(state: Mapping[str, Any]) -> bool:
+    """Whether it has the form of `SharedValidation.metrics_state`, whose numbers may be infinite."""
+    history, best = state.get("history"), state.get("best")
+    if not isinstance(history, list) or not isinstance(best, dict):
+        return False
+    entries = [
+        isinstance(entry, dict)
+        and type(entry.get("iter")) is int
+        and isinstance(entry.get("set"), str)
+        and all(isinstance(key, str) and isinstance(value, int | float | str) for key, value in entry.items())
+        for entry in history
+    ]
+    records = [
+        isinstance(record, dict)
+        and {"better": str, "val": float, "iter": int} == {key: type(value) for key, value in record.items()}
+        for of_set in best.values()
+        for record in (of_set.values() if isinstance(of_set, dict) else [None])
+    ]
+    return all(entries) and all(records)
 
 
 def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any]) -> Iterable[Path]:

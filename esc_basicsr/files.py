@@ -8,7 +8,17 @@ from typing import BinaryIO
 
 from esc_basicsr.errors import UserError
 
-__all__ = ["written_whole"]
+__all__ = ["is_file", "is_folder", "written_whole"]
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is there; not either where there can be none, as the name is too long for one."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path's raises for such a name
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is there; not either where there can be none."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import yaml
 
 from esc_basicsr import compat, heartbeat, stopping
 from esc_basicsr.config.check import check_options
+from esc_basicsr.config.keys import FOLDER_NAME
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
@@ -76,8 +78,22 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         _replaced(sys, "argv", argv),
         _replaced(module, "get_env_info", get_env_info),
     ):
-        getattr(module, f"{name}_pipeline")(str(Path.cwd()))
+        try:
+            getattr(module, f"{name}_pipeline")(str(Path.cwd()))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            raise UserError(
+                f"{args.opt}: out of memory. Lower datasets.train.batch_size_per_gpu or gt_size, "
+                f"val.batch_size, or the sizes of network_g. ({str(error).partition(chr(10))[0]})"
+            ) from error
     return 0
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether it is one of those by which Python, CUDA, and PyTorch's CPU allocator say so."""
+    said = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def parse_options(
@@ -114,8 +130,12 @@ def _agree_on_options(args: argparse.Namespace, root: Path, is_train: bool) -> d
     problem = None
     try:
         options = load_options(args.opt, args.force_yml)
-        states = root / "experiments" / str(options.get("name")) / "training_states"
-        resumes = args.auto_resume and any(states.glob("*.state"))
+        name: Any = options.get("name")
+        resumes = (
+            args.auto_resume
+            and FOLDER_NAME.accepts(name)
+            and any(Path(root, "experiments", name, "training_states").glob("*.state"))
+        )
         check_options(options, args.opt, is_train, resumes)
     except UserError as error:
         problem = str(error)

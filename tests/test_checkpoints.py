@@ -158,6 +158,22 @@ def test_new_experiment_is_not_begun_over_one_with_states(experiment: dict[str, 
         {"epoch": 0, "iter": 100, "optimizers": [], "schedulers": [], "data": {"samples": 3}},
         {"epoch": 0, "iter": 100, "optimizers": [], "schedulers": [], "data": []},
         {"epoch": 0, "iter": 100, "optimizers": [], "schedulers": [], "sha256": {"net_identity_100.pth": 1}},
+        {"epoch": 1 << 70, "iter": 100, "optimizers": [], "schedulers": []},
+        {"epoch": 0, "iter": 100, "optimizers": [], "schedulers": [], "skipped": {"in_all": "x"}},
+        {
+            "epoch": 0,
+            "iter": 100,
+            "optimizers": [],
+            "schedulers": [],
+            "metrics": {"history": [], "best": 1.0},
+        },
+        {
+            "epoch": 0,
+            "iter": 100,
+            "optimizers": [],
+            "schedulers": [],
+            "metrics": {"history": [{}], "best": {}},
+        },
         [],
     ],
 )
@@ -167,6 +183,44 @@ def test_state_of_another_content_is_passed_over(
     torch.save(state, tmp_path / "training_states" / "100.state")
     assert checkpoints.load_resume_state(experiment)["iter"] == 10
     assert "100.state: not a training state" in esc_log[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "own", "where"),
+    [
+        ({"a": [1, {"b": "x"}]}, {"a": [1, {"b": 2}]}, "state.a.1"),
+        ({"a": float("nan")}, {"a": 0.5, "b": "x"}, "state.a"),
+        ({"a": torch.zeros(2)}, {"a": 1.0, "b": "x"}, "state.a"),
+        ([True, None], [False, 1], "state.1"),
+        ([1, 2, "x"], [1, 2], "state"),
+        ([[], []], [[]], "state"),
+        ({"a": 1, "b": "x"}, {"a": 1}, "state"),
+        (7, {}, "state"),
+    ],
+)
+def test_part_of_a_state_of_another_form_is_told_with_its_place(found: Any, own: Any, where: str) -> None:
+    with pytest.raises(ValueError, match=f"^{where} is not what it should be$"):
+        checkpoints.check_form(found, own, "state")
+
+
+def test_part_of_a_state_may_differ_in_numbers() -> None:
+    own = {"lr": 1, "betas": (0.9, 0.9), "milestones": [5], "counts": {3: 1}, "foreach": None, "more": {}}
+    found = {
+        "lr": 0.5,
+        "betas": [0.5, 0],
+        "milestones": [5, 9],
+        "counts": {8: 2, 9: 1},
+        "foreach": None,
+        "x": "y",
+    }
+    checkpoints.check_form(found, own, "state")
+
+
+def test_place_beyond_the_random_numbers_is_refused() -> None:
+    state = checkpoints.random_state()
+    state["numpy"][2] = 10**6
+    with pytest.raises(ValueError, match="random numbers at 1000000 of 624"):
+        checkpoints.restore_random_state(state)
 
 
 def test_random_state_brings_the_same_numbers_again() -> None:

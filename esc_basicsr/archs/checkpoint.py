@@ -7,6 +7,7 @@ Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bar
 import io
 import json
 import math
+import mmap
 import os
 import pickle
 import pickletools
@@ -14,7 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -47,8 +48,8 @@ _DTYPES = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 }
 
-# What a pickle of weights and numbers names, beside types: a storage's name means no more than that to PyTorch.
-_TYPES = re.compile(r"torch\.((cuda\.)?(?!Typed|Untyped)\w+Storage|b?float\d+|u?int\d+|bool)")
+# What a pickle of weights and numbers names, beside types; a storage's name is but a type to PyTorch.
+_TYPES = re.compile(r"torch\.((cuda\.)?(?!Typed|Untyped)\w+Storage|b?float\d+\w*|complex\d+|u?int\d+|bool)")
 _NAMED = {
     "torch.Size",
     "torch.device",
@@ -57,6 +58,10 @@ _NAMED = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+    # these are refused later, by the names of the weights
+    "torch._utils._rebuild_sparse_tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch.serialization._get_layout",
 }
 _LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, protocol, system, content, storages' keys
 
@@ -194,9 +199,12 @@ def refuse_bombs(path: Path) -> None:
         Exception: It is damaged.
     """
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+        # mapped: a pickle may ask for more to be read than there is
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[:4] == b"PK\x03\x04":
+                raise zipfile.BadZipFile("its end, by which a zip file is known, is missing")
             for _ in range(_LEGACY_PICKLES):
-                _refuse_calls(file, path)
+                _refuse_calls(content, path)
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -207,9 +215,16 @@ def refuse_bombs(path: Path) -> None:
                 _refuse_calls(io.BytesIO(archive.read(record)), path)
 
 
-def _refuse_calls(file: BinaryIO, path: Path) -> None:
+def _refuse_calls(file: Any, path: Path) -> None:
     """Refuse a pickle that names anything but what weights and training states are made of."""
-    for operation, argument, _ in pickletools.genops(file):
+    operations = pickletools.genops(file)
+    while True:
+        try:
+            operation, argument, _ = next(operations)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise pickle.UnpicklingError(str(error)) from error
         if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             name = str(argument).replace(" ", ".")
             if name not in _NAMED and not _TYPES.fullmatch(name):

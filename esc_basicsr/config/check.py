@@ -7,6 +7,7 @@ was set up, and a training set smaller than a batch trains for zero iterations w
 
 import inspect
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +19,11 @@ import torch
 from esc_basicsr.archs.checkpoint import check_fit, infer_network_options, is_safetensors, read_weights
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.config import keys as known
-from esc_basicsr.config.data_check import GUIDE, batch_problems, data_problems
+from esc_basicsr.config.data_check import GUIDE, batch_problems, data_problems, expand
 from esc_basicsr.config.keys import ANYTHING, BOOL, INTEGER, NUMBER, TEXT, Kind
 from esc_basicsr.config.suggestion import hint, nearest
 from esc_basicsr.errors import UserError
+from esc_basicsr.files import is_file
 from esc_basicsr.log import logger
 
 __all__ = ["check_options"]
@@ -32,6 +34,9 @@ _ANNOTATED: dict[Any, Kind] = {
 }
 # A parameter that has a number as default may take lists and more, but hardly a number as text.
 _NO_NUMBER_AS_TEXT = Kind("a number", lambda value: _number_for(value, NUMBER) is None)
+
+_TOLD = 30  # problems
+_LONGEST = 2000  # characters of one, most of them from the file
 
 _FOREIGN = "If another package provides it, that package must be imported first."
 
@@ -53,7 +58,9 @@ def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool, resu
     check.run()
     if check.problems:
         count = "1 problem" if len(check.problems) == 1 else f"{len(check.problems)} problems"
-        problems = [problem.replace("\n", "\n    ") for problem in check.problems]
+        problems = [_shortened(problem).replace("\n", "\n    ") for problem in check.problems[:_TOLD]]
+        if len(check.problems) > _TOLD:
+            problems.append(f"... and {len(check.problems) - _TOLD} more")
         lines = "\n  ".join([f"{path}: {count}", *problems])
         raise UserError("\n".join([lines, *check.notes]))
 
@@ -206,11 +213,19 @@ class _Check:
         if not cls.__module__.startswith("esc_basicsr.") or len(self.problems) > problems_before:
             return None
         options = {key: value for key, value in self.section(where).items() if key != "type"}
+        for key, value in options.items():
+            if known.is_whole(value) and value > known.LARGEST_SIZE:
+                self.add(f"{where}.{key}", f"got {value}, expected {known.LARGEST_SIZE:,} at most.")
+                return None
+        blocks = math.prod(options.get(key, 5) for key in ("n_blocks", "conv_blocks"))
+        if blocks > known.MOST_BLOCKS:
+            self.add(where, f"got {blocks} blocks in all, expected {known.MOST_BLOCKS:,} at most.")
+            return None
         try:
             with torch.device("meta"):  # takes no memory, and no random numbers from the run
                 return cls(**options)
-        except (TypeError, ValueError) as error:
-            self.add(where, str(error))
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            self.add(where, str(error).partition("\n")[0])
             return None
 
     # The sections
@@ -274,7 +289,8 @@ class _Check:
             is_weights = str(key).startswith("pretrain_network") and not resumes
             if not isinstance(value, str) or not (is_weights or (key == "resume_state" and self.is_train)):
                 continue
-            if not Path(value).expanduser().is_file():
+            file = expand(value)
+            if not is_file(file):
                 what = "checkpoint" if is_weights else "training state"
                 remedy = (
                     "Train what it comes from first, or give another."
@@ -283,18 +299,14 @@ class _Check:
                 )
                 self.add(f"{where}.{key}", f"there is no {what} '{value}'. {remedy}")
                 self.note_paths()
-            elif (
-                is_weights
-                and self.opt.get("model_type") == "SRModel"
-                and is_safetensors(Path(value).expanduser())
-            ):
+            elif is_weights and self.opt.get("model_type") == "SRModel" and is_safetensors(file):
                 self.add(
                     f"{where}.{key}",
                     f"{value} is a .safetensors file, and SRModel reads .pth alone. "
                     "With model_type: ESCModel it is read.",
                 )
             elif key == "pretrain_network_g" and self.network_g is not None and is_weights:
-                self.check_weights(f"{where}.{key}", Path(value).expanduser(), self.network_g)
+                self.check_weights(f"{where}.{key}", file, self.network_g)
 
     def check_weights(self, where: str, file: Path, network: torch.nn.Module) -> None:
         section = self.section("path")
@@ -542,7 +554,8 @@ class _Check:
         table = {**known.LOADER, **known.DATASETS.get(kind, {})}
         self.check_keys(where, table, required, open_ended=kind not in known.DATASETS)
         if isinstance(dataset.get("io_backend"), Mapping):
-            self.look_up(f"{where}.io_backend", known.IO_BACKENDS, "way to read images")
+            way = self.look_up(f"{where}.io_backend", known.IO_BACKENDS, "way to read images")
+            self.check_keys(f"{where}.io_backend", {"type": TEXT}, open_ended=way == "memcached")
         sources = dataset.get("sources") if kind == "DFLIPDataset" else None
         for index, source in enumerate(sources if isinstance(sources, list) else []):
             self.check_source(f"{where}.sources[{index}]", source)
@@ -585,6 +598,10 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
     if kind is not None:
         return kind
     return _NO_NUMBER_AS_TEXT if known.is_number(parameter.default) else ANYTHING
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _variant_for(name: Any) -> str | None:
@@ -642,7 +659,9 @@ def _say(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         looks_otherwise = _number_for(value, NUMBER) is not None or value.lower() in ("true", "false")
-        return f"the text '{value}'" if looks_otherwise else f"'{value}'"
+        shown = value if value.isprintable() else repr(value)[1:-1]
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+        return f"the text '{shown}'" if looks_otherwise else f"'{shown}'"
     if isinstance(value, Mapping):
         return "a section"
     text = str(value)

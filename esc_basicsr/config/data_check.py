@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from esc_basicsr.config.keys import TEMPLATE, is_number, is_whole
+from esc_basicsr.config.keys import LOADER, SOURCE, TEMPLATE, is_whole
 from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.errors import UserError
+from esc_basicsr.files import is_file, is_folder
 
 Problem = tuple[str, str]
 Size = tuple[int, int]  # height, width
@@ -53,7 +54,7 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
         if not problems and is_training_set:
             yield from _crop_problems(root, *read_meta_info(_list_of(root)), dataset.get("gt_size"))
     listing = dataset.get("meta_info_file")
-    if isinstance(listing, str) and not Path(listing).is_file():
+    if isinstance(listing, str) and not is_file(listing):
         found = False
         yield "meta_info_file", f"there is no list of images '{listing}'."
     if found and dataset.get("type") == "PairedImageDataset" and (listing is None or backend == "lmdb"):
@@ -73,27 +74,34 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
         return _count_listed(root)
     if isinstance(dataset.get("meta_info_file"), str):
         return _count_lines(Path(dataset["meta_info_file"]))
-    return len(_image_names(_expand(root)))
+    return len(_image_names(expand(root)))
 
 
 def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterator[Problem]:
-    """A training set too small for one batch: BasicSR drops incomplete ones, and would train on nothing."""
+    """A batch that processes cannot share, or that a training set is too small for: nothing to train on."""
     images = count_images(dataset)
-    batch, ratio = dataset.get("batch_size_per_gpu"), dataset.get("dataset_enlarge_ratio", 1)
-    if not images or not is_whole(batch) or not is_number(ratio):
+    key = "batch_size_per_gpu" if dataset.get("global_batch_size") is None else "global_batch_size"
+    batch: Any = dataset.get(key)
+    ratio: Any = dataset.get("dataset_enlarge_ratio", 1)
+    kinds = {key: batch, "dataset_enlarge_ratio": ratio}
+    if not images or not all(LOADER[name].accepts(value) for name, value in kinds.items()):
         return
-    processes = _process_count(opt)
-    # Without a launcher one process feeds all devices, with a batch that is so much larger.
-    devices = _device_count(opt) if processes == 1 else 1
-    samples = math.ceil(images * ratio / processes)
-    if samples < batch * devices:
-        of_each = f" for each of {processes} processes" if processes > 1 else ""
-        on_all = f" on each of {devices} GPUs" if devices > 1 else ""
+    processes, of_each, needed = _process_count(opt), "", batch
+    if key == "global_batch_size" and batch % processes:
+        yield key, f"got {batch}, expected a multiple of the number of processes, {processes}."
+        return
+    if key == "batch_size_per_gpu":
+        # Without a launcher one process feeds all devices, with a batch that is so much larger.
+        devices = _device_count(opt) if processes == 1 else processes
+        of_each = f" on each of {devices} GPUs or processes" if devices > 1 else ""
+        needed = batch * devices
+    samples = math.ceil(images * ratio)
+    if samples < needed:
         yield (
-            "batch_size_per_gpu",
-            f"got {batch}{on_all}, but {images} images × dataset_enlarge_ratio {ratio} make only {samples} "
-            f"samples{of_each}, less than one batch, and incomplete batches are dropped: nothing would be "
-            "trained on. Lower batch_size_per_gpu or raise dataset_enlarge_ratio.",
+            key,
+            f"got {batch}{of_each}, but {images} images × dataset_enlarge_ratio {ratio} make only {samples} "
+            "samples an epoch, less than one batch, and incomplete batches are dropped: nothing would be "
+            "trained on. Lower it or raise dataset_enlarge_ratio.",
         )
 
 
@@ -103,7 +111,8 @@ def _backend(dataset: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else "disk"
 
 
-def _expand(path: str) -> Path:
+def expand(path: str) -> Path:
+    """``path``, whose beginning may be ~; as it is, where that is unknown."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - like BasicSR, no error for an unknown ~user
 
 
@@ -112,8 +121,8 @@ def _sources(dataset: Mapping[str, Any]) -> Iterator[tuple[int, str, float]]:
     sources = dataset.get("sources")
     for index, source in enumerate(sources if isinstance(sources, list) else []):
         root = source.get("dataroot_gt") if isinstance(source, Mapping) else None
-        weight = source.get("weight", 1) if isinstance(source, Mapping) else None
-        if isinstance(root, str) and is_number(weight):
+        weight: Any = source.get("weight", 1) if isinstance(source, Mapping) else None
+        if isinstance(root, str) and SOURCE["weight"].accepts(weight):
             yield index, root, weight
 
 
@@ -122,16 +131,16 @@ def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:
         yield key, f"got '{root}', expected a folder whose name ends in .lmdb (io_backend: type: lmdb)."
     elif backend == "lmdb":
         yield from _lmdb_problems(key, root)
-    elif not _expand(root).is_dir():
+    elif not is_folder(expand(root)):
         yield key, f"there is no folder of images '{root}'."
-    elif not _image_names(_expand(root)):
+    elif not _image_names(expand(root)):
         yield key, f"got '{root}', a folder without files; expected one of images."
 
 
 def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
-    folder = _expand(root)
-    absent = [name for name in ("data.mdb", "meta_info.txt") if not (folder / name).is_file()]
-    if not folder.is_dir():
+    folder = expand(root)
+    absent = [name for name in ("data.mdb", "meta_info.txt") if not is_file(folder / name)]
+    if not is_folder(folder):
         yield key, f"there is no LMDB folder '{root}'."
     elif absent:
         lacking = " and no ".join(absent)
@@ -160,7 +169,7 @@ def _pair_problems(
     if backend == "lmdb":
         yield from _lmdb_pair_problems(gt, lq, scale, is_training_set, dataset.get("gt_size"))
         return
-    names, lq_names = _image_names(_expand(gt)), _image_names(_expand(lq))
+    names, lq_names = _image_names(expand(gt)), _image_names(expand(lq))
     lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
     problems = [*_match_problems(lq_of, lq_names, lq, template)]
     if problems:
@@ -171,7 +180,7 @@ def _pair_problems(
     sizes: dict[str, Sizes] = {}
     for (key, of_root), root in zip(files.items(), (gt, lq), strict=True):
         try:
-            sizes[key] = np.array([_file_size(_expand(root) / name) for name in of_root])
+            sizes[key] = np.array([_file_size(expand(root) / name) for name in of_root])
         except UserError as error:
             yield key, str(error)
             return
@@ -263,7 +272,7 @@ def _crop_problems(root: str, names: Sequence[str], sizes: Sizes, gt_size: Any) 
 
 
 def _list_of(root: str) -> Path:
-    return _expand(root) / "meta_info.txt"
+    return expand(root) / "meta_info.txt"
 
 
 def _count_listed(root: str) -> int:
@@ -291,7 +300,7 @@ def _say_size(size: Sequence[int]) -> str:
 
 def _image_names(folder: Path) -> set[str]:
     """The files that BasicSR takes for images: all that are not hidden."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return set()
     return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
 

@@ -28,11 +28,13 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def is_iteration(value: Any) -> bool:
     """Whether ``value`` is a number of iterations; BasicSR's own files write some as ``!!float 5e3``."""
-    return is_number(value) and value >= 0 and value == int(value)
+    return is_number(value) and 0 <= value <= 10**12 and value == int(value)
 
 
 def _is_folder_name(value: Any) -> bool:
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
+    # with what is put before and behind it, a name has 255 bytes at most
+    is_name = isinstance(value, str) and value.isprintable() and len(value.encode()) <= 200
+    return is_name and value not in ("", ".", "..") and not set(value) & set("/\\")
 
 
 def or_none(kind: Kind) -> Kind:
@@ -44,6 +46,12 @@ def one_of(*values: str | None) -> Kind:
     """One of ``values``."""
     names = ["~" if value is None else value for value in values]
     return Kind(f"one of {', '.join(names)}", lambda value: value in values)
+
+
+def at_most(kind: Kind, limit: int) -> Kind:
+    """``kind``, up to a limit beyond which a number is a mistake that would fill memory or time."""
+    expected = f"{kind.expected}, and at most {limit:,}"
+    return Kind(expected, lambda value: kind.accepts(value) and value <= limit)
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
@@ -98,7 +106,7 @@ TOP_LEVEL = {
     "model_type": TEXT,
     "scale": COUNT,
     "num_gpu": GPUS,
-    "manual_seed": or_none(WHOLE),
+    "manual_seed": or_none(at_most(WHOLE, 10**9)),
     "find_unused_parameters": BOOL,
     "datasets": SECTION,
     "network_g": SECTION,
@@ -168,7 +176,13 @@ SCHEDULER = {
     "last_epoch": INTEGER,
 }
 
-LOSS = {"loss_weight": NUMBER, "perceptual_weight": NUMBER, "style_weight": NUMBER}
+LOSS = {
+    "reduction": one_of("mean", "sum"),  # none leaves no single number to descend
+    "criterion": one_of("l1", "fro"),  # for l2 BasicSR calls what PyTorch does not have
+    "loss_weight": NUMBER,
+    "perceptual_weight": NUMBER,
+    "style_weight": NUMBER,
+}
 
 VAL = {
     "val_freq": ITERATIONS,
@@ -192,7 +206,11 @@ LOGGER_REQUIRED = ("print_freq", "save_checkpoint_freq", "use_tb_logger")
 
 WANDB = {"project": or_none(TEXT), "resume_id": or_none(TEXT)}
 
-DIST_PARAMS = {"backend": one_of("nccl", "gloo", "mpi"), "port": or_none(COUNT), "timeout": SECONDS}
+DIST_PARAMS = {
+    "backend": one_of("nccl", "gloo", "mpi"),
+    "port": or_none(at_most(COUNT, 65535)),
+    "timeout": at_most(SECONDS, 10**6),
+}
 
 # Keys of a data set that BasicSR's pipelines and loaders read, whatever its type.
 LOADER = {
@@ -200,13 +218,13 @@ LOADER = {
     "type": TEXT,
     "phase": TEXT,
     "scale": COUNT,
-    "batch_size_per_gpu": COUNT,
-    "num_worker_per_gpu": WHOLE,
-    "dataset_enlarge_ratio": POSITIVE,
-    "global_batch_size": COUNT,
+    "batch_size_per_gpu": at_most(COUNT, 10**6),
+    "num_worker_per_gpu": at_most(WHOLE, 1000),
+    "dataset_enlarge_ratio": at_most(POSITIVE, 10**6),
+    "global_batch_size": at_most(COUNT, 10**6),
     "max_unreadable": WHOLE,
     "prefetch_mode": one_of(None, "cpu", "cuda"),
-    "num_prefetch_queue": COUNT,
+    "num_prefetch_queue": at_most(COUNT, 1000),
     "pin_memory": BOOL,
     "persistent_workers": BOOL,
     # Nothing in 1.4.2 reads it, but BasicSR's own option files have it.
@@ -253,7 +271,11 @@ DATASETS_REQUIRED_IN_TRAINING = {
     "DFLIPDataset": ("gt_size", "use_hflip", "use_rot"),
 }
 
-SOURCE = {"dataroot_gt": TEXT, "weight": POSITIVE}
+SOURCE = {"dataroot_gt": TEXT, "weight": at_most(POSITIVE, 10**6)}
 SOURCE_REQUIRED = ("dataroot_gt",)
+
+# Of this package's networks, far above what trains in any memory.
+LARGEST_SIZE = 4096  # of any whole number
+MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
 IO_BACKENDS = ("disk", "lmdb", "memcached")

@@ -16,6 +16,7 @@ from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
 
 MAX_BYTES = 100_000
+_SHOWN = 200  # characters of an override that a message repeats
 MAX_VALUES = 20_000  # after aliases are written out: nested ones can grow a small file without bound
 
 # What PyYAML's constructors raise for a value that does not fit its explicit tag, such as `!!bool perhaps`.
@@ -186,7 +187,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
 
 def _override(options: "OrderedDict[str, Any]", entry: str, path: str | Path) -> None:
     """Set one value, as ``section:key=value`` says."""
-    where = f"--force_yml {entry}"
+    where = f"--force_yml {entry if len(entry) <= _SHOWN else f'{entry[:_SHOWN]}...'}"
     names, equals, text = entry.partition("=")
     keys = [name.strip() for name in names.split(":")]
     if not equals or not all(keys):

@@ -1,11 +1,11 @@
 """Folders of images: finding them, reading them, cropping them for a scale."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from mmengine.fileio import list_dir_or_file
 
 from esc_basicsr.data.source_image import decode_source_image
 from esc_basicsr.errors import UserError
@@ -23,15 +23,40 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: expected one that holds images")
-    found = (Path(name) for name in list_dir_or_file(folder, list_dir=False, recursive=recursive))
-    images = sorted(
-        path
-        for path in found
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-    )
+    try:
+        images = sorted(_images_in(folder, recursive, ()))
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be searched: {error.strerror}") from error
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return images
+
+
+def _images_in(folder: Path, recursive: bool, within: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Image files, relative to ``folder``; links that lead round in a circle lead to none.
+
+    Args:
+        folder: Where to look.
+        recursive: Whether to look in its folders, too.
+        within: Device and inode of the folders that this one is in.
+    """
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in within:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_file, is_folder = entry.is_file(), recursive and entry.is_dir()
+            except OSError:  # a link to itself
+                continue
+            if is_file and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(entry.name)
+            elif is_folder:
+                for path in _images_in(Path(entry.path), recursive, (*within, here)):
+                    yield entry.name / path
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:

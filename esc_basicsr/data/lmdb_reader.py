@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.data.lmdb_pages import check_pages
 from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.data.stored_png import crop_stored_png
 from esc_basicsr.errors import UserError
@@ -44,6 +45,7 @@ def shared_environment(folder: Path) -> Any:
         file = (status.st_dev, status.st_ino)
         environment = _environments.get(file)
         if environment is None:
+            check_pages(folder / "data.mdb")
             environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
             _environments[file] = environment
     except (lmdb.Error, OSError) as error:
@@ -149,7 +151,10 @@ class ImageLMDB:
             self._pid = os.getpid()
         key = self.keys[index]
         with self._environment.begin(buffers=True) as transaction:
-            record = transaction.get(key.encode("utf-8"))
+            try:
+                record = transaction.get(key.encode("utf-8"))
+            except lmdb.Error as error:
+                raise UserError(f"{self._origin(index)} cannot be read: {error}") from error
             if record is None:
                 raise UserError(
                     f"the LMDB {self.path} has no record {key!r}, though its meta_info.txt lists it: "

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import lmdb
 
 from esc_basicsr.data.image_codec import decode_image
+from esc_basicsr.data.lmdb_pages import check_pages
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.data.lmdb_set import CHECKSUMS
 from esc_basicsr.data.progress import progress
@@ -51,6 +52,7 @@ def verify_lmdb(folder: Path, expected: int | None = None) -> int:
     images = ImageLMDB(folder)
     faults: list[str] = []  # the first ones
     count = 0
+    check_pages(folder / "data.mdb")
     try:
         # its own environment, as records are read in turn here: the readers' has no readahead
         environment = lmdb.open(str(folder), readonly=True, lock=False)

@@ -93,7 +93,7 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             match = _LINE.match(line)
-            if match is None or not _is_text(match[1]):
+            if match is None or not _is_text(line):
                 said = line.decode(errors="replace").rstrip()
                 raise UserError(
                     f"{file}, line {number}: expected 'name.png (height,width,channels) level', got {said!r}"
@@ -108,9 +108,9 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     return Keys(bytes(text), np.array(ends, dtype=np.int64)), table
 
 
-def _is_text(key: bytes) -> bool:
+def _is_text(line: bytes) -> bool:
     try:
-        key.decode()
+        line.decode()
     except UnicodeDecodeError:
         return False
     return True

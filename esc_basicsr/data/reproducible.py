@@ -107,7 +107,7 @@ class ReproducibleSampler(Sampler[Draw]):
 
 
 class ReproducibleDataset(Dataset[dict[str, Any]]):
-    """A data set of BasicSR, each of whose samples has random numbers of its own, and a substitute if need be.
+    """A data set of BasicSR, each of whose samples has random numbers of its own, and a substitute.
 
     Where an image cannot be read another one, drawn by the sample's own random numbers, takes its place.
 
@@ -138,17 +138,22 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
                     return {**self.dataset[index], "unreadable": "\n".join(unreadable)}
                 except MemoryError:
                     raise
-                except Exception as error:  # data sets of others fail as they please
+                except UserError as error:
                     unreadable.append(f"{self._name(index)}: {error}")
+                except Exception as error:  # data sets of others fail as they please
+                    said = f"{type(error).__name__}: {error}"
+                    unreadable.append(f"{self._name(index)} cannot be read or decoded ({said})")
                 index = random.randrange(len(self.dataset))
         return {"failure": "\n  ".join(unreadable)}
 
     def _name(self, index: int) -> str:
-        """Which image it is: PairedImageDataset's errors do not say."""
+        """Which image it is, of which set: PairedImageDataset's errors do not say."""
+        opt = getattr(self.dataset, "opt", None) or {}
+        label = f"{opt.get('name', 'data set')}, image {index}"
         paths = getattr(self.dataset, "paths", None)
         path = paths[index] if isinstance(paths, list) else None
         known = path.get("gt_path", path.get("lq_path")) if isinstance(path, dict) else path
-        return f"image {index}" if known is None else f"image {index}, {known}"
+        return label if known is None else f"{label}, {known}"
 
 
 class TrainingLoader(DataLoader[dict[str, Any]]):

@@ -151,7 +151,9 @@ def _decode_deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
         raise RefusedImageError("has 16 bits and a transparent colour, which is not read: save it without")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise RefusedImageError("cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read")
+        raise RefusedImageError(
+            "cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read"
+        )
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         _check_opaque(pixels[..., 3], 0xFFFF)
         pixels = pixels[..., :3]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
 from torch import Tensor
@@ -15,6 +16,9 @@ from esc_basicsr.evaluation.shared_validation import SharedValidation
 from esc_basicsr.log import logger
 
 __all__ = ["ResumableModel"]
+
+# What a state of another form makes PyTorch raise.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class ResumableModel(SharedValidation):
@@ -138,10 +142,14 @@ class ResumableModel(SharedValidation):
         Raises:
             UserError: It is of another training: of another network, optimizer or schedule.
         """
+        randoms = resume_state.get("random", [])
         try:
+            self._check_form(resume_state)
             super().resume_training(resume_state)
             self._check_optimizers()
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if len(randoms) == self.opt["world_size"]:
+                checkpoints.restore_random_state(randoms[self.opt["rank"]])
+        except _MISFITS as error:
             raise UserError(
                 f"{self.opt['path']['resume_state']} does not fit these options ({error}): it is a state of "
                 "another network, optimizer or schedule. Give the options that it was saved by."
@@ -152,22 +160,51 @@ class ResumableModel(SharedValidation):
         self._place = resume_state.get("data", {})
         if "metrics" in resume_state:
             self.restore_metrics(resume_state["metrics"])
-        randoms = resume_state.get("random", [])
-        if len(randoms) == self.opt["world_size"]:
-            checkpoints.restore_random_state(randoms[self.opt["rank"]])
-        else:
+        if len(randoms) != self.opt["world_size"]:
             whose = f"{len(randoms)} processes" if randoms else "another program"
             logger.warning(
                 "The state was saved by %s: training goes on, though not exactly as it would have.", whose
             )
         self._validate_what_was_missed(iteration)
 
+    def _check_form(self, state: dict[str, Any]) -> None:
+        """Look at a state before optimizers and schedulers take it in, who would take in anything.
+
+        Raises:
+            ValueError: They are not such as this training's own.
+        """
+        for index, (optimizer, found) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
+            where = f"optimizers.{index}"
+            checkpoints.check_form(found, {**optimizer.state_dict(), "state": {}}, where)
+            for entry in found["state"].values():
+                for name, value in entry.items():
+                    # as yet no one knows whose shape it must have; one number repeated is as good as endless
+                    is_plain = (
+                        isinstance(value, Tensor)
+                        and (value.device.type, value.layout) == ("cpu", torch.strided)
+                        and value.nbytes <= value.untyped_storage().nbytes()
+                    )
+                    if not is_plain or not bool(value.isfinite().all()):
+                        raise ValueError(f"{where}.state.{name} is not what it should be")
+        for index, (scheduler, found) in enumerate(zip(self.schedulers, state["schedulers"], strict=True)):
+            where = f"schedulers.{index}"
+            checkpoints.check_form(found, scheduler.state_dict(), where)
+            for name in found:
+                if callable(getattr(scheduler, name, None)):  # it would take the method's place
+                    raise ValueError(f"{where}.{name} is not what it should be")
+
     def _check_optimizers(self) -> None:
         """PyTorch's optimizers take what they are given, and fail at the first step."""
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if missing := {*optimizer.defaults, "initial_lr"} - group.keys():
+                    raise ValueError(f"no {', '.join(sorted(missing))}")
+            needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else set()
             for parameter, entry in optimizer.state.items():
+                if missing := needed - entry.keys():
+                    raise ValueError(f"no {', '.join(sorted(missing))}")
                 for name, value in entry.items():
-                    if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    if value.shape != (() if name == "step" else parameter.shape):
                         raise ValueError(f"{name} of shape {[*value.shape]} for {[*parameter.shape]}")
 
     def _validate_what_was_missed(self, iteration: int) -> None:

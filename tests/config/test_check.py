@@ -357,7 +357,11 @@ def test_a_number_in_quotes_is_told_how_to_write(sound_options):
         ("name", "../up", "got '../up', expected a name fit for a folder, without slashes."),
         ("num_gpu", -1, "got -1, expected auto, or a whole number of at least 0."),
         ("num_gpu", True, "got true, expected auto, or a whole number of at least 0."),
-        ("manual_seed", 0.5, "got 0.5, expected a whole number of at least 0 or ~."),
+        (
+            "manual_seed",
+            0.5,
+            "got 0.5, expected a whole number of at least 0, and at most 1,000,000,000 or ~.",
+        ),
         ("path", None, "got nothing (~), expected a section of 'key: value' lines."),
         ("path.strict_load_g", "true", "got the text 'true', expected true or false."),
         ("train.total_iter", 0, "got 0, expected a whole number of at least 1."),
@@ -371,9 +375,21 @@ def test_a_number_in_quotes_is_told_how_to_write(sound_options):
         ),
         ("train.optim_g.amsgrad", "no", "got 'no', expected true or false."),
         ("train.scheduler.milestones", 50, "got 50, expected a list, each a whole number of at least 1."),
-        ("datasets.train.batch_size_per_gpu", -4, "got -4, expected a whole number of at least 1."),
-        ("datasets.train.batch_size_per_gpu", True, "got true, expected a whole number of at least 1."),
-        ("datasets.train.num_worker_per_gpu", 1.5, "got 1.5, expected a whole number of at least 0."),
+        (
+            "datasets.train.batch_size_per_gpu",
+            -4,
+            "got -4, expected a whole number of at least 1, and at most 1,000,000.",
+        ),
+        (
+            "datasets.train.batch_size_per_gpu",
+            True,
+            "got true, expected a whole number of at least 1, and at most 1,000,000.",
+        ),
+        (
+            "datasets.train.num_worker_per_gpu",
+            1.5,
+            "got 1.5, expected a whole number of at least 0, and at most 1,000.",
+        ),
         ("datasets.train.prefetch_mode", "gpu", "got 'gpu', expected one of ~, cpu, cuda."),
         ("datasets.val.filename_tmpl", "x2", "got 'x2', expected text with {} for the HR name."),
         ("datasets.val", "Set5", "got 'Set5', expected a section of 'key: value' lines."),
@@ -565,7 +581,7 @@ def test_a_schedule_beyond_the_training_is_a_warning_only(sound_options, caplog,
         (
             "train.pixel_opt.reduction",
             "avg",
-            "train.pixel_opt: reduction must be one of none, mean, sum, got 'avg'.",
+            "train.pixel_opt.reduction: got 'avg', expected one of mean, sum.",
         ),
         ("network_g.kernelsize", 13, "network_g.kernelsize: unknown key. Did you mean 'kernel_size'?"),
     ],
@@ -890,10 +906,40 @@ def test_a_training_set_smaller_than_a_batch_is_told(
         assert f"8 images × dataset_enlarge_ratio {ratio}" in line
 
 
+@pytest.mark.parametrize(
+    ("batch", "processes", "told"),
+    [
+        (8, 1, None),
+        (8, 4, None),
+        (9, 1, "got 9, but 8 images × dataset_enlarge_ratio 1 make only 8 samples an epoch"),
+        (8, 3, "got 8, expected a multiple of the number of processes, 3"),
+    ],
+)
+def test_a_global_batch_is_checked_as_a_whole(sound_options, monkeypatch, batch, processes, told):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    sound_options["model_type"] = "ESCModel"
+    sound_options["datasets"]["train"] |= {"global_batch_size": batch, "batch_size_per_gpu": 99}
+    lines = problems(sound_options)
+    assert (lines == []) == (told is None)
+    assert all(line.startswith(f"datasets.train.global_batch_size: {told}") for line in lines)
+
+
+def test_a_global_batch_goes_with_no_accumulation_of_ones_own_and_with_means_alone(sound_options):
+    sound_options["datasets"]["train"]["global_batch_size"] = 4
+    (line,) = problems(sound_options)
+    assert "SRModel takes a batch in one pass only" in line
+    sound_options["model_type"] = "ESCModel"
+    (line,) = problems(change(sound_options, "train.accumulate", 2))
+    assert line.startswith("train.accumulate: not with datasets.train.global_batch_size")
+    del sound_options["train"]["accumulate"]
+    (line,) = problems(change(sound_options, "train.pixel_opt.reduction", "sum"))
+    assert "datasets.train.global_batch_size would change it" in line
+
+
 def test_num_gpu_auto_counts_the_gpus(sound_options, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     (line,) = problems(change(sound_options, "num_gpu", "auto"))
-    assert "got 4 on each of 3 GPUs, but 8 images" in line
+    assert "got 4 on each of 3 GPUs or processes, but 8 images" in line
 
 
 def test_a_batch_is_checked_for_a_list_of_images_too(sound_options):
@@ -927,7 +973,7 @@ def test_weights_of_sources_count_in_the_batch_check(sound_options, weights, bat
         ),
         (
             [{"dataroot_gt": "datasets/Train/HR.lmdb", "weight": 0}],
-            "datasets.train.sources[0].weight: got 0, expected a number above 0.",
+            "datasets.train.sources[0].weight: got 0, expected a number above 0, and at most 1,000,000.",
         ),
     ],
 )
@@ -1025,3 +1071,42 @@ def test_what_a_run_started_from_is_not_needed_to_resume_it(sound_options):
     with pytest.raises(UserError, match=r"there is no checkpoint 'experiments/gone\.pth'"):
         check_options(sound_options, "tiny.yml", is_train=True)
     check_options(sound_options, "tiny.yml", is_train=True, resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value", "said"),
+    [
+        ("datasets.train.dataset_enlarge_ratio", 1e308, "expected a number above 0, and at most 1,000,000."),
+        (
+            "datasets.train.num_worker_per_gpu",
+            2**31,
+            "expected a whole number of at least 0, and at most 1,000.",
+        ),
+        ("train.pixel_opt.reduction", "none", "got 'none', expected one of mean, sum."),
+        ("train.total_iter", 10**300, "expected a whole number of at least 1."),
+        ("name", "x" * 201, "expected a name fit for a folder, without slashes."),
+        ("name", "a\nb", "expected a name fit for a folder, without slashes."),
+        ("datasets.val.io_backend.lock", True, "unknown key."),
+        ("datasets.val.dataroot_lq", "x" * 300, "there is no folder of images"),
+        ("datasets.train.dataroot_gt", f"{'x' * 300}.lmdb", "there is no LMDB folder"),
+        ("path.pretrain_network_g", "x" * 300, "there is no checkpoint"),
+        ("path.pretrain_network_g", "~nobody/x", "there is no checkpoint"),
+    ],
+)
+def test_what_would_end_in_a_traceback_or_never_is_told(sound_options, key_path, value, said):
+    told = problems(change(sound_options, key_path, value))
+    assert any(problem.startswith(f"{key_path}: ") and said in problem for problem in told), told
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("dim", "network_g.dim: got 4611686018427387904, expected 4,096 at most."),
+        ("n_blocks", "network_g.n_blocks:"),
+    ],
+)
+def test_networks_that_would_take_for_ever_to_build_are_told(sound_options, key, said):
+    told = problems(change(esc_options(sound_options), f"network_g.{key}", 2**62))
+    assert any(problem.startswith(said) for problem in told), told
+    (told,) = problems(change(esc_options(sound_options), "network_g.n_blocks", 4000))
+    assert told.startswith("network_g: got ") and "blocks in all, expected 500 at most" in told

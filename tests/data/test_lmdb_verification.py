@@ -73,7 +73,7 @@ def test_damaged_files_are_told(hr_lmdb):
     with pytest.raises(UserError, match=r"checksums\.txt, line 2: expected 'key bytes checksum'"):
         verify_lmdb(hr_lmdb)
     (hr_lmdb / "data.mdb").write_bytes(b"damaged" * 2000)
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be read"):
         verify_lmdb(hr_lmdb)
 
 

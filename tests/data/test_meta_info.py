@@ -50,7 +50,16 @@ def test_unchanged_list_is_read_once(listing):
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"a", b"a.png 1", b"\xff.png (8,8,3) 1", b".png (8,8,3) 1", b"a.png (99999999999,8,3) 1"]
+    "line",
+    [
+        b"",
+        b"a",
+        b"a.png 1",
+        b"\xff.png (8,8,3) 1",
+        b".png (8,8,3) 1",
+        b"a.\xff (8,8,3) 1",
+        b"a.png (99999999999,8,3) 1",
+    ],
 )
 def test_malformed_line_is_told(listing, line):
     listing.write_bytes(b"a.png (8,8,3) 1\n" + line + b"\nb.png (8,8,3) 1\n")

@@ -136,7 +136,10 @@ def test_image_that_cannot_be_read_is_named_and_another_takes_its_place(
     images = [image for image, _ in samples(batches)]
     assert len(images) == 12
     assert 3 not in images
-    assert all(message == "Training data: passed over image 3, photo3: cut short" for message in esc_log)
+    told = (
+        "Training data: passed over data set, image 3, photo3 cannot be read or decoded (OSError: cut short)"
+    )
+    assert all(message == told for message in esc_log)
     assert esc_log
     assert images == [image for image, _ in samples(load(dataset=Noise(broken=(3,))))]
     sound = [image for image, _ in samples(load())]
@@ -148,10 +151,11 @@ def test_image_that_cannot_be_read_is_named_and_another_takes_its_place(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_images_that_cannot_be_read_end_it(workers: int) -> None:
     with pytest.raises(
-        UserError, match=r"4 images .* more than datasets\.train\.max_unreadable, 3\. The last: i"
+        UserError, match=r"4 images .* more than datasets\.train\.max_unreadable, 3\. The last: data set, i"
     ):
         load(epochs=9, workers=workers, dataset=Noise(broken=(3,)))
-    with pytest.raises(UserError, match=r"cannot be read:\n  image \d, photo\d: cut short\n  ") as caught:
+    named = r"cannot be read:\n  data set, image \d, photo\d cannot be read or dec"
+    with pytest.raises(UserError, match=named) as caught:
         load(workers=workers, dataset=Noise(broken=tuple(range(10))))
     assert "Traceback" not in str(caught.value)
 
