@@ -9,7 +9,7 @@ import importlib
 import io
 import random
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,24 @@ def write_state(opt: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 
 def prune(opt: Mapping[str, Any], kept: int) -> None:
     """Remove all but the ``kept`` newest checkpoints. ``net_g_latest`` and what others put there stays."""
+    models = Path(opt["path"]["models"])
     for state in _states(opt)[kept:]:
         # The state first: none is ever without its weights.
         state.unlink(missing_ok=True)
-        for weights in Path(opt["path"]["models"]).glob(f"net_*_{state.stem}.*"):
-            weights.unlink(missing_ok=True)
+        for label in _labels(opt):
+            for suffix in (".pth", ".safetensors"):
+                (models / f"net_{label}_{state.stem}{suffix}").unlink(missing_ok=True)
+
+
+def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
+    """Have no state beyond the one that is resumed: a later resumption would take it, and pruning keep it."""
+    for state in _states(opt):
+        if int(state.stem) > iteration:
+            aside = state.with_name(f"{state.name}.abandoned")
+            state.replace(aside)
+            logger.warning(
+                "Training goes on from iteration %d: %s is renamed %s.", iteration, state, aside.name
+            )
 
 
 def newest_state(opt: Mapping[str, Any]) -> Path | None:
@@ -148,12 +161,16 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
     if found[0] is None:
         return None
     path, state = found[0]
+    if Path(path).parent.resolve() == Path(opt["path"]["training_states"]).resolve():
+        on_first_rank(lambda: _set_aside_newer(opt, state["iter"]))
     opt["path"]["resume_state"] = path
     opt["resume"] = {**state.get("data", {}), "epoch": state["epoch"], "iter": state["iter"]}
     for folder in {"experiments_root", "models", "training_states", "visualization"} & opt["path"].keys():
         # BasicSR makes them for new experiments alone; the state may be another one's.
         Path(opt["path"][folder]).mkdir(parents=True, exist_ok=True)
     importlib.import_module("basicsr.utils").check_resume(opt, state["iter"])
+    for label, weights in zip(_labels(opt), _weights_of(opt, state, Path(path)), strict=True):
+        opt["path"][f"pretrain_network_{label}"] = str(weights)  # of another experiment, if the state is
     return state
 
 
@@ -161,6 +178,8 @@ def _find_resume_state(opt: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | N
     states = _states(opt)
     given = opt["path"].get("resume_state")
     if opt["auto_resume"] and states:
+        if given is not None:
+            logger.info("--auto_resume: %s goes before path.resume_state, %s.", states[0].parent, given)
         for file in states:
             try:
                 return str(file), _read_state(opt, file)
@@ -172,7 +191,7 @@ def _find_resume_state(opt: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | N
         )
     if given is not None:
         return str(given), _read_state(opt, Path(given))
-    if states and "debug" not in opt["name"]:
+    if states and not opt["name"].startswith("debug_"):
         raise UserError(
             f"{opt['path']['experiments_root']} holds an experiment of this name, at iteration "
             f"{states[0].stem}. Add --auto_resume to go on from there; to start anew, give another name or "
@@ -205,7 +224,7 @@ def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ) from error
     if not _is_state(state):
         raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
-    for weights in _weights_of(opt, state):
+    for weights in _weights_of(opt, state, path):
         if not weights.is_file():
             raise UserError(f"{path}: the weights that belong to it, {weights}, are missing.")
         try:
@@ -296,8 +315,14 @@ def _are_metrics(state: Mapping[str, Any]) -> bool:
     return all(entries) and all(records)
 
 
-def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any]) -> Iterable[Path]:
+def _labels(opt: Mapping[str, Any]) -> list[str]:
+    """``g`` of ``network_g``, and others, of the networks that are resumed."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
-    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
-        label = network.removeprefix("network_")
-        yield Path(opt["path"]["models"]) / f"net_{label}_{state['iter']}.pth"
+    return [key.removeprefix("network_") for key in opt if key.startswith("network_") and key not in ignored]
+
+
+def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> list[Path]:
+    """The weights that belong to the state in ``path``: of its own experiment, whichever that is."""
+    beside = path.parent.parent / "models"
+    models = beside if beside.is_dir() else Path(opt["path"]["models"])
+    return [models / f"net_{label}_{state['iter']}.pth" for label in _labels(opt)]

@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import importlib
+import itertools
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,10 @@ def _agree_on_options(args: argparse.Namespace, root: Path, is_train: bool) -> d
         except UserError as error:
             problems = [problem or str(error)]
         else:
-            problems = [None] * dist.get_world_size()
-            dist.all_gather_object(problems, problem and _from_here(problem))
+            told_by: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(told_by, (problem and _from_here(problem), _as_yaml(options)))
+            problems = [problem for problem, _ in told_by]
+            problems.append(_difference([text for _, text in told_by]))
     told = next(filter(None, problems), None)
     if told is None:
         return options
@@ -175,6 +178,19 @@ def _join(launcher: str, options: dict[str, Any]) -> None:
     limit = params.pop("timeout", heartbeat.DEFAULT_LIMIT)
     importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
     heartbeat.start(limit)
+
+
+def _difference(texts: Sequence[str]) -> str | None:
+    """How the options of ranks differ, who would then wait for one another for ever; None if they do not."""
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            pairs = itertools.zip_longest(texts[0].splitlines(), text.splitlines(), fillvalue="nothing")
+            one, other = next(pair for pair in pairs if pair[0] != pair[1])
+            return (
+                f"the options of rank 0 and rank {rank} differ: '{one.strip()}' and '{other.strip()}'. Give all "
+                "the same file and the same --force_yml."
+            )
+    return None
 
 
 def _from_here(problem: str) -> str:

@@ -139,10 +139,10 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
                 except MemoryError:
                     raise
                 except UserError as error:
-                    unreadable.append(f"{self._name(index)}: {error}")
+                    unreadable.append(_line(f"{self._name(index)}: {error}"))
                 except Exception as error:  # data sets of others fail as they please
                     said = f"{type(error).__name__}: {error}"
-                    unreadable.append(f"{self._name(index)} cannot be read or decoded ({said})")
+                    unreadable.append(_line(f"{self._name(index)} cannot be read or decoded ({said})"))
                 index = random.randrange(len(self.dataset))
         return {"failure": "\n  ".join(unreadable)}
 
@@ -159,8 +159,8 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
 class TrainingLoader(DataLoader[dict[str, Any]]):
     """Batches of a `ReproducibleDataset`, by a `ReproducibleSampler`.
 
-    A batch has what the data set's samples have, and ``place``: what resuming after it needs. Images that had
-    to be passed over are logged by name; beyond ``most_unreadable`` in this process it ends.
+    A batch has what the data set's samples have, and ``place``: what resuming after it needs. An image that had
+    to be passed over is logged by name, once; beyond ``most_unreadable`` of them in this process it ends.
 
     Args:
         dataset: The samples.
@@ -169,7 +169,7 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         kwargs: `torch.utils.data.DataLoader`'s.
 
     Raises of an iteration:
-        UserError: Too many images cannot be read.
+        UserError: Too many images cannot be read, or a worker died.
     """
 
     sampler: ReproducibleSampler
@@ -189,11 +189,15 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
             **kwargs,
         )
         self._most_unreadable = dataset.most_unreadable
-        self._unreadable = 0
+        self._unreadable: set[str] = set()
 
     def __iter__(self) -> Any:
         """The batches of the epoch at hand. Workers start with the first."""
-        for done, batch in enumerate(super().__iter__(), self.sampler.start + 1):
+        with stopping.held():
+            batches = super().__iter__()
+        done = self.sampler.start
+        while (batch := _next(batches)) is not None:
+            done += 1
             if "failure" in batch:
                 raise UserError(f"training data cannot be read:\n  {batch['failure']}")
             self._report(batch.pop("unreadable"))
@@ -201,15 +205,33 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
 
     def _report(self, lines: Sequence[str]) -> None:
         for line in (line for text in lines for line in text.splitlines()):
-            self._unreadable += 1
+            if line in self._unreadable:
+                continue
+            self._unreadable.add(line)
             # at a level that is heard from every rank
             logger.error("Training data: passed over %s", line)
-            if self._unreadable > self._most_unreadable:
+            if len(self._unreadable) > self._most_unreadable:
                 raise UserError(
-                    f"{self._unreadable} images of the training data could not be read, more than "
+                    f"{len(self._unreadable)} images of the training data could not be read, more than "
                     f"datasets.train.max_unreadable, {self._most_unreadable}. The last: {line}\n"
                     "Check the data ('python -m esc_basicsr lmdb --help'), then go on with --auto_resume."
                 )
+
+
+def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads training data died ({_line(str(error))}), perhaps for want of memory: lower "
+            "datasets.train.num_worker_per_gpu, and go on with --auto_resume."
+        ) from error
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

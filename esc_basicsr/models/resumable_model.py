@@ -9,7 +9,7 @@ import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
 from torch import Tensor
 
-from esc_basicsr import checkpoints, stopping
+from esc_basicsr import checkpoints, heartbeat, stopping
 from esc_basicsr.archs.checkpoint import write_safetensors
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.shared_validation import SharedValidation
@@ -89,7 +89,9 @@ class ResumableModel(SharedValidation):
             self.save_training_state(epoch, current_iter)
 
     def _write_weights(self, path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
-        self._sha256 = {path.name: checkpoints.write_torch(path, weights)}
+        digest = checkpoints.write_torch(path, weights)
+        if path.stem != "net_g_latest":  # which has no state
+            self._sha256 = {path.name: digest}
         if self.opt["logger"].get("safetensors"):
             key = [*weights][-1]
             about = {
@@ -155,6 +157,11 @@ class ResumableModel(SharedValidation):
                 "another network, optimizer or schedule. Give the options that it was saved by."
             ) from error
         iteration = resume_state["iter"]
+        if iteration > self.opt["train"]["total_iter"]:
+            raise UserError(
+                f"{self.opt['path']['resume_state']} is of iteration {iteration}, beyond train.total_iter, "
+                f"{self.opt['train']['total_iter']}: there is nothing left to train. Raise it, or resume an older one."
+            )
         self._saved = resume_state["epoch"], iteration
         self._sha256 = resume_state.get("sha256", {})
         self._place = resume_state.get("data", {})
@@ -225,4 +232,5 @@ class ResumableModel(SharedValidation):
             "Stopped at iteration %d%s. Its state is saved: go on with --auto_resume.",
             *(iteration, f" by {signal.name}" if signal else ""),
         )
+        heartbeat.agree_to_end()
         raise SystemExit(stopping.exit_code())
