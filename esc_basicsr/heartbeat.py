@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 from esc_basicsr.errors import UserError
 
-__all__ = ["DEFAULT_LIMIT", "start", "watched"]
+__all__ = ["DEFAULT_LIMIT", "agree_to_end", "start", "watched"]
 
 DEFAULT_LIMIT = 60.0  # seconds
 
@@ -42,8 +42,8 @@ _GRACE = 3.0
 _SUSPICIOUS_SILENCE = 5.0
 _SUSPICIOUS_QUESTIONS = 4
 
-# Exit codes of ranks that do not take the others with them: done, Ctrl-C, SIGTERM.
-_PEACEFUL = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# Exit code of ranks that do not take the others with them.
+_PEACEFUL = 0
 _USER_ERROR = 2
 
 
@@ -95,6 +95,12 @@ def watched() -> Iterator[None]:
         _end(error)
         raise
     _end(None)
+
+
+def agree_to_end() -> None:
+    """Say, on every rank, that all are about to end, whatever their exit codes: none is taken for dead."""
+    if _watch is not None:
+        _watch.has_agreed = True
 
 
 _watch: "_Watch | None" = None
@@ -151,6 +157,7 @@ class _Watch:
         self.gone_since: dict[int, int] = {}  # rank -> the round in which its process was seen to be gone
         self.lost_at: float | None = None  # when the connection to the store broke
         self.own_end: _End | None = None
+        self.has_agreed = False  # to end
         self.has_told_own_end = threading.Event()
         self.failed_at: float | None = None  # when a collective failed here
         self.cause: _End | None = None
@@ -175,7 +182,7 @@ class _Watch:
         is_first = not isinstance(error, UserError) or self._claim(str(error))
         code = _code_of(error)
         why = f"ended with exit code {code}" if isinstance(error, SystemExit | None) else _say(error)
-        self._leave(_End(code, self.rank, why))
+        self._leave(_End(_PEACEFUL if self.has_agreed else code, self.rank, why))
         self.claims.put(None)
         for thread in self.threads:  # Python aborts, should it end while one is in the store's own code
             thread.join(self._patience())
@@ -199,7 +206,7 @@ class _Watch:
         self.claims.put(None)
         self.has_told_own_end.wait(self._patience())
         # If they do not end because of this rank, they may work on for long; the judging thread looks on.
-        is_last = end.code in _PEACEFUL
+        is_last = end.code == _PEACEFUL
         deadline = time.monotonic() + 2 * self.suspicion
         while self.is_host and (is_last or time.monotonic() < deadline):
             here = [rank for rank in self.others if rank not in self.ends]
@@ -302,7 +309,7 @@ class _Watch:
             now = time.monotonic()
             self.unanswered += min(now - last, 2 * self.interval)
             last = now
-            if self.own_end is not None and self.own_end.code not in _PEACEFUL:
+            if self.own_end is not None and self.own_end.code != _PEACEFUL:
                 return  # others end because this one does
             self.cause = self._find_cause()
             if self.cause is not None:
@@ -316,7 +323,7 @@ class _Watch:
         ends = self.ends.copy()  # the talking thread adds to it
         here = [rank for rank in self.others if rank not in ends]
         for end in ends.values():
-            if end.code not in _PEACEFUL:
+            if end.code != _PEACEFUL:
                 return end._replace(code=_USER_ERROR if end.code == _USER_ERROR else 1)
         for rank in here:
             if self._is_process_gone(rank):

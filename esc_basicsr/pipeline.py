@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import yaml
 
@@ -22,6 +21,7 @@ from esc_basicsr.config.keys import FOLDER_NAME
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
+from esc_basicsr.memory import is_out_of_memory
 from esc_basicsr.version import __version__
 
 ParseOptions = Callable[..., tuple[dict[str, Any], argparse.Namespace]]
@@ -82,19 +82,13 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         try:
             getattr(module, f"{name}_pipeline")(str(Path.cwd()))
         except (MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"{args.opt}: out of memory. Lower datasets.train.batch_size_per_gpu or gt_size, "
                 f"val.batch_size, or the sizes of network_g. ({str(error).partition(chr(10))[0]})"
             ) from error
     return 0
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether it is one of those by which Python, CUDA, and PyTorch's CPU allocator say so."""
-    said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def parse_options(
@@ -187,8 +181,8 @@ def _difference(texts: Sequence[str]) -> str | None:
             pairs = itertools.zip_longest(texts[0].splitlines(), text.splitlines(), fillvalue="nothing")
             one, other = next(pair for pair in pairs if pair[0] != pair[1])
             return (
-                f"the options of rank 0 and rank {rank} differ: '{one.strip()}' and '{other.strip()}'. Give all "
-                "the same file and the same --force_yml."
+                f"the options of rank 0 and rank {rank} differ: '{one.strip()}' and '{other.strip()}'. "
+                "Give all the same file and the same --force_yml."
             )
     return None
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["exit_code", "heed", "ignored", "requested", "watched_for"]
+__all__ = ["exit_code", "heed", "held", "ignored", "requested", "watched_for"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
@@ -40,7 +40,7 @@ def heed() -> None:
 
 @contextlib.contextmanager
 def watched_for() -> Iterator[None]:
-    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second one is obeyed.
+    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second Ctrl-C is.
 
     Only in the main thread, where signals arrive; elsewhere it does nothing.
     """
@@ -57,6 +57,22 @@ def watched_for() -> Iterator[None]:
         _wish, _is_heeded = None, False
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within it such signals wait, here and for good in processes that are started here.
+
+    A worker that is being started would else be ended by them before it can leave them to the main process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignored() -> None:
     """Leave stopping to the main process, from within one of its workers."""
     for number in _SIGNALS:
@@ -66,7 +82,8 @@ def ignored() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     global _wish, _wished_at
     now = time.monotonic()
-    if not _is_heeded or (_wish is not None and now - _wished_at > _PATIENCE):
+    is_impatient = number == signal.SIGINT and _wish is not None and now - _wished_at > _PATIENCE
+    if not _is_heeded or is_impatient:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

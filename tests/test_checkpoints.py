@@ -64,8 +64,11 @@ def test_auto_resume_passes_over_a_damaged_state_and_names_it(
     assert checkpoints.load_resume_state(experiment)["iter"] == 10
     assert experiment["path"]["resume_state"] == str(tmp_path / "training_states" / "10.state")
     assert experiment["path"]["pretrain_network_g"] == str(tmp_path / "models" / "net_g_10.pth")
-    (warning,) = esc_log
-    assert re.search(message, warning)
+    assert re.search(message, esc_log[0])
+    # what the abandoned run would be resumed from does not stand in the way
+    is_there = (tmp_path / "training_states" / "100.state").exists()
+    assert not is_there
+    assert (tmp_path / "training_states" / "100.state.abandoned").exists()
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)

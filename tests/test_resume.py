@@ -66,6 +66,7 @@ def same(one: Any, other: Any) -> bool:
 def assert_same_end(folder: Path, expected: Path) -> None:
     """Same weights, EMA, optimizer, schedule, random numbers, metrics and best records at the end."""
     ours, theirs = checkpoint(folder, ITERATIONS), checkpoint(expected, ITERATIONS)
+    assert ours["state"]["sha256"].keys() == {f"net_g_{ITERATIONS}.pth"}
     for part in ours:
         for key in theirs[part]:
             assert same(ours[part][key], theirs[part][key]), (part, key)

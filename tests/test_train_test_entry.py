@@ -294,6 +294,23 @@ def test_torchrun_with_several_processes_and_no_launcher_is_refused(
     assert message.count("error:") == 1
 
 
+def test_ranks_with_other_options_are_refused_with_what_differs(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for one another for ever, at the first validation that one of them has alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(pipeline, "_join", lambda launcher, options: None)
+    monkeypatch.setattr(pipeline.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pipeline.dist, "get_rank", lambda: 0)
+
+    def all_gather_object(gathered: list[Any], own: Any) -> None:
+        gathered[:] = [own, (None, own[1].replace("val_freq: 2", "val_freq: 3"))]
+
+    monkeypatch.setattr(pipeline.dist, "all_gather_object", all_gather_object)
+    message = command("train", "-opt", "train.yml", "--launcher", "pytorch")
+    assert "the options of rank 0 and rank 1 differ: 'val_freq: 2' and 'val_freq: 3'" in message
+
+
 def test_basicsr_sees_the_checked_options_exactly(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,8 +34,9 @@ from esc_basicsr.config.recipes import LR_PATCH
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
+from esc_basicsr.data.image_keys import collect_images
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets, collect_images
+from esc_basicsr.data.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.photos import load_photograph, photograph_names
 from esc_basicsr.errors import UserError
 

@@ -83,7 +83,7 @@ def _measure(
     for side in sides:
         window = int(trained.options["window_size"])
         aligned = _by_tiles(
-            trained, lq, [(tile.seen, tile.kept) for tile in tiles(*lq.shape[2:], side, window)]
+            trained, lq, [(tile.seen, tile.kept) for tile in tiles(lq.shape[2], lq.shape[3], side, window)]
         )
         naive_side = side + 2 * MARGIN * window  # as much memory
         parts = [_cut(lq.shape[-1], naive_side), _cut(lq.shape[-2], naive_side)]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from esc_basicsr.data.build_state import BuildState, Done, build_state
-from esc_basicsr.data.image_keys import collect_images, is_key
+from esc_basicsr.data.image_keys import is_key
 from esc_basicsr.data.in_order import in_order
 from esc_basicsr.data.left_out import LeftOut, report_of, write_report
 from esc_basicsr.data.lmdb_set import FILES, Lengths, LmdbSet
@@ -26,7 +26,7 @@ from esc_basicsr.data.sub_images import Cutting, Record, Source, make_records, s
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
-__all__ = ["COMPRESSION", "build_lmdb_sets", "collect_images"]
+__all__ = ["COMPRESSION", "build_lmdb_sets"]
 
 # None: records are read far more often than written, and are then cropped without decoding (docs/loader.md).
 COMPRESSION = 0

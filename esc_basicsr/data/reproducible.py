@@ -159,8 +159,8 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
 class TrainingLoader(DataLoader[dict[str, Any]]):
     """Batches of a `ReproducibleDataset`, by a `ReproducibleSampler`.
 
-    A batch has what the data set's samples have, and ``place``: what resuming after it needs. An image that had
-    to be passed over is logged by name, once; beyond ``most_unreadable`` of them in this process it ends.
+    A batch has what the data set's samples have, and ``place``: what resuming after it needs. An image that
+    had to be passed over is logged by name, once; beyond ``most_unreadable`` of them in this process it ends.
 
     Args:
         dataset: The samples.
@@ -225,8 +225,8 @@ def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads training data died ({_line(str(error))}), perhaps for want of memory: lower "
-            "datasets.train.num_worker_per_gpu, and go on with --auto_resume."
+            f"a process that loads training data died ({_line(str(error))}), perhaps for want of memory: "
+            "lower datasets.train.num_worker_per_gpu, and go on with --auto_resume."
         ) from error
 
 

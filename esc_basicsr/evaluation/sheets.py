@@ -110,7 +110,8 @@ def _enlarge(lr: Tensor, rows: slice, columns: slice, scale: int) -> Picture:
 
 
 def _rgb(picture: Picture) -> Picture:
-    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB if picture.ndim == 2 else cv2.COLOR_BGR2RGB)
+    code = cv2.COLOR_GRAY2RGB if picture.ndim == 2 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(picture, code), np.uint8)
 
 
 def _draw(caption: str, whats: tuple[str, ...], panels: list[Picture]) -> Picture:

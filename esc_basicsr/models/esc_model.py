@@ -17,8 +17,10 @@ from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
+from esc_basicsr.memory import is_out_of_memory
 from esc_basicsr.models.resumable_model import ResumableModel
 from esc_basicsr.models.throughput import Throughput
+from esc_basicsr.upscale.tiles import run_in_tiles, tile_side
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
@@ -26,6 +28,8 @@ __all__ = ["AMP_DTYPES", "ESCModel"]
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # train.max_skipped where it is left out.
 MAX_SKIPPED = 10
+# network_g.window_size where it is left out.
+_WINDOW = 32
 
 
 class ESCModel(ResumableModel):
@@ -118,9 +122,9 @@ class ESCModel(ResumableModel):
         limit = self.opt["train"].get("clip_grad_norm") or math.inf
         # Gradients are the same on every rank by now, and so is their norm.
         norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), limit)
-        self.log_dict = self._agree(means)
+        self.log_dict, gradient_is_finite = self._agree(means, norm)
         losses_are_finite = all(map(math.isfinite, self.log_dict.values()))
-        if losses_are_finite and math.isfinite(norm):
+        if losses_are_finite and gradient_is_finite:
             self.scaler.step(self.optimizer_g)
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
@@ -159,15 +163,19 @@ class ESCModel(ResumableModel):
         super().save(epoch, current_iter)
         self._throughput.go_on()
 
-    def _agree(self, means: dict[str, Tensor]) -> dict[str, float]:
-        """The losses' means over all ranks; and whether any rank was told to stop."""
+    def _agree(self, means: dict[str, Tensor], norm: Tensor) -> tuple[dict[str, float], bool]:
+        """The losses' means over all ranks, whether gradients are finite; and learn if one was told to stop.
+
+        One exchange, and one wait for a GPU, for all of it.
+        """
         told = torch.tensor(float(stopping.requested() is not None), device=self.device)
-        values = torch.stack([*(mean.float() for mean in means.values()), told])
+        values = torch.stack([*(mean.float() for mean in means.values()), norm.float(), told])
         if self.opt["dist"]:
             dist.all_reduce(values)
-        *losses, told_ranks = values.tolist()
+        *losses, norms, told_ranks = values.tolist()
         self._must_stop = told_ranks > 0
-        return {name: loss / self.opt["world_size"] for name, loss in zip(means, losses, strict=True)}
+        agreed = {name: loss / self.opt["world_size"] for name, loss in zip(means, losses, strict=True)}
+        return agreed, math.isfinite(norms)
 
     def _skip(self, current_iter: int, what: str) -> None:
         """Count and report a step that is not taken."""
@@ -207,8 +215,40 @@ class ESCModel(ResumableModel):
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
         with self._autocast((self.opt.get("val") or {}).get("amp")), self._kernels():
-            super().test()
+            try:
+                super().test()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._test_in_tiles()
         self.output = self.output.float()
+
+    def _test_in_tiles(self) -> None:
+        """Upscale what is too large for the memory, even by strips, in tiles that fit."""
+        whole, window = self.lq, self.opt["network_g"].get("window_size", _WINDOW)
+        least = tile_side(1, window)
+        side = max(tile_side(whole.shape[-1] * whole.shape[-2] // 2, window), least)
+
+        def run(part: Tensor) -> Tensor:
+            self.lq = part
+            super(ESCModel, self).test()
+            return self.output.float()
+
+        while True:
+            logger.warning(
+                "%d × %d pixels are too many for the memory: they are worked through in tiles of %d × %d, "
+                "which differs a little from the whole (docs/upscale.md).",
+                *(whole.shape[-1], whole.shape[-2], side, side),
+            )
+            try:
+                self.output = run_in_tiles(run, whole, self.opt["scale"], side, window)
+                return
+            except Exception as error:
+                if side == least or not is_out_of_memory(error):
+                    raise
+                side = max(side // 2 // window, 1) * window
+            finally:
+                self.lq = whole
 
     def _laid_out(self, what: Any) -> Any:
         """A network or a batch of images, channels last if that is switched on. A network is changed."""

@@ -157,10 +157,11 @@ class ResumableModel(SharedValidation):
                 "another network, optimizer or schedule. Give the options that it was saved by."
             ) from error
         iteration = resume_state["iter"]
-        if iteration > self.opt["train"]["total_iter"]:
+        total = int(self.opt["train"].get("total_iter", iteration))
+        if iteration > total:
             raise UserError(
                 f"{self.opt['path']['resume_state']} is of iteration {iteration}, beyond train.total_iter, "
-                f"{self.opt['train']['total_iter']}: there is nothing left to train. Raise it, or resume an older one."
+                f"{total}: there is nothing left to train. Raise it, or resume an older state."
             )
         self._saved = resume_state["epoch"], iteration
         self._sha256 = resume_state.get("sha256", {})

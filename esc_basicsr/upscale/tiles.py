@@ -6,10 +6,13 @@ still differ from the whole image: the dynamic kernels pool over a tile, and con
 the surroundings. docs/upscale.md has how much that is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Tile", "tile_side", "tiles"]
+import torch
+from torch import Tensor
+
+__all__ = ["Tile", "run_in_tiles", "tile_side", "tiles"]
 
 MARGIN = 2  # windows around a tile
 
@@ -51,6 +54,35 @@ def tiles(height: int, width: int, side: int, window: int) -> Iterator[Tile]:
             columns = slice(left, min(left + side, width))
             seen = (_with_margin(rows, height, window), _with_margin(columns, width, window))
             yield Tile(seen, (rows, columns))
+
+
+def run_in_tiles(
+    run: Callable[[Tensor], Tensor], images: Tensor, scale: int, side: int, window: int
+) -> Tensor:
+    """Upscale images tile by tile.
+
+    Args:
+        run: Upscales a part of them.
+        images: (N, C, H, W).
+        scale: Upscaling factor.
+        side: As `tiles` takes it.
+        window: As `tiles` takes it.
+
+    Returns:
+        (N, C, H·scale, W·scale), float32, on the CPU: a GPU may have no room for it.
+    """
+    *_, height, width = images.shape
+    out = torch.empty(*images.shape[:2], height * scale, width * scale)
+    for tile in tiles(height, width, side, window):
+        sr = run(images[:, :, tile.seen[0], tile.seen[1]])
+        rows, columns = (_enlarged(part, scale) for part in tile.kept_of_seen)
+        target_rows, target_columns = (_enlarged(part, scale) for part in tile.kept)
+        out[:, :, target_rows, target_columns] = sr[:, :, rows, columns]
+    return out
+
+
+def _enlarged(part: slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
 
 
 def _with_margin(part: slice, length: int, window: int) -> slice:

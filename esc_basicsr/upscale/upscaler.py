@@ -12,9 +12,9 @@ from torch import Tensor
 from esc_basicsr import kernels
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import info_once, logger
+from esc_basicsr.memory import available_memory, is_out_of_memory
 from esc_basicsr.pretrained import default_model, load_network
-from esc_basicsr.upscale.memory import available_memory, is_out_of_memory
-from esc_basicsr.upscale.tiles import tile_side, tiles
+from esc_basicsr.upscale.tiles import run_in_tiles, tile_side
 
 __all__ = ["PRECISIONS", "Upscaler"]
 
@@ -163,13 +163,7 @@ class Upscaler:
             "differs a little from the whole (docs/upscale.md).",
             *(width, height, side, side),
         )
-        out = torch.empty(1, 3, height * self.scale, width * self.scale)
-        for tile in tiles(height, width, side, self._window):
-            sr = self._run(image[:, :, tile.seen[0], tile.seen[1]], dtype)
-            rows, columns = (_enlarged(part, self.scale) for part in tile.kept_of_seen)
-            target_rows, target_columns = (_enlarged(part, self.scale) for part in tile.kept)
-            out[:, :, target_rows, target_columns] = sr[:, :, rows, columns]
-        return out
+        return run_in_tiles(lambda part: self._run(part, dtype), image, self.scale, side, self._window)
 
     def _pixels_at_once(self) -> int:
         """LR pixels that fit into the memory."""
@@ -227,7 +221,3 @@ def _kernels_are_to_be_had() -> bool:
         info_once(f"Running without the C++ kernels, a little slower: {error}")
         return False
     return True
-
-
-def _enlarged(part: slice, scale: int) -> slice:
-    return slice(part.start * scale, part.stop * scale)

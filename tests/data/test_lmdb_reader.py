@@ -185,12 +185,12 @@ def test_undecodable_record_is_told_with_its_key(hr_lmdb, value):
 
 def test_damaged_data_file_is_told(hr_lmdb):
     (hr_lmdb / "data.mdb").write_bytes(b"damaged" * 2000)
-    with pytest.raises(UserError, match="cannot be (read|opened)"):
+    with pytest.raises(UserError, match=r"cannot be (read|opened)"):
         ImageLMDB(hr_lmdb).read(0)
 
 
 def test_data_file_removed_after_the_keys_were_read_is_told(hr_lmdb):
     images = ImageLMDB(hr_lmdb)
     shutil.rmtree(hr_lmdb)
-    with pytest.raises(UserError, match="cannot be (read|opened)"):
+    with pytest.raises(UserError, match=r"cannot be (read|opened)"):
         images.read(0)

@@ -152,10 +152,11 @@ def test_image_that_cannot_be_read_is_named_and_another_takes_its_place(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_images_that_cannot_be_read_end_it(workers: int) -> None:
-    load(epochs=9, workers=workers, dataset=Noise(broken=(3, 5, 7)))  # each counts once
+    many = {"images": 40, "ratio": 1, "epochs": 9, "workers": workers}
+    load(**many, dataset=Noise(images=40, broken=(3, 5, 7)))  # each counts once
     told = r"4 images .* more than datasets\.train\.max_unreadable, 3\. The last: data set, i"
     with pytest.raises(UserError, match=told):
-        load(epochs=9, workers=workers, dataset=Noise(broken=(1, 3, 5, 7)))
+        load(**many, dataset=Noise(images=40, broken=(1, 3, 5, 7)))
     named = r"cannot be read:\n  data set, image \d, photo\d cannot be read or dec"
     with pytest.raises(UserError, match=named) as caught:
         load(workers=workers, dataset=Noise(broken=tuple(range(10))))

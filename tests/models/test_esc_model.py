@@ -14,6 +14,7 @@ from basicsr.models import build_model
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
+from esc_basicsr.evaluation.shared_validation import SharedValidation
 from esc_basicsr.models.esc_model import ESCModel
 
 
@@ -50,6 +51,29 @@ def build(tiny_network: dict[str, Any], tmp_path: Path) -> Callable[..., ESCMode
         return build_model(opt)
 
     return make
+
+
+def test_image_too_large_for_the_memory_is_validated_in_tiles(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
+) -> None:
+    model = build(scale=2)
+    photo = torch.from_numpy(load_photograph("chelsea")[:60, :72].copy()).permute(2, 0, 1)[None] / 255
+    model.feed_data({"lq": photo})
+    model.test()
+    whole = model.output
+    stock = SharedValidation.test
+
+    def test_in_little_memory(model: ESCModel) -> None:
+        if model.lq.shape[-1] * model.lq.shape[-2] > 40**2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        stock(model)
+
+    monkeypatch.setattr(SharedValidation, "test", test_in_little_memory)
+    model.test()
+    assert model.lq.shape == photo.shape
+    assert "72 × 60 pixels are too many for the memory" in esc_log[-1]
+    pair = [(output.clamp(0, 1) * 255).round() for output in (whole, model.output)]
+    assert (pair[0] - pair[1]).square().mean() < 255**2 / 10**5  # 50 dB, by random weights
 
 
 @pytest.fixture
