@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["exit_code", "heed", "held", "ignored", "requested", "watched_for"]
+__all__ = ["SIGNALS", "exit_code", "heed", "held", "ignored", "requested", "watched_for"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
 _PATIENCE = 2.0  # seconds
 
@@ -48,7 +48,7 @@ def watched_for() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
     try:
         yield
     finally:
@@ -59,14 +59,14 @@ def watched_for() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within it such signals wait, here and for good in processes that are started here.
+    """Within it such signals wait, here and, unless they unblock them, in processes that are started here.
 
     A worker that is being started would else be ended by them before it can leave them to the main process.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ def held() -> Iterator[None]:
 
 def ignored() -> None:
     """Leave stopping to the main process, from within one of its workers."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,20 +5,18 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
 import torch
 
+from esc_basicsr import stopping
 from esc_basicsr.errors import UserError
 
 __all__ = ["in_order"]
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -44,7 +42,8 @@ def in_order(
     with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
         try:
             for task in tasks:
-                with _signals_held():
+                # Raised while the pool starts a thread, they would keep it from ending.
+                with stopping.held():
                     pending.append(pool.submit(function, task))
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
@@ -59,24 +58,11 @@ def in_order(
                 future.cancel()
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait: raised while the pool starts a thread, they would keep it from ending."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # they were held while it was forked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # they were held while it was forked
     threading.Thread(target=_end_with_main_process, daemon=True).start()
     # One thread each: the workers fill the cores, and thread pools do not survive the fork.
     torch.set_num_threads(1)

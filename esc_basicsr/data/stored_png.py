@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["crop_stored_png", "encode_stored_png", "has_stored_form"]
+__all__ = ["crop_stored_png", "encode_stored_png", "has_stored_form", "png_chunk"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_HEADER = b"\x78\x01"
@@ -39,7 +39,7 @@ def encode_stored_png(image: npt.NDArray[np.uint8]) -> bytes:
     rows[:, _ROW_HEAD:] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).reshape(height, 3 * width)
     body = rows.tobytes() + struct.pack(">I", zlib.adler32(rows[:, _ROW_HEAD - 1 :].tobytes()))
     crc = struct.pack(">I", zlib.crc32(body, zlib.crc32(b"IDAT" + _ZLIB_HEADER)))
-    return b"".join((head, body, crc, _chunk(b"IEND", b"")))
+    return b"".join((head, body, crc, png_chunk(b"IEND", b"")))
 
 
 def crop_stored_png(
@@ -80,12 +80,13 @@ def _layout(height: int, width: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
     row = 3 * width + 1  # a row's filter, and its pixels
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     content = len(_ZLIB_HEADER) + height * (row + 5) + 4  # 4: Adler-32
-    head = _SIGNATURE + _chunk(b"IHDR", header) + struct.pack(">I4s", content, b"IDAT") + _ZLIB_HEADER
+    head = _SIGNATURE + png_chunk(b"IHDR", header) + struct.pack(">I4s", content, b"IDAT") + _ZLIB_HEADER
     row_heads = np.zeros((height, _ROW_HEAD), np.uint8)
     row_heads[:, 1:5] = np.frombuffer(struct.pack("<HH", row, row ^ 0xFFFF), np.uint8)
     row_heads[-1, 0] = 1
     return head, row_heads
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG, with its length and checksum."""
     return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))

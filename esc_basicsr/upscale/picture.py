@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from esc_basicsr.data.source_image import RefusedImageError, check_single, is_deep, open_image, refusing
+from esc_basicsr.data.stored_png import png_chunk
 from esc_basicsr.errors import UserError
 from esc_basicsr.files import written_whole
 
@@ -269,7 +269,7 @@ def _encode_deep_png(picture: Picture) -> bytes:
         if kind in (b"iCCP", b"eXIf", b"pHYs", b"tEXt", b"zTXt", b"iTXt")
     ]
     head = 8 + 12 + 13  # signature and IHDR
-    return data[:head] + b"".join(_png_chunk(*chunk) for chunk in chunks) + data[head:]
+    return data[:head] + b"".join(png_chunk(*chunk) for chunk in chunks) + data[head:]
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -279,10 +279,6 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         chunks.append((kind, data[start + 8 : start + 8 + length]))
         start += 12 + length
     return chunks
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _encode_deep_tiff(picture: Picture) -> bytes:
