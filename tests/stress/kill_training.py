@@ -32,6 +32,8 @@ from esc_basicsr.demo import NAME, prepare_data, write_option_files
 ITERATIONS = 400
 DAMAGED = 0.1  # share of kills after which the newest state is damaged
 TERMINATED = 0.2  # share of kills by SIGTERM
+EARLY = 0.15  # share of kills within the first seconds of a process
+STARTING = 8.0  # such seconds: importing, resuming, catching up on a validation
 
 
 def prepare(folder: Path) -> None:
@@ -73,7 +75,7 @@ def what_is_left(folder: Path) -> dict[str, Any]:
     """All that a training leaves to go on from, and to be used."""
     experiment = folder / "experiments" / NAME
     state = torch.load(experiment / "training_states" / f"{ITERATIONS}.state", weights_only=True)
-    del state["sha256"]  # zip files of equal tensors may differ
+    assert state.pop("sha256").keys() == {f"net_g_{ITERATIONS}.pth"}  # the digests may differ
     return {
         **state,
         "weights": torch.load(experiment / "models" / "net_g_latest.pth", weights_only=True),
@@ -119,25 +121,30 @@ def torment(
     counts: Counter[str] = Counter()
     log = folder / "log.txt"
     while counts["killed"] < kills:
+        started = time.time()
         process = start(folder, log)
         size = log.stat().st_size
-        # from when it resumes, which takes seconds of importing
-        while process.poll() is None and b"Start training" not in log.read_bytes()[size:]:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, longest))
+        if is_early := chance.random() < EARLY:
+            time.sleep(chance.uniform(0, STARTING))
+        else:
+            # from when it goes on with training, after seconds of importing
+            while process.poll() is None and b"Start training" not in log.read_bytes()[size:]:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, longest))
         number = signal.SIGTERM if chance.random() < TERMINATED else signal.SIGKILL
         process.send_signal(number)
         code = process.wait()
         if code == 0:
             return counts
-        assert code in (-signal.SIGKILL, 128 + signal.SIGTERM), log.read_text()[-5000:]
+        # SIGTERM before training has begun ends a process as it does any other
+        ends = (-signal.SIGKILL, 128 + signal.SIGTERM, *([-signal.SIGTERM] if is_early else []))
+        assert code in ends, log.read_text()[-5000:]
+        counts["before it went on"] += is_early
         counts["killed"] += 1
         counts[number.name] += 1
         experiment = folder / "experiments" / NAME
-        partial = [*experiment.glob("*/*.partial")]
+        partial = [file for file in experiment.glob("*/*.partial") if file.stat().st_mtime > started]
         counts["while saving"] += number == signal.SIGKILL and bool(partial)
-        for file in partial:
-            file.unlink()
         if chance.random() < DAMAGED and (damage := damage_newest(folder, chance)):
             counts[damage] += 1
         bar.update()
@@ -186,7 +193,15 @@ def main() -> int:
         "rounds": len(rounds),
         **{
             name.replace(" ", "_"): total[name]
-            for name in ("killed", "SIGKILL", "SIGTERM", "while saving", "truncated", "a bit changed")
+            for name in (
+                "killed",
+                "before it went on",
+                "SIGKILL",
+                "SIGTERM",
+                "while saving",
+                "truncated",
+                "a bit changed",
+            )
         },
         "differences": differences,
     }
