@@ -43,6 +43,9 @@ def _play(role: str) -> None:
         raise UserError("the disk is full")
     if what == "exit":
         sys.exit(int(seconds))
+    if what == "agree":
+        heartbeat.agree_to_end()
+        sys.exit(int(seconds))
     if what == "vanish":
         os._exit(0)
     if what == "sleep":  # as in a collective of NCCL, which does not notice that a rank is gone

@@ -99,6 +99,7 @@ def test_a_killed_rank_is_named_and_ends_the_others_in_seconds(start: Callable[.
     jobs[1] = start("work", "work", "sleep 600")
     for victim, job in jobs.items():
         job.processes[victim].kill()
+    jobs[1].processes[1].join(10)
     jobs[1].signal(2, signal.SIGTERM)  # by torchrun, which has seen it sooner
     for victim, job in jobs.items():
         others = [rank for rank in range(3) if rank != victim]
@@ -158,10 +159,17 @@ def test_a_rank_that_hangs_for_less_than_the_limit_harms_nobody(start: Callable[
 
 def test_ranks_may_end_at_different_times(start: Callable[..., Job]) -> None:
     """With a short limit, so that one taken for dead would show; rank 0 has the store, and goes last."""
-    job = start("sleep 0", "sleep 5", "exit 143", limit=4)
+    job = start("sleep 0", "sleep 5", "agree 143", limit=4)
     assert job.codes(2, within=4) == [143]
     assert job.codes(1, 0, within=20) == [0, 0]
     assert job.errors() == []
+
+
+def test_a_rank_that_stops_by_itself_takes_the_others_along(start: Callable[..., Job]) -> None:
+    """SIGTERM that reached one of them alone; those that wait in NCCL would not notice for minutes."""
+    job = start("exit 143", "sleep 600")
+    assert job.codes(0, 1, within=20) == [143, 1]
+    assert job.errors() == [f"{job.name(0)}ended with exit code 143{REMEDY}"]
 
 
 def test_a_users_mistake_is_told_once_and_ends_every_rank_with_its_code(start: Callable[..., Job]) -> None:

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -31,7 +31,8 @@ __all__ = [
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
 _OF_8_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _WITH_ALPHA = ("LA", "PA", "RGBA")
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+# tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 258, 262, 284, 338
 _ORIENTATION = 0x0112  # a tag of EXIF
 
 
@@ -129,7 +130,21 @@ def is_deep(header: Image.Image, data: bytes) -> bool:
         raise RefusedImageError(
             f"has samples of a kind that is not read (Pillow's mode {header.mode}): save it with 8 or 16 bits"
         )
+    if deep and header.format == "TIFF":
+        _check_deep_tiff(header.tag_v2)  # type: ignore[attr-defined]
     return deep
+
+
+def _check_deep_tiff(tags: Any) -> None:
+    """Refuse what OpenCV, which decodes 16 bits, gives other colours for than the file means."""
+    unread = {
+        "its 16 bits are stored plane by plane": tags.get(_PLANAR) == 2,
+        "its 16-bit gray runs from white to black": tags.get(_PHOTOMETRIC) == 0,
+        "its 16-bit colours are multiplied by alpha": 1 in tags.get(_EXTRA_SAMPLES, ()),
+    }
+    for reason, is_so in unread.items():
+        if is_so:
+            raise RefusedImageError(f"is not read: {reason}. Save it in the usual form")
 
 
 def _decode(image: Image.Image, mode: str) -> npt.NDArray[np.uint8]:

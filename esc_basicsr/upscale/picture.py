@@ -1,6 +1,7 @@
 """Picture files with all that belongs to a picture: bit depth, transparency, colour profile, metadata."""
 
 import io
+import re
 import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,10 +35,17 @@ _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 _ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769
+_ICC_TAG = 34675
+# Tags of a TIFF that say how its pixels are stored, which EXIF data of it have too.
+_STORAGE = {
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293),
+    *(317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 336, 337, 338, 339, 340, 341, 347, 529),
+    *(530, 531, 532, 700, _ICC_TAG),
+}
+_DIRECTORIES = (_EXIF_IFD, 0x8825, 0xA005)  # EXIF's, GPS's, interoperability's
 _WIDTH, _HEIGHT = 0xA002, 0xA003  # in EXIF's directory
 # Texts that 16-bit TIFFs keep: description, make, model, software, date, artist, rights.
 _TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-_ICC_TAG = 34675
 
 # EXIF's orientation -> transposed, upside down, left to right; in this order
 _TURNS = {
@@ -72,7 +80,8 @@ class Picture:
         """The same picture with other pixels: EXIF learns its new size."""
         exif = Image.Exif()
         exif.load(self.exif.tobytes())
-        directory = exif.get_ifd(_EXIF_IFD)
+        # asking for a directory that is not there would make one
+        directory = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
         for tag, side in ((_WIDTH, pixels.shape[1]), (_HEIGHT, pixels.shape[0])):
             if tag in directory:
                 directory[tag] = side
@@ -106,9 +115,10 @@ def read_picture(path: Path) -> Picture:
                 icc = image.info.get("icc_profile")
             else:
                 pixels, alpha, icc = _pixels(image)
-            if _ORIENTATION in exif:
-                del exif[_ORIENTATION]
+            for tag in {_ORIENTATION, *_STORAGE} & exif.keys():
+                del exif[tag]
             xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+            xmp = _upright_xmp(xmp.encode("utf-8") if isinstance(xmp, str) else xmp)
             texts = {
                 key: str(value)
                 for key, value in (getattr(image, "text", None) or {}).items()
@@ -119,10 +129,15 @@ def read_picture(path: Path) -> Picture:
                 alpha,
                 icc,
                 exif,
-                xmp.encode("utf-8") if isinstance(xmp, str) else xmp,
+                xmp,
                 _resolution(image, turned=turn >= 5),
                 texts,
             )
+
+
+def _upright_xmp(xmp: bytes | None) -> bytes | None:
+    """XMP without the orientation that was applied: readers would turn the picture once more."""
+    return xmp and re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
 
 
 def _resolution(image: Image.Image, turned: bool) -> tuple[float, float] | None:
@@ -202,10 +217,13 @@ def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
     is_deep_picture = picture.pixels.dtype == np.uint16
     if is_deep_picture and kind in ("JPEG", "WEBP"):
         raise UserError(f"{path}: {kind} holds 8 bits, the picture has 16: write PNG or TIFF.")
-    if not is_deep_picture:
-        content = _encode(picture, kind, quality)
-    else:
-        content = _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
+    try:
+        if not is_deep_picture:
+            content = _encode(picture, kind, quality)
+        else:
+            content = _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
+    except Exception as error:  # encoders raise what they like at metadata that they do not
+        raise UserError(f"{path} cannot be written as {kind}: {type(error).__name__}: {error}") from error
     with written_whole(path) as file:
         file.write(content)
 
@@ -224,12 +242,15 @@ def _deep_channels(picture: Picture) -> Pixels:
 
 
 def _encode(picture: Picture, kind: str, quality: int) -> bytes:
+    exif = Image.Exif()
+    exif.load(picture.exif.tobytes())
+    has_directories = any(tag in exif for tag in _DIRECTORIES)
     of_kind: dict[str, dict[str, Any]] = {
         "PNG": {"pnginfo": _png_texts(picture)},
         "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality, "method": 4},
         # Pillow's own writer alone, which compresses nothing, writes EXIF's directories.
-        "TIFF": {} if picture.exif.get_ifd(_EXIF_IFD) else {"compression": "tiff_adobe_deflate"},
+        "TIFF": {} if has_directories else {"compression": "tiff_adobe_deflate"},
     }
     options = of_kind[kind]
     if picture.xmp and kind in ("JPEG", "WEBP"):
@@ -238,7 +259,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> bytes:
         options["icc_profile"] = picture.icc
     if picture.dpi:
         options["dpi"] = picture.dpi
-    if len(picture.exif) or picture.exif.get_ifd(_EXIF_IFD):
+    if len(exif):
         options["exif"] = picture.exif.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(_with_alpha(picture))).save(buffer, kind, **options)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Tile", "run_in_tiles", "tile_side", "tiles"]
+__all__ = ["Tile", "least_pixels", "run_in_tiles", "tile_side", "tiles"]
 
 MARGIN = 2  # windows around a tile
+_LEAST_WINDOWS = 2  # of a tile's side: smaller ones would be little but margins
 
 
 class Tile(NamedTuple):
@@ -34,9 +35,14 @@ class Tile(NamedTuple):
 
 
 def tile_side(pixels: int, window: int) -> int:
-    """The side of square tiles that, margins included, have at most so many pixels; one window at least."""
+    """The side of square tiles that, margins included, have at most so many pixels; two windows at least."""
     windows = int(pixels**0.5) // window - 2 * MARGIN
-    return max(windows, 1) * window
+    return max(windows, _LEAST_WINDOWS) * window
+
+
+def least_pixels(window: int) -> int:
+    """Pixels of the smallest tile with its margins: the least that can be worked on."""
+    return ((_LEAST_WINDOWS + 2 * MARGIN) * window) ** 2
 
 
 def tiles(height: int, width: int, side: int, window: int) -> Iterator[Tile]:

@@ -23,6 +23,7 @@ from esc_basicsr.upscale.picture import FORMATS, Picture, read_picture, write_pi
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
 
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
+_UNWRITTEN = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".psd")
 _LISTED = 5
 
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Upscale all pictures; 2 if some could not be."""
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality must be from 1 to 100, got {args.quality}.")
-    if args.memory is not None and args.memory <= 0:
+    if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"--memory must be above 0 GiB, got {args.memory}.")
     pictures = _find(args.input)
     memory = None if args.memory is None else int(args.memory * 2**30)
@@ -103,14 +104,18 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, quality: int = 
         UserError: ``source`` cannot be read, or ``target`` not be written or not hold the picture.
     """
     picture = read_picture(source)
+    pixels = upscaler(picture.pixels)
     alpha = picture.alpha
     if alpha is not None:
         # a constant one stays what it is; the network would come close
         is_constant = bool((alpha == alpha.flat[0]).all())
         size = tuple(side * upscaler.scale for side in alpha.shape)
         alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(target, _fit(picture.enlarged(upscaler(picture.pixels), alpha), target), quality)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+    write_picture(target, _fit(picture.enlarged(pixels, alpha), target), quality)
 
 
 def _fit(picture: Picture, target: Path) -> Picture:
@@ -156,6 +161,8 @@ def _name_targets(pictures: dict[Path, Path], output: Path, scale: int, kind: st
         if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
             raise UserError(f"--format {kind} contradicts the name {output}: leave one out.")
         return dict.fromkeys(pictures, output)
+    if len(pictures) == 1 and suffix in _UNWRITTEN and not output.is_dir():
+        raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(FORMATS)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; for {len(pictures)} pictures a folder is expected.")
     targets: dict[Path, Path] = {}

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from esc_basicsr import kernels
 from esc_basicsr.errors import UserError
-from esc_basicsr.log import info_once, logger
+from esc_basicsr.log import info_once, logger, warn_once
 from esc_basicsr.memory import available_memory, is_out_of_memory
 from esc_basicsr.pretrained import default_model, load_network
-from esc_basicsr.upscale.tiles import run_in_tiles, tile_side
+from esc_basicsr.upscale.tiles import least_pixels, run_in_tiles, tile_side
 
 __all__ = ["PRECISIONS", "Upscaler"]
 
@@ -124,18 +124,21 @@ class Upscaler:
             out = out.mean(3)
         if images.ndim < 4:
             out = out[0]
-        result: npt.NDArray[Any] = (out.double() * levels).round().numpy() if levels > 1 else out.numpy()
-        return result.astype(images.dtype)
+        if levels > 1:
+            out.mul_(levels).round_()
+        result: npt.NDArray[Any] = out.numpy().astype(images.dtype)
+        return result
 
     def _upscale(self, batch: Tensor, is_8_bit: bool) -> Tensor:
         """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
         if 0 in batch.shape:
             raise UserError(f"expected pictures of at least one pixel, got {tuple(batch.shape)}.")
-        dtype = self._choose_precision(batch) if is_8_bit or self._half is not None else torch.float32
         *_, height, width = batch.shape
         while True:
             at_once = self._pixels_at_once()
             try:
+                is_free = is_8_bit or self._half is not None
+                dtype = self._choose_precision(batch) if is_free else torch.float32
                 if len(batch) * height * width <= at_once:
                     return self._run(batch, dtype)
                 if len(batch) > 1:
@@ -149,7 +152,7 @@ class Upscaler:
     def _run(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
         half = dtype != torch.float32
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(self.device.type, dtype if half else None, enabled=half),
             kernels.in_use() if self._has_kernels else contextlib.nullcontext(),
         ):
@@ -168,16 +171,21 @@ class Upscaler:
     def _pixels_at_once(self) -> int:
         """LR pixels that fit into the memory."""
         memory = available_memory(self.device) * _SHARE if self._memory is None else self._memory
+        least = least_pixels(self._window)
         pixels = int(memory / self._bytes_per_pixel)
+        if pixels < least:
+            needed = least * self._bytes_per_pixel / 2**20
+            warn_once(f"The memory to work in is less than {self.name} needs: it takes {needed:,.0f} MiB.")
+            pixels = least
         return pixels if self._most_pixels is None else min(pixels, self._most_pixels)
 
     def _go_smaller(self, pixels: int, error: Exception) -> None:
         """Half as much from now on: somebody else has taken memory, or the estimate was too low."""
-        least = (1 + 2 * 2) ** 2 * self._window**2  # the smallest tile with its margins
+        least = least_pixels(self._window)
         if pixels <= least:
             raise UserError(
-                f"There is not enough memory for a tile of {self._window} × {self._window} pixels: close "
-                "other programs, or choose another device."
+                f"There is not enough memory for {least:,} pixels at a time, the least that can be worked "
+                "on: close other programs, or choose another device."
             ) from error
         self._most_pixels = max(pixels // 2, least)
         if self.device.type == "cuda":

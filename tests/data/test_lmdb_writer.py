@@ -13,6 +13,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from esc_basicsr.__main__ import main
@@ -347,6 +348,8 @@ def _records(folder):
 
 def _build_until_killed(output, folder, kill_at, counter):
     """Build, and be killed at the ``kill_at``-th time that something is put on the disk or renamed."""
+
+    torch.set_num_threads(1)  # a pool of threads that other tests have used does not survive the fork
 
     def counting(function):
         def counted(*args, **options):

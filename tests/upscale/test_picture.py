@@ -109,6 +109,40 @@ def test_picture_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orienta
     np.testing.assert_array_equal(upright.pixels, expected)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_orientation_in_xmp_is_not_applied_twice(tmp_path: Path, rgb: np.ndarray, suffix: str) -> None:
+    """Pillow, and viewers, turn a picture by XMP where EXIF does not say how."""
+    meta = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r xmlns:tiff="t" tiff:Orientation="6"/></x:xmpmeta>'
+    write_picture(tmp_path / f"a.{suffix}", Picture(rgb, xmp=meta))
+    first = read_picture(tmp_path / f"a.{suffix}")
+    assert first.pixels.shape == (32, 24, 3)
+    write_picture(tmp_path / f"b.{suffix}", first)
+    assert read_picture(tmp_path / f"b.{suffix}").pixels.shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"planarconfig": "separate", "photometric": "rgb"}, "plane by plane"),
+        ({"photometric": "miniswhite"}, "white to black"),
+        ({"photometric": "rgb", "extrasamples": ["assocalpha"]}, "multiplied by alpha"),
+    ],
+)
+def test_deep_tiff_of_a_form_that_would_be_misread_is_refused(
+    tmp_path: Path, rgb: np.ndarray, options: dict[str, Any], reason: str
+) -> None:
+    pixels = deep(rgb)
+    if options["photometric"] == "miniswhite":
+        pixels = pixels[..., 0]
+    elif "extrasamples" in options:
+        pixels = np.dstack([pixels, pixels[..., 0]])
+    else:
+        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    with pytest.raises(UserError, match=reason):
+        read_picture(tmp_path / "a.tif")
+
+
 def save(path: Path, image: Image.Image, **options: Any) -> Picture:
     image.save(path, **options)
     return read_picture(path)

@@ -61,6 +61,38 @@ def test_transparency_is_upscaled_and_a_constant_one_stays(folder: Path, model: 
         np.testing.assert_array_equal(np.asarray(image)[..., 3], Upscaler(model)(photo[..., 0]))
 
 
+def test_tiffs_go_through_with_what_directories_they_have(folder: Path, model: Path) -> None:
+    with Image.open("in/cat.png") as image:
+        image.save("in/plain.tif")
+        location = Image.Exif()
+        location.get_ifd(0x8825)[1] = "N"
+        image.save("in/located.jpg", exif=location.tobytes())
+    call = [
+        "upscale",
+        "in/plain.tif",
+        "in/located.jpg",
+        "-o",
+        "out",
+        "--model",
+        str(model),
+        "--format",
+        "tiff",
+    ]
+    assert main(call) == 0
+    with Image.open("out/located_x2.tiff") as image:
+        assert image.size == (60, 40)
+        assert image.getexif().get_ifd(0x8825)[1] == "N"
+    with Image.open("out/plain_x2.tiff") as image:
+        assert image.size == (60, 40)
+
+
+def test_folder_that_cannot_be_made_is_told(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["upscale", "in/more", "-o", "in/cat.png/out", "--model", str(model)]) == 2
+    assert "in/cat.png/out cannot be made" in capsys.readouterr().err
+
+
 def test_sixteen_bits_are_rounded_where_the_format_asked_for_has_eight(folder: Path, model: Path) -> None:
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save("in/deep.png")
     for kind, mode in (("png", "I;16"), ("jpg", "L")):
@@ -105,6 +137,8 @@ def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
         (["in/more", "-o", "out", "--quality", "0"], "--quality must be from 1 to 100"),
         (["in/more", "-o", "out", "--memory", "-1"], "--memory must be above 0"),
         (["in/cat.png", "-o", "out.jpg", "--format", "png"], "--format png contradicts the name out.jpg"),
+        (["in/cat.png", "-o", "out.gif"], ".gif is not written; choose among .png"),
+        (["in/more", "-o", "out", "--memory", "nan"], "--memory must be above 0"),
         (["in", "-o", "in/cat.png"], "in/cat.png is a file; for 2 pictures a folder"),
         (["in/cat.png", "in/more/../cat.png", "-o", "out"], "would both become"),
         (["in", "-o", "out", "--scale", "4"], "a network of scale ×2, not ×4"),

@@ -105,7 +105,7 @@ def test_tiles_cover_the_image_once_and_lie_on_the_grid() -> None:
             assert tile.seen[1].stop - tile.seen[1].start >= columns.stop
         assert (seen == 1).all()
     assert tile_side(10**6, 32) + 2 * MARGIN * 32 <= 1000
-    assert tile_side(1, 32) == 32
+    assert tile_side(1, 32) == 64
 
 
 def test_what_is_too_large_goes_in_tiles_with_little_difference(
@@ -152,7 +152,7 @@ def test_memory_that_is_not_enough_for_a_tile_is_told(
         raise MemoryError
 
     monkeypatch.setattr(upscale, "_run", run)
-    with pytest.raises(UserError, match="not enough memory for a tile of 8 × 8 pixels"):
+    with pytest.raises(UserError, match="not enough memory for 2,304 pixels at a time"):
         upscale(photo)
 
 
