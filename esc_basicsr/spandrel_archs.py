@@ -9,7 +9,6 @@ model = spandrel.ModelLoader().load_from_file("ESC_x4.pth")
 
 from typing import Any
 
-import torch
 import torch.nn as nn
 from spandrel import (
     MAIN_REGISTRY,
@@ -23,7 +22,7 @@ from spandrel import (
 )
 
 from esc_basicsr.archs.checkpoint import infer_network_options
-from esc_basicsr.archs.variants import NETWORKS, VARIANTS
+from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.errors import UserError
 
 __all__ = ["ESCArch", "ESCFPArch", "install"]
@@ -50,11 +49,9 @@ class _Architecture(Architecture[nn.Module]):
         options = infer_network_options(state_dict)
         if options is None or options["type"] != self._network:
             raise UserError(f"these are not weights of {self.name}.")
-        scale, keys = int(options["upscaling_factor"]), {**options}
-        with torch.device("meta"):
-            network = NETWORKS[keys.pop("type")](**keys)
+        scale = int(options["upscaling_factor"])
         return ImageModelDescriptor(
-            network.to_empty(device="cpu").eval(),
+            build_uninitialized(options).eval(),
             state_dict,
             architecture=self,
             purpose="SR" if scale > 1 else "Restoration",

@@ -1,13 +1,15 @@
 """The published variants: one dict of constructor keys each (arXiv:2503.06671, Table 1 and the release)."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn as nn
 
 from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.archs.esc_fp_arch import ESCFP
 
-__all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_variant"]
+__all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_uninitialized", "build_variant"]
 
 # registered name -> class
 NETWORKS: dict[str, type[nn.Module]] = {"ESC": ESC, "ESCFP": ESCFP}
@@ -29,6 +31,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ESC-light": {"type": "ESC", "dim": 64, "n_blocks": 3, "num_heads": 4, **_COMMON},
     "ESC-FP": {"type": "ESCFP", "dim": 48, "n_blocks": 5, "num_heads": 3, **_COMMON},
 }
+
+
+def build_uninitialized(network_g: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose weights are still to be loaded: no time goes into random ones.
+
+    Args:
+        network_g: ``type``, a key of `NETWORKS`, and constructor options.
+    """
+    options = dict(network_g)
+    with torch.device("meta"):
+        network = NETWORKS[options.pop("type")](**options)
+    return network.to_empty(device="cpu")
 
 
 def build_variant(name: str, scale: int) -> nn.Module:

@@ -9,6 +9,7 @@ where, and how much, tiles differ.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from esc_basicsr.benchmark.report import make_folder, markdown_table, write_repo
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.pretrained import TrainedNetwork, load_network
-from esc_basicsr.upscale.tiles import MARGIN, tiles
+from esc_basicsr.upscale.tiles import MARGIN, run_in_tiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,18 +77,16 @@ def _measure(
     scale = trained.scale
     gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     lq = torch.from_numpy(reduce_uint8(gt, scale).astype(np.float32) / 255).permute(2, 0, 1)[None]
-    whole = _run(trained, lq)
+    window = int(trained.options["window_size"])
+    run = functools.partial(_run, trained)
+    whole = run(lq)
     with torch.enable_grad():  # in one piece: by strips it goes only without gradients
         plain = trained.network(lq).detach()
     pictures = {"whole": _picture(whole)}
     for side in sides:
-        window = int(trained.options["window_size"])
-        aligned = _by_tiles(
-            trained, lq, [(tile.seen, tile.kept) for tile in tiles(lq.shape[2], lq.shape[3], side, window)]
-        )
-        naive_side = side + 2 * MARGIN * window  # as much memory
-        parts = [_cut(lq.shape[-1], naive_side), _cut(lq.shape[-2], naive_side)]
-        naive = _by_tiles(trained, lq, [((r, c), (r, c)) for r in parts[1] for c in parts[0]])
+        aligned = run_in_tiles(run, lq, scale, side, window)
+        # as much memory
+        naive = run_in_tiles(run, lq, scale, side + 2 * MARGIN * window, window, margin=0)
         pictures |= {} if len(pictures) > 1 else {"tiles": _picture(aligned), PLAIN: _picture(naive)}
         ways: dict[str, Tensor] = {"strips": whole, f"tiles of {side}": aligned, PLAIN: naive}
         for way, sr in ways.items():
@@ -108,28 +107,6 @@ def _measure(
 def _run(trained: TrainedNetwork, lq: Tensor) -> Tensor:
     with torch.inference_mode():
         return trained.network(lq)
-
-
-def _by_tiles(
-    trained: TrainedNetwork, lq: Tensor, parts: Sequence[tuple[tuple[slice, slice], tuple[slice, slice]]]
-) -> Tensor:
-    scale = trained.scale
-    out = torch.empty(1, 3, lq.shape[-2] * scale, lq.shape[-1] * scale)
-    for seen, kept in parts:
-        sr = _run(trained, lq[:, :, seen[0], seen[1]])
-        inner, target = (
-            [
-                slice((part.start - first) * scale, (part.stop - first) * scale)
-                for part, first in zip(kept, firsts, strict=True)
-            ]
-            for firsts in ([part.start for part in seen], [0, 0])
-        )
-        out[:, :, target[0], target[1]] = sr[:, :, inner[0], inner[1]]
-    return out
-
-
-def _cut(length: int, side: int) -> list[slice]:
-    return [slice(start, min(start + side, length)) for start in range(0, length, side)]
 
 
 def _picture(sr: Tensor) -> Image:

@@ -8,11 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from esc_basicsr.archs.checkpoint import infer_network_options, load_weights, read_weights
-from esc_basicsr.archs.variants import NETWORKS, VARIANTS
+from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.errors import UserError
 
 __all__ = ["ListedModel", "TrainedNetwork", "default_model", "load_network", "model_list"]
@@ -104,10 +103,7 @@ def load_network(model: str | Path) -> TrainedNetwork:
     options = infer_network_options(weights)
     if options is None:
         raise UserError(f"{model}: these are not weights of an ESC network.")
-    keys = {**options}
-    with torch.device("meta"):
-        network = NETWORKS[keys.pop("type")](**keys)
-    network.to_empty(device="cpu")
+    network = build_uninitialized(options)
     load_weights(network, weights, str(model))
     scale = int(options["upscaling_factor"])
     named = (name for name, variant in VARIANTS.items() if {**variant, "upscaling_factor": scale} == options)

@@ -45,7 +45,7 @@ def least_pixels(window: int) -> int:
     return ((_LEAST_WINDOWS + 2 * MARGIN) * window) ** 2
 
 
-def tiles(height: int, width: int, side: int, window: int) -> Iterator[Tile]:
+def tiles(height: int, width: int, side: int, window: int, margin: int = MARGIN) -> Iterator[Tile]:
     """Tiles of an image, row by row.
 
     Args:
@@ -53,17 +53,23 @@ def tiles(height: int, width: int, side: int, window: int) -> Iterator[Tile]:
         width: Of the image, in LR pixels.
         side: Of the kept parts, a multiple of ``window``.
         window: Distance of the grid.
+        margin: Windows around a tile.
     """
     for top in range(0, height, side):
         rows = slice(top, min(top + side, height))
         for left in range(0, width, side):
             columns = slice(left, min(left + side, width))
-            seen = (_with_margin(rows, height, window), _with_margin(columns, width, window))
+            seen = (_widened(rows, height, margin * window), _widened(columns, width, margin * window))
             yield Tile(seen, (rows, columns))
 
 
 def run_in_tiles(
-    run: Callable[[Tensor], Tensor], images: Tensor, scale: int, side: int, window: int
+    run: Callable[[Tensor], Tensor],
+    images: Tensor,
+    scale: int,
+    side: int,
+    window: int,
+    margin: int = MARGIN,
 ) -> Tensor:
     """Upscale images tile by tile.
 
@@ -73,13 +79,14 @@ def run_in_tiles(
         scale: Upscaling factor.
         side: As `tiles` takes it.
         window: As `tiles` takes it.
+        margin: As `tiles` takes it.
 
     Returns:
         (N, C, H·scale, W·scale), float32, on the CPU: a GPU may have no room for it.
     """
     *_, height, width = images.shape
     out = torch.empty(*images.shape[:2], height * scale, width * scale)
-    for tile in tiles(height, width, side, window):
+    for tile in tiles(height, width, side, window, margin):
         sr = run(images[:, :, tile.seen[0], tile.seen[1]])
         rows, columns = (_enlarged(part, scale) for part in tile.kept_of_seen)
         target_rows, target_columns = (_enlarged(part, scale) for part in tile.kept)
@@ -91,5 +98,5 @@ def _enlarged(part: slice, scale: int) -> slice:
     return slice(part.start * scale, part.stop * scale)
 
 
-def _with_margin(part: slice, length: int, window: int) -> slice:
-    return slice(max(part.start - MARGIN * window, 0), min(part.stop + MARGIN * window, length))
+def _widened(part: slice, length: int, by: int) -> slice:
+    return slice(max(part.start - by, 0), min(part.stop + by, length))

@@ -1,9 +1,6 @@
 """Losses and gradients that are not finite, and gradients that are too large."""
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,27 +10,9 @@ from esc_basicsr.models.esc_model import ESCModel
 
 
 @pytest.fixture
-def build(tiny_network: dict[str, Any], tmp_path: Path) -> Callable[..., ESCModel]:
+def build_to_train(build: Callable[..., ESCModel]) -> Callable[..., ESCModel]:
     """Build a model to train on a CPU; keywords are options of the section train."""
-
-    def make(**train: Any) -> ESCModel:
-        opt = {
-            **{"model_type": "ESCModel", "num_gpu": 0, "is_train": True, "dist": False, "rank": 0},
-            **{"world_size": 1, "datasets": {"train": {"batch_size_per_gpu": 3}}, "logger": {}, "val": {}},
-            "network_g": tiny_network,
-            "path": {"models": str(tmp_path), "training_states": str(tmp_path)},
-            "train": {
-                "ema_decay": 0.9,
-                "optim_g": {"type": "AdamW", "lr": 0.1, "weight_decay": 0, "betas": [0.5, 0.5], "eps": 1.0},
-                "scheduler": {"type": "MultiStepLR", "milestones": [100], "gamma": 0.5},
-                "pixel_opt": {"type": "L1Loss"},
-                "max_skipped": 2,
-                **train,
-            },
-        }
-        return ESCModel(copy.deepcopy(opt))
-
-    return make
+    return lambda **train: build(train={"max_skipped": 2, **train})
 
 
 def feed(model: ESCModel, spoil: float | None = None) -> None:
@@ -51,10 +30,10 @@ def weights(model: ESCModel) -> list[torch.Tensor]:
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
 @pytest.mark.parametrize("passes", [1, 3])
 def test_step_is_skipped_and_its_sample_named(
-    build: Callable[..., ESCModel], esc_log: list[str], spoil: float, passes: int
+    build_to_train: Callable[..., ESCModel], esc_log: list[str], spoil: float, passes: int
 ) -> None:
     """Infinity in HR makes an infinite loss with finite gradients: L1's are signs."""
-    model = build(accumulate=passes)
+    model = build_to_train(accumulate=passes)
     before = weights(model)
     feed(model, spoil)
     model.optimize_parameters(7)
@@ -70,8 +49,10 @@ def test_step_is_skipped_and_its_sample_named(
     assert model.training_state()["skipped"] == {"in_all": 1, "in_a_row": 0}
 
 
-def test_gradient_that_is_not_finite_is_found_too(build: Callable[..., ESCModel], esc_log: list[str]) -> None:
-    model = build()
+def test_gradient_that_is_not_finite_is_found_too(
+    build_to_train: Callable[..., ESCModel], esc_log: list[str]
+) -> None:
+    model = build_to_train()
     model.net_g.proj.weight.register_hook(lambda gradient: gradient / 0)
     before = weights(model)
     feed(model)
@@ -81,8 +62,8 @@ def test_gradient_that_is_not_finite_is_found_too(build: Callable[..., ESCModel]
     assert esc_log[-1].endswith("Samples: a.png, b.png, c.png")
 
 
-def test_training_ends_after_so_many_in_a_row(build: Callable[..., ESCModel]) -> None:
-    model = build()
+def test_training_ends_after_so_many_in_a_row(build_to_train: Callable[..., ESCModel]) -> None:
+    model = build_to_train()
     for spoil in (float("nan"), None, float("nan")):
         feed(model, spoil)
         model.optimize_parameters(1)
@@ -91,11 +72,11 @@ def test_training_ends_after_so_many_in_a_row(build: Callable[..., ESCModel]) ->
         model.optimize_parameters(4)
 
 
-def test_gradients_are_clipped_to_a_norm(build: Callable[..., ESCModel]) -> None:
+def test_gradients_are_clipped_to_a_norm(build_to_train: Callable[..., ESCModel]) -> None:
     norms = []
     for limit in (None, 1e-3):
         torch.manual_seed(0)
-        model = build(**({} if limit is None else {"clip_grad_norm": limit}))
+        model = build_to_train(**({} if limit is None else {"clip_grad_norm": limit}))
         feed(model)
         model.optimize_parameters(1)
         norms.append(float(torch.stack([p.grad.norm() for p in model.net_g.parameters()]).norm()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_speed import build, options, step  # noqa: F401 - fixtures
+from test_training_speed import step
 
 from esc_basicsr.errors import UserError
 from esc_basicsr.models.esc_model import ESCModel
@@ -28,7 +28,7 @@ def spoil(state: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def state(build: Callable[..., ESCModel], tmp_path: Path) -> dict[str, Any]:  # noqa: F811
+def state(build: Callable[..., ESCModel], tmp_path: Path) -> dict[str, Any]:
     """Saved after some steps."""
     model = build()
     step(model)
@@ -63,7 +63,7 @@ def state(build: Callable[..., ESCModel], tmp_path: Path) -> dict[str, Any]:  # 
     ],
 )
 def test_state_of_another_form_is_a_users_mistake(
-    build: Callable[..., ESCModel],  # noqa: F811
+    build: Callable[..., ESCModel],
     state: dict[str, Any],
     place: str,
     value: Any,
@@ -74,7 +74,7 @@ def test_state_of_another_form_is_a_users_mistake(
 
 
 def test_state_as_it_was_saved_is_gone_on_from(
-    build: Callable[..., ESCModel],  # noqa: F811
+    build: Callable[..., ESCModel],
     state: dict[str, Any],
 ) -> None:
     build(path={"resume_state": "3.state"}).resume_training(state)
