@@ -39,7 +39,6 @@ from esc_basicsr.benchmark.measure import (
     peak_memory_growth,
     time_networks,
 )
-from esc_basicsr.benchmark.networks import FORMS, build, check_forms, network_of, scale_of
 from esc_basicsr.benchmark.report import (
     make_folder,
     markdown_table,
@@ -50,6 +49,7 @@ from esc_basicsr.benchmark.report import (
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, measure_complexity
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
+from esc_basicsr.zoo import FORMS, build, check_forms, network_of, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

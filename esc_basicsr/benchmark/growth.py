@@ -34,7 +34,6 @@ from esc_basicsr.benchmark.measure import (
     peak_memory_growth,
     time_networks,
 )
-from esc_basicsr.benchmark.networks import build, check_forms, network_of, scale_of
 from esc_basicsr.benchmark.report import (
     make_folder,
     markdown_table,
@@ -43,6 +42,7 @@ from esc_basicsr.benchmark.report import (
     write_report,
 )
 from esc_basicsr.errors import UserError
+from esc_basicsr.zoo import build, check_forms, network_of, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

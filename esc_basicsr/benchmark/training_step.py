@@ -28,9 +28,9 @@ from esc_basicsr.benchmark.measure import (
     device_to_measure_on,
     times_in_turn,
 )
-from esc_basicsr.benchmark.networks import build, check_forms, network_of
 from esc_basicsr.benchmark.report import make_folder, markdown_table, milliseconds, write_report
 from esc_basicsr.errors import UserError
+from esc_basicsr.zoo import build, check_forms, network_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Networks to measure, by name: `build` takes what ``python -m esc_basicsr bench --help`` lists."""
+"""Networks of any origin, by name, to measure and to look into: ESC, BasicSR's, spandrel's, files."""
 
 import importlib
 import inspect

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from esc_basicsr.benchmark import networks
-from esc_basicsr.benchmark.networks import build, check_forms, network_of, scale_of
 from esc_basicsr.errors import UserError
+from esc_basicsr.zoo import build, check_forms, network_of, scale_of
 
 
 def test_forms_of_a_variant_share_weights_that_matter():

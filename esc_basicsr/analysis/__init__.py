@@ -1,0 +1,1 @@
+"""Looking into networks: the paper's analyses, and their kin, for any network."""
