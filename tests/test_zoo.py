@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from esc_basicsr.benchmark import networks
+from esc_basicsr import zoo
 from esc_basicsr.errors import UserError
 from esc_basicsr.zoo import build, check_forms, network_of, scale_of
 
@@ -75,7 +75,7 @@ def test_an_option_file_needs_a_network(tmp_path):
 
 
 def test_spandrel_that_is_missing_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(networks.importlib.sys.modules, "spandrel", None)
+    monkeypatch.setitem(zoo.importlib.sys.modules, "spandrel", None)
     with pytest.raises(UserError, match=r"pip install 'esc-basicsr\[spandrel\]'"):
         build("spandrel.DAT", 4)
 
