@@ -1,5 +1,6 @@
 """How much memory there is to work in."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -7,10 +8,12 @@ import torch
 
 __all__ = ["available_memory", "is_out_of_memory"]
 
-# A container's limit and use: control groups, version 2, then 1.
-_CONTROL_GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+# What errors say that have no type of their own for it.
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "std::bad_alloc", "out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 
 
@@ -21,18 +24,45 @@ def available_memory(device: torch.device) -> int:
         # what PyTorch keeps for itself and does not use
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = int(psutil.virtual_memory().available)
-    for limit, used in _CONTROL_GROUPS:
-        try:
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
-        except (OSError, ValueError):  # no such group, or one without a limit
-            continue
-        available = min(available, max(left, 0))
-    return available
+    return min([available, *_left_in_control_groups()])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is want of memory; on a CPU PyTorch has no type of its own for it."""
+    """Whether an error is want of memory; of those that PyTorch raises few have a type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def _left_in_control_groups() -> Iterator[int]:
+    """What the limits of this process's control groups leave, a container's or a job's: versions 2 and 1."""
+    for group, limit, used, pages in _control_groups():
+        try:
+            left = int((group / limit).read_text()) - int((group / used).read_text())
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or one without a limit
+            continue
+        # Files' pages count as used, and make room when it is wanted.
+        yield max(left + sum(int(statistics.get(key, 0)) for key in pages), 0)
+
+
+def _control_groups() -> Iterator[tuple[Path, str, str, tuple[str, str]]]:
+    """Each group that this process is in, with the names of its files, and of its statistics of files' pages.
+
+    A group's limit holds for the groups below it, so that all above one's own count.
+    """
+    try:
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        own = Path(path.strip("/"))
+        for part in (own, *own.parents):
+            if not controllers:
+                pages = ("active_file", "inactive_file")
+                yield _CONTROL_GROUPS / part, "memory.max", "memory.current", pages
+            elif "memory" in controllers.split(","):
+                group = _CONTROL_GROUPS / "memory" / part
+                pages = ("total_active_file", "total_inactive_file")
+                yield group, "memory.limit_in_bytes", "memory.usage_in_bytes", pages

@@ -9,7 +9,6 @@ the surroundings. docs/upscale.md has how much that is.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 __all__ = ["Tile", "least_pixels", "run_in_tiles", "tile_side", "tiles"]
@@ -74,7 +73,7 @@ def run_in_tiles(
     """Upscale images tile by tile.
 
     Args:
-        run: Upscales a part of them.
+        run: Upscales a part of them; of any type and number of channels, the same for every part.
         images: (N, C, H, W).
         scale: Upscaling factor.
         side: As `tiles` takes it.
@@ -82,15 +81,18 @@ def run_in_tiles(
         margin: As `tiles` takes it.
 
     Returns:
-        (N, C, H·scale, W·scale), float32, on the CPU: a GPU may have no room for it.
+        (N, C, H·scale, W·scale), of the type of what ``run`` returns, on the CPU: a GPU may have no room.
     """
     *_, height, width = images.shape
-    out = torch.empty(*images.shape[:2], height * scale, width * scale)
+    out: Tensor | None = None
     for tile in tiles(height, width, side, window, margin):
         sr = run(images[:, :, tile.seen[0], tile.seen[1]])
+        if out is None:
+            out = sr.new_empty(*sr.shape[:2], height * scale, width * scale, device="cpu")
         rows, columns = (_enlarged(part, scale) for part in tile.kept_of_seen)
         target_rows, target_columns = (_enlarged(part, scale) for part in tile.kept)
         out[:, :, target_rows, target_columns] = sr[:, :, rows, columns]
+    assert out is not None  # an image has at least one tile
     return out
 
 

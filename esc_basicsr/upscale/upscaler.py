@@ -1,6 +1,7 @@
 """Upscaling arrays and tensors of any size, in the memory there is."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,9 @@ _SHARE = 0.8  # of the memory there is
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
 
+# What becomes of a part of the result, (N, 3, H, W) in [0, 1], before it is kept.
+Finish = Callable[[Tensor], Tensor]
+
 
 class Upscaler:
     """A trained ESC network, to be called on pictures.
@@ -48,7 +52,7 @@ class Upscaler:
         precision: ``fp32``; ``fp16`` or ``bf16``, to compute in it where autocast deems that safe;
             ``auto``: fp32 on a CPU, on a GPU fp16 for 8-bit pictures if a part of the first one comes
             out the same.
-        memory: Bytes to work in; what there is if left out.
+        memory: Bytes to work in, beside a result that is put together from tiles; what there is if left out.
 
     Raises:
         UserError: The model, its scale or the device is not to be had.
@@ -94,7 +98,8 @@ class Upscaler:
             The same kind, type, layout and device, sides ``scale`` times as long; floats in [0, 1].
 
         Raises:
-            UserError: Another shape or type; or the memory is not enough for even the smallest tile.
+            UserError: Another shape or type; or the memory is not enough for the result, or for even the
+                smallest tile.
         """
         if isinstance(images, Tensor):
             if not images.is_floating_point() or images.ndim not in (3, 4) or images.shape[-3] != 3:
@@ -103,8 +108,10 @@ class Upscaler:
                     f"{images.dtype} {tuple(images.shape)}."
                 )
             batch = images if images.ndim == 4 else images[None]
-            out = self._upscale(batch.float(), is_8_bit=False).to(images.device, images.dtype)
+            out = self._upscale(batch.float(), False, lambda sr: sr.to(images.dtype)).to(images.device)
             return out if images.ndim == 4 else out[0]
+        if not isinstance(images, np.ndarray):
+            raise UserError(f"expected an array or a tensor, got {type(images).__name__}.")
         return self._upscale_array(images)
 
     def _upscale_array(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -119,17 +126,17 @@ class Upscaler:
         colour = np.repeat(images[..., None], 3, axis=-1) if is_gray else images
         values = torch.from_numpy(np.ascontiguousarray(colour).astype(np.float32) / levels)
         batch = (values if values.ndim == 4 else values[None]).permute(0, 3, 1, 2)
-        out = self._upscale(batch, is_8_bit=levels == 255).cpu().permute(0, 2, 3, 1)
-        if is_gray:
-            out = out.mean(3)
-        if images.ndim < 4:
-            out = out[0]
-        if levels > 1:
-            out.mul_(levels).round_()
-        result: npt.NDArray[Any] = out.numpy().astype(images.dtype)
-        return result
+        kept = torch.from_numpy(np.empty(0, images.dtype)).dtype
 
-    def _upscale(self, batch: Tensor, is_8_bit: bool) -> Tensor:
+        def finish(sr: Tensor) -> Tensor:
+            values = sr.mean(1, keepdim=True) if is_gray else sr
+            return (values.mul_(levels).round_() if levels > 1 else values).cpu().to(kept)
+
+        out = self._upscale(batch, levels == 255, finish).permute(0, 2, 3, 1)
+        result: npt.NDArray[Any] = (out if images.ndim == 4 else out[0]).numpy()
+        return result[..., 0] if is_gray else result
+
+    def _upscale(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
         """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
         if 0 in batch.shape:
             raise UserError(f"expected pictures of at least one pixel, got {tuple(batch.shape)}.")
@@ -140,10 +147,10 @@ class Upscaler:
                 is_free = is_8_bit or self._half is not None
                 dtype = self._choose_precision(batch) if is_free else torch.float32
                 if len(batch) * height * width <= at_once:
-                    return self._run(batch, dtype)
+                    return finish(self._run(batch, dtype))
                 if len(batch) > 1:
-                    return torch.cat([self._upscale(image[None], is_8_bit).cpu() for image in batch])
-                return self._run_tiles(batch, dtype, tile_side(at_once, self._window))
+                    return torch.cat([self._upscale(image[None], is_8_bit, finish).cpu() for image in batch])
+                return self._run_tiles(batch, dtype, finish)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -158,19 +165,35 @@ class Upscaler:
         ):
             return self._network(batch.to(self.device)).float().clamp_(0, 1)
 
-    def _run_tiles(self, image: Tensor, dtype: torch.dtype, side: int) -> Tensor:
+    def _run_tiles(self, image: Tensor, dtype: torch.dtype, finish: Finish) -> Tensor:
         """Upscale one image, tile by tile. The result is on the CPU: a GPU may have no room for it."""
         *_, height, width = image.shape
+        pixel = finish(torch.zeros(1, 3, 1, 1))
+        size = height * width * self.scale**2 * pixel.numel() * pixel.element_size()
+        there_is = available_memory(torch.device("cpu"))
+        if size > there_is:
+            raise UserError(
+                f"a result of {width * self.scale} × {height * self.scale} pixels takes "
+                f"{size / 2**30:,.1f} GiB of memory, and there are {there_is / 2**30:,.1f}: cut the picture "
+                "into parts, or close other programs."
+            )
+        side = tile_side(self._pixels_at_once(beside=size), self._window)
         logger.warning(
             "%d × %d pixels are too many for the memory: they are worked through in tiles of %d × %d, which "
             "differs a little from the whole (docs/upscale.md).",
             *(width, height, side, side),
         )
-        return run_in_tiles(lambda part: self._run(part, dtype), image, self.scale, side, self._window)
+        return run_in_tiles(
+            lambda part: finish(self._run(part, dtype)), image, self.scale, side, self._window
+        )
 
-    def _pixels_at_once(self) -> int:
-        """LR pixels that fit into the memory."""
-        memory = available_memory(self.device) * _SHARE if self._memory is None else self._memory
+    def _pixels_at_once(self, beside: int = 0) -> int:
+        """LR pixels that fit into the memory, beside so many bytes of the CPU's."""
+        memory: float
+        if self._memory is not None:
+            memory = self._memory
+        else:
+            memory = available_memory(self.device) * _SHARE - (beside if self.device.type == "cpu" else 0)
         least = least_pixels(self._window)
         pixels = int(memory / self._bytes_per_pixel)
         if pixels < least:
@@ -196,7 +219,8 @@ class Upscaler:
         if self._half is None:
             self._half = torch.float32
             if self.device.type == "cuda":
-                self._half = self._half_if_it_is_safe(batch[:1, :, :_TRIAL_SIDE, :_TRIAL_SIDE])
+                rows, columns = (_middle(length) for length in batch.shape[2:])
+                self._half = self._half_if_it_is_safe(batch[:1, :, rows, columns])
         return self._half
 
     def _half_if_it_is_safe(self, part: Tensor) -> torch.dtype:
@@ -206,6 +230,12 @@ class Upscaler:
             return torch.float16
         info_once(f"fp16 differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
+
+
+def _middle(length: int) -> slice:
+    """What is tried out of a side: pictures have more in their middle than in their corners."""
+    first = max(0, length - _TRIAL_SIDE) // 2
+    return slice(first, first + _TRIAL_SIDE)
 
 
 def _device(name: str) -> torch.device:

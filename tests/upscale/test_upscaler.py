@@ -1,5 +1,6 @@
 """Upscaling arrays and tensors: shapes, types, memory."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
 from esc_basicsr.pretrained import load_network
 from esc_basicsr.upscale import Upscaler, upscaler
-from esc_basicsr.upscale.tiles import MARGIN, tile_side, tiles
+from esc_basicsr.upscale.tiles import MARGIN, run_in_tiles, tile_side, tiles
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +109,35 @@ def test_tiles_cover_the_image_once_and_lie_on_the_grid() -> None:
     assert tile_side(1, 32) == 64
 
 
+def off_the_grid(
+    run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, scale: int, side: int, window: int
+) -> torch.Tensor:
+    """Tiles that begin half a window from the grid, with no less around them."""
+    around = window // 2
+    padded = torch.nn.functional.pad(images, (around, 0, around, 0), mode="reflect")
+    out = run_in_tiles(run, padded, scale, side, window)
+    return out[..., around * scale :, around * scale :]
+
+
 def test_what_is_too_large_goes_in_tiles_with_little_difference(
-    model: Path, photo: np.ndarray, esc_log: list[str]
+    model: Path, photo: np.ndarray, esc_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Upscaler(model)
     tiled = Upscaler(model, memory=whole._bytes_per_pixel * 50**2)
-    difference = tiled(photo).astype(float) - whole(photo)
+    deep = photo.astype(np.uint16) * 257
+    exact = whole(deep)
+    error = np.mean((tiled(deep).astype(float) - exact) ** 2)
     assert any(
         "75 × 61 pixels are too many for the memory: they are worked through in tiles" in m for m in esc_log
     )
-    assert 0 < np.mean(difference**2) < 255**2 / 10**4  # 40 dB, by random weights
+    assert 0 < error < 65535**2 / 10**4  # 40 dB, by random weights
+    # Tiles off the grid of windows are farther from the whole.
+    monkeypatch.setattr(upscaler, "run_in_tiles", off_the_grid)
+    assert np.mean((tiled(deep).astype(float) - exact) ** 2) > 2 * error
+    monkeypatch.undo()
+    gray = np.ascontiguousarray(photo[..., 1])
+    assert (tiled(gray).shape, tiled(gray).dtype) == ((122, 150), np.uint8)
+    assert np.abs(tiled(gray).astype(int) - whole(gray)).max() <= 8
     batch = np.stack([photo[:40, :40], photo[20:60, 20:60]])
     np.testing.assert_array_equal(tiled(batch), whole(batch))  # one after another, each whole
 
@@ -154,6 +174,40 @@ def test_memory_that_is_not_enough_for_a_tile_is_told(
     monkeypatch.setattr(upscale, "_run", run)
     with pytest.raises(UserError, match="not enough memory for 2,304 pixels at a time"):
         upscale(photo)
+
+
+def test_result_that_the_memory_is_not_enough_for_is_told_before_the_work(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiled = Upscaler(model, memory=10**6)
+    monkeypatch.setattr(upscaler, "available_memory", lambda device: 122 * 150 * 3 - 1)
+    monkeypatch.setattr(tiled, "_run", lambda *arguments: pytest.fail("it worked"))
+    with pytest.raises(UserError, match="a result of 150 × 122 pixels takes"):
+        tiled(photo)
+
+
+def test_tiles_leave_room_for_the_result(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = Upscaler(model)
+    sides = []
+    there_is = 3600 * upscale._bytes_per_pixel / upscaler._SHARE
+    monkeypatch.setattr(upscaler, "available_memory", lambda device: int(there_is))
+    monkeypatch.setattr(upscaler, "tile_side", lambda pixels, window: sides.append(pixels) or 16)
+    upscale(photo)
+    floats = upscale(photo.astype(np.float32) / 255)
+    of_bytes, of_floats = sides
+    result = 122 * 150 * 3 / upscale._bytes_per_pixel
+    assert of_bytes == pytest.approx(3600 - result, abs=2)
+    assert of_floats == pytest.approx(3600 - 4 * result, abs=2)
+    assert floats.dtype == np.float32
+
+
+def test_half_precision_is_tried_in_the_middle(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upscaler._middle(61) == slice(0, 128)
+    assert upscaler._middle(1000) == slice(436, 564)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(
@@ -226,6 +280,11 @@ def test_ema_is_taken_where_there_is_one(tmp_path: Path, model: Path, photo: np.
 def test_what_is_not_to_be_had_is_told(model: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Upscaler(**{"model": model, **arguments})
+
+
+def test_what_is_no_array_is_refused(upscale: Upscaler) -> None:
+    with pytest.raises(UserError, match="expected an array or a tensor, got list"):
+        upscale([[0.5]])  # type: ignore[type-var]
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
