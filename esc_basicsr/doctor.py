@@ -24,8 +24,10 @@ from esc_basicsr.version import __version__
 
 _PACKAGES = (
     *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "pillow"),
-    *("safetensors", "pyyaml", "addict"),
+    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm"),
 )
+# without them there is training alone that does not work, and BasicSR needs torchvision
+_OF_TRAINING = ("basicsr", "torchvision")
 # package -> what for
 _EXTRAS = {
     "onnx": "export --format onnx",
@@ -33,7 +35,10 @@ _EXTRAS = {
     "spandrel": "bench of its architectures, ESC in its programs",
     "tensorboard": "logger.use_tb_logger",
 }
-_REGISTERED = {"arch": ("ESC", "ESCFP"), "model": ("ESCModel",), "dataset": ("DFLIPDataset",)}
+_REGISTERED = {
+    **{"arch": ("ESC", "ESCFP"), "model": ("ESCModel",), "dataset": ("DFLIPDataset",)},
+    "loss": ("YChannelL1Loss",),
+}
 _GIB = 2**30
 
 
@@ -70,7 +75,7 @@ def _versions() -> Findings:
     yield "python", f"{platform.python_version()}, {platform.platform()}", False
     for name in _PACKAGES:
         version = _version(name)
-        yield name, version or "is not installed", version is None and name != "basicsr"
+        yield name, version or "is not installed", version is None and name not in _OF_TRAINING
 
 
 def _extras() -> Findings:
@@ -157,5 +162,8 @@ def _basicsr() -> Findings:
 
 def _copies() -> list[Path]:
     """Every BasicSR that Python could import, the one that it does first."""
-    places = (Path(entry or ".").resolve() / "basicsr" for entry in sys.path)
+    places = [Path(entry or ".").resolve() / "basicsr" for entry in sys.path]
+    # 'pip install --editable' may leave a finder instead of a path
+    specs = (getattr(finder, "find_spec", lambda *_: None)("basicsr", None) for finder in sys.meta_path)
+    places += [Path(spec.origin).resolve().parent for spec in specs if spec is not None and spec.origin]
     return list(dict.fromkeys(place for place in places if (place / "__init__.py").is_file()))

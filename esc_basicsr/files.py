@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from esc_basicsr.errors import UserError
 
-__all__ = ["is_file", "is_folder", "written_whole"]
+__all__ = ["is_file", "is_folder", "make_folder_of", "written_whole"]
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -19,6 +19,18 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there; not either where there can be none."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder that a file is to be written into, and those above it.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be made: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """What doctor finds, and what it makes of it."""
 
+import importlib.machinery
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,12 @@ def test_sound_installation_is_found_sound(capsys: pytest.CaptureFixture[str]) -
     assert f"esc_basicsr      {__version__}" in said
     for backend in ("Naive", "SDPA", "Flex"):
         assert f"  {backend:<16} works" in said
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    _, _, after = project.partition("\ndependencies = [\n")
+    names = re.findall(r'^    "([\w-]+)', after.partition("\n]\n")[0], re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        assert f"\n  {name} " in said
     assert said.count("  mended") == len(compat.active_mends())
     assert said.endswith("All is well.\n")
 
@@ -40,6 +49,22 @@ def test_shadowed_basicsr_is_found(tmp_path: Path) -> None:
     assert "it is shadowed by the first" in ended.stdout
     assert "Wrong:" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_editable_copy_that_is_found_by_no_path_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "clone" / "basicsr"
+    own.mkdir(parents=True)
+    (own / "__init__.py").touch()
+
+    class Finder:
+        def find_spec(self, name: str, path: object) -> importlib.machinery.ModuleSpec | None:
+            return importlib.util.spec_from_file_location(name, own / "__init__.py")
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    assert main(["doctor"]) == 1
+    assert f"another one      {own}: it is shadowed by the first" in capsys.readouterr().out
 
 
 def test_what_can_be_done_without_is_not_wrong(

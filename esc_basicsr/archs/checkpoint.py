@@ -82,6 +82,11 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
         UserError: There is no such file, it is no checkpoint, or it does not hold ``param_key``.
     """
     path = _existing(path)
+    if _is_exported(path):
+        raise UserError(
+            f"{path} is an exported network, to be run by other programs: give the checkpoint (.pth or "
+            ".safetensors) that it was made from."
+        )
     content: Any
     if is_safetensors(path):
         content, stored = _read_safetensors(path), read_safetensors_metadata(path).get("param_key")
@@ -113,6 +118,17 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
         if value.nbytes > path.stat().st_size:  # one number, repeated by strides of 0
             raise UserError(f"{path}: {_shown(name)} would be larger than the whole file.")
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a file is what ``export`` writes, ONNX, TorchScript or torch.export, by its name or content."""
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:  # checkpoints are such archives, too, but without code
+            return any("/code/" in name for name in archive.namelist())
+    except Exception:  # no archive, or a damaged one, which reading it tells more of
+        return False
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:

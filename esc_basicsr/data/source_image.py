@@ -92,13 +92,15 @@ def refusing(origin: str) -> Iterator[None]:
     except RefusedImageError as error:
         raise UserError(f"{origin} {error}") from None
     except UnidentifiedImageError:
-        known = "PNG, JPEG, WebP, BMP or TIFF"
+        known = "PNG, JPEG, WebP, BMP or TIFF of 8 or 16 bits"
         raise UserError(
             f"{origin} cannot be decoded as an image: {known} is expected. Replace or remove it"
         ) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(f"{origin} has more than {limit:,} pixels: cut it into parts") from None
+    except MemoryError:
+        raise UserError(f"{origin} cannot be decoded: there is not enough memory") from None
     except Exception as error:  # a damaged file brings out of Pillow and OpenCV whatever its bytes lead to
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(

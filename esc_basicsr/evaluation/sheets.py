@@ -10,12 +10,12 @@ from torch import Tensor
 
 from esc_basicsr.bicubic import imresize
 
-__all__ = ["PANELS", "Panel", "Sheets", "cut"]
+__all__ = ["WITHOUT_GT", "WITH_GT", "Panel", "Sheets", "cut"]
 
 Picture = npt.NDArray[np.uint8]
 
 # What may lie side by side: a sheet's tag is these, joined by "_", "/", its set, "/", its image.
-PANELS = (("bicubic", "SR", "GT"), ("bicubic", "SR"))
+WITH_GT, WITHOUT_GT = ("bicubic", "SR", "GT"), ("bicubic", "SR")
 
 MOST = 3  # sheets of a validation set
 SIDE = 256  # pixels that a panel measures at most: a training's hundreds of sheets stay below a few 100 MB
@@ -64,7 +64,7 @@ class Sheets:
         panels = [_enlarge(lr, rows, columns, self._scale), _rgb(sr[window])]
         if gt is not None and gt.shape == sr.shape:
             panels.append(_rgb(gt[window]))
-        whats = PANELS[3 - len(panels)]
+        whats = WITH_GT if len(panels) == len(WITH_GT) else WITHOUT_GT
         shown = panels[1].shape[:2]
         part = "" if shown == (height, width) else f", middle {shown[1]}x{shown[0]} of {width}x{height}"
         caption = "   ".join([f"{image}{part}", *(f"{name} {value:#.4g}" for name, value in metrics.items())])

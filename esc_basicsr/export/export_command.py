@@ -30,7 +30,7 @@ from esc_basicsr.errors import UserError
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
-from esc_basicsr.files import written_whole
+from esc_basicsr.files import make_folder_of, written_whole
 from esc_basicsr.pretrained import TrainedNetwork, load_network, model_list
 
 Run = Callable[[Tensor], Tensor]
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     size = _size_to_time(args.time)
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists. Add --overwrite to replace it, or name another file.")
+    make_folder_of(args.output)
     opset = args.opset or _DEFAULT_OPSET
     # what is missing should be told before the work
     onnx_file = _import_onnx() if kind == "onnx" else None
@@ -106,10 +107,6 @@ def run(args: argparse.Namespace) -> int:
     ):
         shape = f"{batch}×3×{height}×{width}"
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{args.output.parent} cannot be made: {error.strerror or error}.") from error
     with written_whole(args.output) as file:
         file.write(content)
     what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"

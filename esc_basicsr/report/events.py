@@ -13,7 +13,7 @@ __all__ = ["Events", "SheetPlace", "events_files", "read_events"]
 
 # A record is its length, a checksum, the event, another checksum.
 _HEAD = struct.Struct("<QI")
-_CHECKSUM = 4
+_LENGTH, _CHECKSUM = 8, 4
 
 
 class SheetPlace(NamedTuple):
@@ -82,6 +82,7 @@ def read_events(files: Sequence[Path]) -> Events:
 def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
     """A file's events from an offset on, each with its own."""
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     size = path.stat().st_size  # what a running training adds meanwhile is not read
 
@@ -90,18 +91,23 @@ def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         file.seek(offset)
         while offset + _HEAD.size <= size:
-            length, _ = _HEAD.unpack(file.read(_HEAD.size))
+            head = file.read(_HEAD.size)
+            length, checksum = _HEAD.unpack(head)
+            if checksum != masked_crc32c(head[:_LENGTH]):
+                _warn_of_damage(path, offset)
+                return
             end = offset + _HEAD.size + length + _CHECKSUM
             if end > size:
                 return
             try:
                 event = Event.FromString(file.read(length))
             except DecodeError:
-                print(
-                    f"warning: {path} is damaged {offset:,} bytes in: what follows is left out.",
-                    file=sys.stderr,
-                )
+                _warn_of_damage(path, offset)
                 return
             yield offset, event
             offset = end
             file.seek(offset)
+
+
+def _warn_of_damage(path: Path, offset: int) -> None:
+    print(f"warning: {path} is damaged {offset:,} bytes in: what follows is left out.", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from esc_basicsr.evaluation.sheets import PANELS, Panel, cut
+from esc_basicsr.evaluation.sheets import WITH_GT, WITHOUT_GT, Panel, cut
 from esc_basicsr.report.events import SheetPlace
 from esc_basicsr.report.experiment import Experiment
 from esc_basicsr.version import __version__
@@ -161,7 +161,7 @@ def _newest_first(experiments: Sequence[Experiment]) -> list[tuple[int, SheetPla
         ages: dict[str, int] = {}
         for place in reversed(experiment.sheets):
             whats, _, _ = place.tag.partition("/")
-            if tuple(whats.split("_")) in PANELS:  # else it is somebody else's picture
+            if tuple(whats.split("_")) in (WITH_GT, WITHOUT_GT):  # else it is somebody else's picture
                 ages[place.tag] = ages.get(place.tag, -1) + 1
                 waiting.append((ages[place.tag], place.tag, number, place))
     return [(number, place) for _, _, number, place in sorted(waiting)]

@@ -10,6 +10,7 @@ For example:
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,13 +53,24 @@ def run(args: argparse.Namespace) -> int:
 def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     """Read experiments, each once; those of one name are named by their paths.
 
+    Among several a folder that cannot be read as one, as experiments/* may hold, is left out with a warning.
+
     Raises:
-        UserError: A folder is no experiment's, or cannot be read.
+        UserError: No folder is an experiment's that can be read.
     """
-    resolved = list(dict.fromkeys(folder.resolve() for folder in folders))
-    experiments = [read_experiment(folder) for folder in resolved]
-    names = Counter(experiment.name for experiment in experiments)
+    experiments: dict[Path, Experiment] = {}
+    errors = []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        try:
+            experiments[folder] = read_experiment(folder)
+        except UserError as error:
+            errors.append(str(error))
+    if not experiments:
+        raise UserError("\n  ".join(errors))
+    for error in errors:
+        print(f"warning: left out: {error}", file=sys.stderr)
+    names = Counter(experiment.name for experiment in experiments.values())
     return [
         experiment if names[experiment.name] == 1 else replace(experiment, name=str(folder))
-        for folder, experiment in zip(resolved, experiments, strict=True)
+        for folder, experiment in experiments.items()
     ]

@@ -17,6 +17,7 @@ from esc_basicsr.data.source_image import RefusedImageError, check_single, is_de
 from esc_basicsr.data.stored_png import png_chunk
 from esc_basicsr.errors import UserError
 from esc_basicsr.files import written_whole
+from esc_basicsr.log import logger
 
 __all__ = ["FORMATS", "Picture", "read_picture", "write_picture"]
 
@@ -35,17 +36,19 @@ _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 _ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769
+_XMP_TAG = 700
 _ICC_TAG = 34675
 # Tags of a TIFF that say how its pixels are stored, which EXIF data of it have too.
 _STORAGE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293),
     *(317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 336, 337, 338, 339, 340, 341, 347, 529),
-    *(530, 531, 532, 700, _ICC_TAG),
+    *(530, 531, 532, _XMP_TAG, _ICC_TAG),
 }
 _DIRECTORIES = (_EXIF_IFD, 0x8825, 0xA005)  # EXIF's, GPS's, interoperability's
 _WIDTH, _HEIGHT = 0xA002, 0xA003  # in EXIF's directory
-# Texts that 16-bit TIFFs keep: description, make, model, software, date, artist, rights.
-_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_DESCRIPTION, _SOFTWARE = 270, 305
+# Texts that 16-bit TIFFs keep: description, make, model, date, artist, rights; and the software.
+_TEXT_TAGS = (_DESCRIPTION, 271, 272, 306, 315, 33432)
 
 # EXIF's orientation -> transposed, upside down, left to right; in this order
 _TURNS = {
@@ -65,7 +68,7 @@ class Picture:
         exif: Its EXIF data, without orientation.
         xmp: Its XMP data.
         dpi: Resolution, horizontal and vertical.
-        texts: Key and text of a PNG's text chunks.
+        texts: Key and text of a PNG's text chunks; ``Comment`` is a JPEG's, too.
     """
 
     pixels: Pixels
@@ -117,22 +120,18 @@ def read_picture(path: Path) -> Picture:
                 pixels, alpha, icc = _pixels(image)
             for tag in {_ORIENTATION, *_STORAGE} & exif.keys():
                 del exif[tag]
+            if str(exif.get(_DESCRIPTION)).startswith('{"shape": '):  # tifffile's, of the size that it was
+                del exif[_DESCRIPTION]
             xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
             xmp = _upright_xmp(xmp.encode("utf-8") if isinstance(xmp, str) else xmp)
-            texts = {
-                key: str(value)
-                for key, value in (getattr(image, "text", None) or {}).items()
-                if key != "XML:com.adobe.xmp"
-            }
-            return Picture(
-                pixels,
-                alpha,
-                icc,
-                exif,
-                xmp,
-                _resolution(image, turned=turn >= 5),
-                texts,
-            )
+            return Picture(pixels, alpha, icc, exif, xmp, _resolution(image, turned=turn >= 5), _texts(image))
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    if isinstance(comment := image.info.get("comment"), bytes):
+        return {"Comment": comment.decode("utf-8", "replace")}
+    texts = getattr(image, "text", None) or {}
+    return {key: str(value) for key, value in texts.items() if key != "XML:com.adobe.xmp"}
 
 
 def _upright_xmp(xmp: bytes | None) -> bytes | None:
@@ -168,9 +167,15 @@ def _pixels(image: Image.Image) -> tuple[Pixels, Pixels | None, bytes | None]:
 def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     if icc is None:
         return image.convert("RGB")
-    converted = ImageCms.profileToProfile(
-        image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        converted = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise RefusedImageError(
+            f"is CMYK, and its colour profile does not fit it ({error}): save it as RGB"
+        ) from error
     assert converted is not None  # it is None where the image itself is changed
     return converted
 
@@ -215,6 +220,9 @@ def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
     if kind == "JPEG" and picture.alpha is not None:
         raise UserError(f"{path}: JPEG holds no transparency: write PNG, WebP or TIFF.")
     is_deep_picture = picture.pixels.dtype == np.uint16
+    if _has_gray_profile(picture) and _becomes_colour(picture, kind):
+        logger.warning("%s: gray is written as colour, its gray colour profile is left out.", path)
+        picture = replace(picture, icc=None)
     if is_deep_picture and kind in ("JPEG", "WEBP"):
         raise UserError(f"{path}: {kind} holds 8 bits, the picture has 16: write PNG or TIFF.")
     try:
@@ -235,6 +243,15 @@ def _with_alpha(picture: Picture) -> Pixels:
     return np.dstack([picture.pixels, picture.alpha])
 
 
+def _has_gray_profile(picture: Picture) -> bool:
+    return picture.icc is not None and picture.icc[16:20] == b"GRAY"  # the field of the profile's colours
+
+
+def _becomes_colour(picture: Picture, kind: str) -> bool:
+    is_deep_with_alpha = picture.pixels.dtype == np.uint16 and picture.alpha is not None
+    return picture.pixels.ndim == 3 or kind == "WEBP" or is_deep_with_alpha
+
+
 def _deep_channels(picture: Picture) -> Pixels:
     """As `_with_alpha`, but gray with transparency as colour: OpenCV and Pillow know it with 8 bits alone."""
     array = _with_alpha(picture)
@@ -247,7 +264,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> bytes:
     has_directories = any(tag in exif for tag in _DIRECTORIES)
     of_kind: dict[str, dict[str, Any]] = {
         "PNG": {"pnginfo": _png_texts(picture)},
-        "JPEG": {"quality": quality, "subsampling": 0},
+        "JPEG": {"quality": quality, "subsampling": 0, "comment": picture.texts.get("Comment", "")},
         "WEBP": {"quality": quality, "method": 4},
         # Pillow's own writer alone, which compresses nothing, writes EXIF's directories.
         "TIFF": {} if has_directories else {"compression": "tiff_adobe_deflate"},
@@ -259,8 +276,10 @@ def _encode(picture: Picture, kind: str, quality: int) -> bytes:
         options["icc_profile"] = picture.icc
     if picture.dpi:
         options["dpi"] = picture.dpi
+    if picture.xmp and kind == "TIFF":
+        exif[_XMP_TAG] = picture.xmp
     if len(exif):
-        options["exif"] = picture.exif.tobytes()
+        options["exif"] = exif.tobytes()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(_with_alpha(picture))).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -310,6 +329,8 @@ def _encode_deep_tiff(picture: Picture) -> bytes:
     ]
     if picture.icc:
         tags.append((_ICC_TAG, 7, len(picture.icc), picture.icc, True))
+    if picture.xmp:
+        tags.append((_XMP_TAG, 1, len(picture.xmp), picture.xmp, True))
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
@@ -323,6 +344,6 @@ def _encode_deep_tiff(picture: Picture) -> bytes:
         resolutionunit="inch" if picture.dpi else None,
         extratags=tags,
         metadata=None,
-        software=None,
+        software=str(picture.exif.get(_SOFTWARE, "")),  # if there is None, it takes tifffile's name
     )
     return buffer.getvalue()

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from esc_basicsr.data.image_folder import find_images
 from esc_basicsr.errors import UserError
+from esc_basicsr.files import make_folder_of
 from esc_basicsr.log import logger
 from esc_basicsr.pretrained import model_list
 from esc_basicsr.upscale.picture import FORMATS, Picture, read_picture, write_picture
@@ -47,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default: 95)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out what was upscaled before")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    existing.add_argument("--skip-existing", action="store_true", help="leave out what was upscaled before")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
         "--precision",
@@ -80,9 +83,8 @@ def run(args: argparse.Namespace) -> int:
             "them, --skip-existing to leave them as they are, or name another folder."
         )
     problems = []
-    with tqdm(
-        targets.items(), desc=f"×{upscaler.scale} by {Path(upscaler.name).name}", unit="picture"
-    ) as bar:
+    title = f"×{upscaler.scale} by {Path(upscaler.name).name}"
+    with logging_redirect_tqdm(), tqdm(targets.items(), desc=title, unit="picture") as bar:
         for source, target in bar:
             bar.set_postfix_str(source.name)
             try:
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
             except UserError as error:
                 problems.append(str(error))
     done = len(targets) - len(problems)
-    skipped = f", {len(pictures) - len(targets)} were there" if args.skip_existing else ""
-    print(f"{done} of {len(targets)} pictures upscaled{skipped}: {args.output}")
+    skipped = f"; {len(there)} were there already" if args.skip_existing else ""
+    print(f"{args.output}: {done} of {len(targets)} pictures upscaled{skipped}.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
@@ -111,10 +113,7 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, quality: int = 
         is_constant = bool((alpha == alpha.flat[0]).all())
         size = tuple(side * upscaler.scale for side in alpha.shape)
         alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+    make_folder_of(target)
     write_picture(target, _fit(picture.enlarged(pixels, alpha), target), quality)
 
 
@@ -155,7 +154,7 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
 
 
 def _name_targets(pictures: dict[Path, Path], output: Path, scale: int, kind: str | None) -> dict[Path, Path]:
-    """Where each picture goes."""
+    """Where each picture goes; one that another becomes is none of them."""
     suffix = output.suffix.lower()
     if len(pictures) == 1 and suffix in FORMATS and not output.is_dir():
         if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
@@ -173,7 +172,8 @@ def _name_targets(pictures: dict[Path, Path], output: Path, scale: int, kind: st
         if target in sources:
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target
-    return targets
+    # Where OUT is a folder of INPUT, or below one, what was upscaled before lies among the pictures.
+    return {source: target for source, target in targets.items() if source not in sources}
 
 
 def _few(paths: Sequence[Path]) -> str:

@@ -76,7 +76,7 @@ def test_what_is_no_image_of_a_known_format_is_refused(data):
 
 
 def test_another_format_under_a_known_name_is_refused(bgr):
-    with pytest.raises(UserError, match="PNG, JPEG, WebP, BMP or TIFF is expected"):
+    with pytest.raises(UserError, match="PNG, JPEG, WebP, BMP or TIFF of 8 or 16 bits is expected"):
         decode_source_image(_saved(_pillow(bgr), "GIF"), "it")
 
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from basicsr.utils.options import dict2str
 from browser import dom_after, find
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.evaluation.result_files import write_csv
@@ -155,8 +156,17 @@ def test_half_a_record_ends_a_file_and_a_damaged_one_is_told(
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     assert read_events([path]).curves["losses/l_pix"] == {1: 1.0}
-    path.write_bytes(whole + struct.pack("<QI", 4, 0) + b"\xff" * 8)
+    length = struct.pack("<Q", 4)
+    path.write_bytes(whole + length + struct.pack("<I", masked_crc32c(length)) + b"\xff" * 8)
     assert read_events([path]).curves["losses/l_pix"] == {1: 1.0, 2: 2.0}
+    assert f"{path} is damaged {len(whole):,} bytes in" in capsys.readouterr().err
+
+
+def test_damaged_length_is_told_as_well(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+    path = training.events({1: 1.0})
+    whole = path.read_bytes()
+    path.write_bytes(whole + struct.pack("<QI", 2**40, 7) + b"lost")
+    read_events([path])
     assert f"{path} is damaged {len(whole):,} bytes in" in capsys.readouterr().err
 
 
@@ -257,6 +267,18 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "metrics" / "history.csv").write_text("a,b\n1,2\n")
     assert "is no history of validations" in refused(capsys, tmp_path, "-o", output)
     assert not output.exists()
+
+
+def test_a_folder_among_others_that_is_no_experiment_is_left_out(
+    training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.history({1: 30.0})
+    empty = training.folder.parent / "never_begun"
+    empty.mkdir()
+    page = training.folder.parent / "page.html"
+    assert main(["report", str(empty), str(training.folder), "-o", str(page)]) == 0
+    assert f"warning: left out: {empty} is no experiment's folder" in capsys.readouterr().err
+    assert page.exists()
 
 
 def test_a_page_that_exists_is_replaced_only_when_told(

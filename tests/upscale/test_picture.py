@@ -16,6 +16,7 @@ from esc_basicsr.upscale.picture import Picture, read_picture, write_picture
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+TEXTS = {"Title": "Cup", "Comment": "Hot"}
 LOSSLESS = ("png", "tif", "tiff")
 
 
@@ -33,6 +34,7 @@ def deep(image: np.ndarray) -> np.ndarray:
 def exif() -> Image.Exif:
     data = Image.Exif()
     data[271] = "Maker"
+    data[305] = "Software"
     data[315] = "Author"
     data.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0xA002: 32, 0xA003: 24})
     return data
@@ -51,7 +53,7 @@ def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
     )
     if depth == 16:
         pixels, alpha = deep(pixels), None if alpha is None else deep(alpha)
-    picture = Picture(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), {"Title": "Cup"})
+    picture = Picture(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), TEXTS)
     file = tmp_path / f"picture.{suffix}"
     impossible = (has_alpha and suffix in ("jpg", "jpeg")) or (depth == 16 and suffix not in LOSSLESS)
     if impossible:
@@ -73,14 +75,15 @@ def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
         assert np.abs(again.pixels.astype(float) - expected).mean() < 6
     assert again.icc == ICC
     is_deep_tiff = depth == 16 and suffix in ("tif", "tiff")
-    assert (again.exif[271], again.exif[315]) == ("Maker", "Author")
+    assert [again.exif[tag] for tag in (271, 305, 315)] == ["Maker", "Software", "Author"]
     if not is_deep_tiff:
         assert again.exif.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
     if suffix != "webp":  # which has no field for it
         assert again.dpi == pytest.approx((300, 150), abs=0.02)
-    if suffix in ("png", "jpg", "jpeg", "webp"):
-        assert again.xmp is not None
-        assert again.xmp.strip() == XMP
+    assert again.xmp is not None
+    assert again.xmp.strip() == XMP
+    if suffix in ("png", "jpg", "jpeg"):
+        assert again.texts["Comment"] == "Hot"
     if suffix == "png":
         assert again.texts["Title"] == "Cup"
 
@@ -178,6 +181,51 @@ def test_exif_learns_the_new_size(rgb: np.ndarray) -> None:
     large = picture.enlarged(np.zeros((48, 64, 3), np.uint8), None)
     assert [large.exif.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)] == [64, 48]
     assert picture.exif.get_ifd(0x8769)[0xA002] == 32
+
+
+def test_description_that_tifffile_made_of_the_old_size_is_left_out(tmp_path: Path, rgb: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "own.tiff", rgb)
+    assert 270 not in read_picture(tmp_path / "own.tiff").exif
+    tifffile.imwrite(tmp_path / "users.tiff", rgb, description="a cup", metadata=None)
+    assert read_picture(tmp_path / "users.tiff").exif[270] == "a cup"
+
+
+GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "has_alpha", "is_kept"),
+    [
+        *(("a.png", 8, False, True), ("a.png", 8, True, True), ("a.jpg", 8, False, True)),
+        *(("a.webp", 8, False, False), ("a.png", 16, True, False), ("a.tiff", 16, False, True)),
+    ],
+)
+def test_gray_profile_is_not_given_to_colours(
+    tmp_path: Path, rgb: np.ndarray, name: str, bits: int, has_alpha: bool, is_kept: bool, esc_log: list[str]
+) -> None:
+    gray = rgb[..., 1] if bits == 8 else deep(rgb[..., 1])
+    write_picture(tmp_path / name, Picture(gray, gray if has_alpha else None, GRAY_ICC))
+    assert read_picture(tmp_path / name).icc == (GRAY_ICC if is_kept else None)
+    assert any("gray colour profile is left out" in message for message in esc_log) is not is_kept
+
+
+def test_cmyk_whose_profile_is_anothers_is_refused_as_what_it_is(tmp_path: Path, rgb: np.ndarray) -> None:
+    Image.fromarray(rgb).convert("CMYK").save(tmp_path / "a.jpg", icc_profile=ICC)
+    with pytest.raises(UserError, match=r"a\.jpg is CMYK, and its colour profile does not fit it"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_want_of_memory_is_not_called_damage(
+    tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("esc_basicsr.upscale.picture._pixels", fail)
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded: there is not enough memory"):
+        read_picture(tmp_path / "a.png")
 
 
 def damaged(rgb: np.ndarray, kind: str) -> bytes:

@@ -111,11 +111,45 @@ def test_nothing_is_overwritten_unless_told(
     assert "1 of 2 files exist already: out/cat_x2.png" in capsys.readouterr().err
     assert files(folder / "out") == ["cat_x2.png"]
     assert main([*call, "--skip-existing"]) == 0
-    assert "1 of 1 pictures upscaled, 1 were there" in capsys.readouterr().out
+    assert "out: 1 of 1 pictures upscaled; 1 were there already." in capsys.readouterr().out
     assert (folder / "out" / "cat_x2.png").read_text() == "mine"
     assert main([*call, "--overwrite"]) == 0
     with Image.open("out/cat_x2.png") as image:
         assert image.size == (60, 40)
+    with pytest.raises(SystemExit, match="2"):
+        main([*call, "--overwrite", "--skip-existing"])
+
+
+@pytest.mark.parametrize("out", ["in", "in/large"])
+def test_what_was_upscaled_is_not_upscaled_again_where_out_is_in_the_input(
+    folder: Path, model: Path, out: str
+) -> None:
+    call = ["upscale", "in", "-o", out, "--model", str(model)]
+    assert main(call) == 0
+    once = files(folder)
+    assert len(once) == 4
+    assert main([*call, "--skip-existing"]) == 0
+    assert main([*call, "--overwrite"]) == 0
+    assert files(folder) == once
+
+
+def test_warnings_have_lines_of_their_own_beside_the_bar(
+    folder: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And --memory is heeded: by tiles the picture is nearly what it is whole."""
+    Image.fromarray(load_photograph("chelsea")[:96, :128]).save("in/large.png")
+    assert main(["upscale", "in/large.png", "-o", "whole.png", "--model", str(model)]) == 0
+    capfd.readouterr()
+    memory = str(Upscaler(model)._bytes_per_pixel * 60**2 / 2**30)
+    assert (
+        main(["upscale", "in/large.png", "-o", "tiled.png", "--model", str(model), "--memory", memory]) == 0
+    )
+    lines = capfd.readouterr().err.replace("\r", "\n").splitlines()
+    (warning,) = (line for line in lines if "worked through in tiles" in line)
+    assert "it/s" not in warning
+    assert "%|" not in warning
+    whole, tiled = (np.asarray(Image.open(name)).astype(float) for name in ("whole.png", "tiled.png"))
+    assert 0 < np.mean((whole - tiled) ** 2) < 255**2 / 10**4
 
 
 def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
@@ -124,7 +158,7 @@ def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
     (folder / "in" / "a.png").write_bytes(b"no picture")
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 2
     captured = capsys.readouterr()
-    assert "2 of 3 pictures upscaled" in captured.out
+    assert "out: 2 of 3 pictures upscaled." in captured.out
     assert "error: 1 could not be upscaled:\n  in/a.png cannot be decoded as an image" in captured.err
     assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
 
@@ -157,3 +191,14 @@ def test_mistakes_are_told_before_anything_is_written(
 def test_file_that_is_no_model_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", "in", "-o", "out", "--model", "in/cat.png"]) == 2
     assert "in/cat.png: not a PyTorch checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_exported_network_is_told_from_a_checkpoint(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    (folder / f"small{suffix}").write_bytes(b"\x08")
+    if suffix == ".pt":  # which checkpoints are called as well
+        assert main(["export", str(model), "-o", "small.pt", "--overwrite"]) == 0
+    assert main(["upscale", "in", "-o", "out", "--model", f"small{suffix}"]) == 2
+    assert f"small{suffix} is an exported network" in capsys.readouterr().err
