@@ -67,8 +67,8 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
             errors.append(str(error))
     if not experiments:
         raise UserError("\n  ".join(errors))
-    for error in errors:
-        print(f"warning: left out: {error}", file=sys.stderr)
+    for reason in errors:
+        print(f"warning: left out: {reason}", file=sys.stderr)
     names = Counter(experiment.name for experiment in experiments.values())
     return [
         experiment if names[experiment.name] == 1 else replace(experiment, name=str(folder))

@@ -29,7 +29,7 @@ def files(folder: Path) -> list[str]:
 def test_folder_becomes_a_folder(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 0
     assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
-    assert "2 of 2 pictures upscaled: out" in capsys.readouterr().out
+    assert "out: 2 of 2 pictures upscaled." in capsys.readouterr().out
     with Image.open("out/cat_x2.png") as image, Image.open("in/cat.png") as small:
         assert image.size == (60, 40)
         expected = Upscaler(model)(np.asarray(small))
