@@ -25,6 +25,7 @@ from esc_basicsr.__main__ import run_command
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.errors import UserError
 from esc_basicsr.pretrained import TrainedNetwork, load_network
 from esc_basicsr.upscale.tiles import MARGIN, run_in_tiles
 
@@ -49,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write the report."""
+    if min(args.windows) < 1:
+        raise UserError(f"--windows must be at least 1, got {min(args.windows)}.")
     make_folder(args.output)
     trained = load_network(args.model)
     window = int(trained.options["window_size"])
