@@ -14,13 +14,15 @@ import yaml
 from torch import Tensor
 
 from esc_basicsr import kernels
+from esc_basicsr.archs.checkpoint import infer_network_options, is_exported, load_weights, read_weights
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.benchmark.reference import ReferenceNetwork
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
+from esc_basicsr.pretrained import load_network, model_list
 
-__all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of"]
+__all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of", "weights_of"]
 
 # what follows a variant's name -> what it is
 FORMS = {
@@ -32,6 +34,8 @@ FORMS = {
 }
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+_OPTION_FILES = (".yml", ".yaml")
+_WITH_WEIGHTS = re.compile(r"(?P<network>.+),weights=(?P<file>.+)")
 _SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_factor")
 _PROBE = 64  # side of an image that any network should take
 
@@ -142,18 +146,24 @@ def scale_of(name: str, scale: int) -> int:
 def build(name: str, scale: int) -> nn.Module:
     """Build a network by its name.
 
-    Weights are random but for a checkpoint's, and the same for each form of a variant.
+    Weights are random but for those of files and of what ships, and the same for each form of a variant.
 
     Raises:
         UserError: There is no such network, or it cannot be built.
     """
+    if with_weights := _WITH_WEIGHTS.fullmatch(name):
+        net = build(with_weights["network"], scale)
+        load_weights(net, read_weights(with_weights["file"], "params_ema"), with_weights["file"])
+        return net
+    if name in model_list():
+        return load_network(name).network
     variant = network_of(name)
     if variant in VARIANTS:
         return _build_form(variant, name.partition(":")[2], scale)
     suffix = Path(name).suffix.lower()
     if suffix in _CHECKPOINTS:
         return _read_checkpoint(Path(name))
-    if suffix in (".yml", ".yaml"):
+    if suffix in _OPTION_FILES:
         options = load_options(name)
         if "network_g" not in options:
             raise UserError(f"{name}: there is no network_g section.")
@@ -167,6 +177,13 @@ def build(name: str, scale: int) -> nn.Module:
         return _described_by_spandrel(name, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
     constructor = _registered(name, kind)
     return _construct(name, constructor, _scale_option(constructor, scale) | given)
+
+
+def weights_of(name: str) -> str | None:
+    """Where a network's weights come from: a file, the name of a network that ships; None if nowhere."""
+    if with_weights := _WITH_WEIGHTS.fullmatch(name):
+        return with_weights["file"]
+    return name if name in model_list() or Path(name).suffix.lower() in _CHECKPOINTS else None
 
 
 def _build_form(variant: str, form: str, scale: int) -> nn.Module:
@@ -209,7 +226,8 @@ def _registered(name: str, kind: str) -> Callable[..., nn.Module]:
     raise UserError(
         f"{name!r} is no network: expected {', '.join(VARIANTS)}, with {forms} or without; a network of "
         "BasicSR's registry, or of spandrel as spandrel.NAME, with ',option=value' where it needs options; a "
-        "YAML file with a network_g section; or a checkpoint that spandrel reads. "
+        "YAML file with a network_g section; each with ',weights=FILE' for trained weights; or a checkpoint "
+        "of ESC, one that spandrel reads, or a TorchScript file. "
         f"{hint(kind, [*VARIANTS, *known])}".rstrip()
     )
 
@@ -278,7 +296,23 @@ def _is_network(value: object) -> bool:
 def _read_checkpoint(path: Path) -> nn.Module:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
+    if is_exported(path):
+        return _read_torchscript(path)
+    try:
+        is_ours = infer_network_options(read_weights(path, "params_ema")) is not None
+    except UserError:  # of a form that spandrel may read
+        is_ours = False
+    if is_ours:
+        return load_network(path).network
     return _described_by_spandrel(str(path), lambda spandrel: spandrel.ModelLoader().load_from_file(path))
+
+
+def _read_torchscript(path: Path) -> nn.Module:
+    try:
+        net: nn.Module = torch.jit.load(path, map_location="cpu")
+    except Exception as error:  # what PyTorch raises depends on the bytes
+        raise UserError(f"{path}: cannot be read as TorchScript ({_described(error)}).") from error
+    return net
 
 
 def _described_by_spandrel(name: str, load: Callable[[Any], Any]) -> nn.Module:

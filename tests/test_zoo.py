@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import yaml
 
 from esc_basicsr import zoo
+from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.errors import UserError
-from esc_basicsr.zoo import build, check_forms, network_of, scale_of
+from esc_basicsr.export.torch_formats import write_torchscript
+from esc_basicsr.zoo import build, check_forms, network_of, scale_of, weights_of
 
 
 def test_forms_of_a_variant_share_weights_that_matter():
@@ -65,6 +68,30 @@ def test_an_option_file_has_a_scale_of_its_own(tmp_path):
 def test_what_is_no_network_for_this_says_why(name, message):
     with pytest.raises(UserError, match=message):
         scale_of(name, 4)
+
+
+def test_trained_weights_come_from_files(tmp_path, tiny_network):
+    options = tmp_path / "tiny.yml"
+    options.write_text(yaml.safe_dump({"network_g": tiny_network}))
+    trained = NETWORKS[tiny_network.pop("type")](**tiny_network).eval()
+    torch.nn.init.normal_(trained.to_img.weight)
+    checkpoint, script = tmp_path / "tiny.pth", tmp_path / "tiny.pt"
+    torch.save({"params": trained.state_dict()}, checkpoint)
+    lq = torch.rand(1, 3, 9, 12)
+    script.write_bytes(write_torchscript(trained, half=False, metadata={}))
+    with torch.inference_mode():
+        expected = trained(lq)
+        for name in (str(checkpoint), str(script), f"{options},weights={checkpoint}"):
+            torch.testing.assert_close(build(name, 4).eval()(lq), expected, rtol=0, atol=1e-6)
+            assert scale_of(name, 4) == 2
+            assert weights_of(name) == str(script if name == str(script) else checkpoint)
+        assert not torch.equal(build(str(options), 4)(lq), expected)
+    assert weights_of(str(options)) is None
+    with pytest.raises(UserError, match="missing"):
+        build(f"MSRResNet,weights={checkpoint}", 4)
+    script.write_bytes(script.read_bytes()[:-30])
+    with pytest.raises(UserError, match="does not know these weights"):
+        build(str(script), 4)
 
 
 def test_an_option_file_needs_a_network(tmp_path):

@@ -29,6 +29,7 @@ from esc_basicsr.log import logger
 __all__ = [
     "check_fit",
     "infer_network_options",
+    "is_exported",
     "is_safetensors",
     "load_weights",
     "read_safetensors_metadata",
@@ -82,7 +83,7 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
         UserError: There is no such file, it is no checkpoint, or it does not hold ``param_key``.
     """
     path = _existing(path)
-    if _is_exported(path):
+    if is_exported(path):
         raise UserError(
             f"{path} is an exported network, to be run by other programs: give the checkpoint (.pth or "
             ".safetensors) that it was made from."
@@ -120,7 +121,7 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
-def _is_exported(path: Path) -> bool:
+def is_exported(path: Path) -> bool:
     """Whether a file is what ``export`` writes, ONNX, TorchScript or torch.export, by its name or content."""
     if path.suffix.lower() in (".onnx", ".pt2"):
         return True
