@@ -38,6 +38,10 @@ COMMANDS = {
         "esc_basicsr.benchmark.bench_command",
         "measure latency, memory and multiply-adds of networks, in turn",
     ),
+    "analyze": (
+        "esc_basicsr.analysis.analyze_command",
+        "look into networks: attribution maps, receptive fields",
+    ),
     "doctor": ("esc_basicsr.doctor", "tell what is installed, what works here, and what is wrong"),
     "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
 }

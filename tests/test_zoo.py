@@ -74,7 +74,7 @@ def test_trained_weights_come_from_files(tmp_path, tiny_network):
     options = tmp_path / "tiny.yml"
     options.write_text(yaml.safe_dump({"network_g": tiny_network}))
     trained = NETWORKS[tiny_network.pop("type")](**tiny_network).eval()
-    torch.nn.init.normal_(trained.to_img.weight)
+    torch.nn.init.normal_(trained.to_img.weight, std=0.1)
     checkpoint, script = tmp_path / "tiny.pth", tmp_path / "tiny.pt"
     torch.save({"params": trained.state_dict()}, checkpoint)
     lq = torch.rand(1, 3, 9, 12)
