@@ -4,10 +4,12 @@ A sample depends on the seed, the epoch and its position there alone: not on whi
 nor on what either made before.
 """
 
+import atexit
 import contextlib
 import hashlib
 import random
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -195,6 +197,7 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         """The batches of the epoch at hand. Workers start with the first."""
         with stopping.held():
             batches = super().__iter__()
+        atexit.register(_shut_down, weakref.ref(batches))
         done = self.sampler.start
         while (batch := _next(batches)) is not None:
             done += 1
@@ -243,6 +246,12 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _start_worker(number: int) -> None:
     stopping.ignored()
+
+
+def _shut_down(batches: "weakref.ref[Any]") -> None:
+    """End what is left of workers as Python ends: multiprocessing would send SIGTERM, and wait for ever."""
+    if (left := batches()) is not None and hasattr(left, "_shutdown_workers"):
+        left._shutdown_workers()
 
 
 def _hash(*numbers: int) -> int:

@@ -280,7 +280,8 @@ work_at_once = lmdb_writer._work
 def work(task, cutting):
     if task.key > "copy04":
         os.write(1, b"at copy05\\n")
-        time.sleep(PAUSE)
+        while not os.path.exists(FLAG):
+            time.sleep(0.01)
     return work_at_once(task, cutting)
 
 if __name__ == "__main__":
@@ -303,8 +304,8 @@ def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_agai
         (folder / f"copy{copy:02d}.png").write_bytes(encode_png(image, 1))
     (folder / "copy02.png").write_bytes(b"")
     script = tmp_path / "slow.py"
-    # The first two wait for the tasks at work; after SIGKILL nobody does.
-    script.write_text(_SLOW.replace("PAUSE", "600" if number == signal.SIGKILL else "0.1"))
+    flag = tmp_path / "flag"
+    script.write_text(_SLOW.replace("FLAG", repr(str(flag))))
     options = ["--name", "x", "--scales", "2", "--crop-size", "48", "--step", "24", "--workers", "2"]
     command = ["lmdb", str(folder), "-o", str(tmp_path / "out"), *options]
     process = subprocess.Popen(
@@ -321,6 +322,8 @@ def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_agai
         while '"images": 5' not in journal.read_text() and time.monotonic() < deadline:
             time.sleep(0.02)
     process.send_signal(number)
+    if number != signal.SIGKILL:  # after which nobody waits for the tasks at work
+        flag.touch()
     _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
     assert process.returncode == code, errors
     assert ("the same command goes on from there" in errors) == (number != signal.SIGKILL)

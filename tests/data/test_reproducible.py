@@ -4,6 +4,9 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,6 +164,34 @@ def test_too_many_images_that_cannot_be_read_end_it(workers: int) -> None:
     with pytest.raises(UserError, match=named) as caught:
         load(workers=workers, dataset=Noise(broken=tuple(range(10))))
     assert "Traceback" not in str(caught.value)
+
+
+_ENDED_BY_AN_ERROR = """
+import torch
+from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
+
+sampler = ReproducibleSampler(images=40, ratio=1, batch=4, seed=5, rank=0, world_size=1)
+data = ReproducibleDataset([{"image": torch.zeros(1)}] * 40, most_unreadable=0)
+loader = TrainingLoader(data, sampler, 4, num_workers=2, persistent_workers=PERSISTENT)
+sampler.set_epoch(0)
+held = iter(loader)
+next(held)
+raise SystemExit(5)
+"""
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_python_ends_although_an_epoch_was_left_in_the_middle(persistent: bool) -> None:
+    """Its workers, which SIGTERM does not end, were else waited for, for ever."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _ENDED_BY_AN_ERROR.replace("PERSISTENT", str(persistent))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,  # which ends when the last process that holds the pipe has ended
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (5, "")
 
 
 @pytest.fixture
