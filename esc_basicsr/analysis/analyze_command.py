@@ -1,0 +1,35 @@
+"""Look into networks: what they attend to, what their results depend on.
+
+  python -m esc_basicsr analyze lam --network ESC_x4.pth SwinIR_x4.pth --image photo.png -o DIR
+  python -m esc_basicsr analyze ANALYSIS --help
+
+A network is what 'python -m esc_basicsr bench --help' lists.
+"""
+
+import argparse
+
+from esc_basicsr.analysis import erf_command, lam_command
+
+_ANALYSES = {
+    "lam": (lam_command, "local attribution maps and the diffusion index"),
+    "erf": (erf_command, "effective receptive fields"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the analyses and their arguments."""
+    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS", required=True)
+    for name, (module, text) in _ANALYSES.items():
+        analysis = analyses.add_parser(
+            name,
+            help=text,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(analysis)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the analysis that was asked for."""
+    module, _ = _ANALYSES[args.analysis]
+    return module.run(args)
