@@ -212,7 +212,7 @@ class SelectiveScan(nn.Module):
         sizes = (self.rank, self.d_state, self.d_state)
         r, B, C = F.linear(u, self.x_proj_weight[0]).split(sizes, -1)
         delta = F.linear(r, self.dt_projs_weight[0])
-        A = -self.A_logs.float().exp()
+        A = -self.A_logs.to(torch.promote_types(u.dtype, torch.float32)).exp()
         return selective_scan(u, delta, A, B, C + prompt, self.Ds, self.dt_projs_bias[0])
 
 
