@@ -13,7 +13,6 @@ central parts are reduced by Pillow's bicubic filter. Writes erf.json, erf.md an
 """
 
 import argparse
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             row, field = _measure(subject, images, positions, torch.device(args.device), bar)
             rows.append(row)
             fields.append(field)
-    caption = _caption(args, subjects, len(images))
+    caption = _caption(args, subjects, len(images), fields[0].values.shape)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {
@@ -155,11 +154,7 @@ def _measure(
     usable: list[Map] = []
     centre = (0, 0)
     for name, image in images.items():
-        lq = to_tensor(image, device).requires_grad_()
-        with torch.enable_grad():
-            sr = subject(lq)
-            field_at = functools.partial(_field_at, subject, lq, sr, bar)
-            field, centre = aligned_field(field_at, positions, positions)
+        field, centre = _field_of(subject, to_tensor(image, device), positions, bar)
         if np.isfinite(field).all():
             usable.append(field)
         else:
@@ -189,15 +184,23 @@ def _measure(
     return row, Field(subject.label, mean, centre)
 
 
-def _field_at(
-    subject: Subject, lq: torch.Tensor, sr: torch.Tensor, bar: "tqdm[Any]", row: int, column: int
-) -> Map:
-    """S of one image and one centre, in LR pixels."""
+def _field_of(
+    subject: Subject, lq: torch.Tensor, positions: list[int], bar: "tqdm[Any]"
+) -> tuple[Map, tuple[int, int]]:
+    """S of one image, averaged over the centre's positions, and the centre."""
     s = subject.scale
-    outputs = sr[..., row * s : (row + 1) * s, column * s : (column + 1) * s]
-    field = positive_gradient(subject.gradient(outputs.sum(), lq, again=True))
-    bar.update()
-    return field
+    lq.requires_grad_()
+    with torch.enable_grad():
+        sr = subject(lq)  # once for all positions
+
+    def field_at(row: int, column: int) -> Map:
+        outputs = sr[..., row * s : (row + 1) * s, column * s : (column + 1) * s]
+        with torch.enable_grad():
+            field = positive_gradient(subject.gradient(outputs.sum(), lq, again=True))
+        bar.update()
+        return field
+
+    return aligned_field(field_at, positions, positions)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -220,15 +223,16 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
-def _caption(args: argparse.Namespace, subjects: list[Subject], images: int) -> str:
+def _caption(args: argparse.Namespace, subjects: list[Subject], images: int, field: tuple[int, ...]) -> str:
     s, size, window = subjects[0].scale, args.size, args.window_size
     parts = [
         f"Effective receptive fields: S, the positive part of the gradient of an LR pixel's {s}×{s} outputs "
         f"with regard to the LR image, averaged over {images} photographs ({size}×{size}, by Pillow's "
         f"bicubic filter) and {args.positions**2} positions of that pixel in a window of {window}×{window}. "
-        "Red is zero, green the maximum. r(t): area of the smallest centred square that holds more than t of "
-        "S (raw) or of log10(S + 1) (log), and its side; outlined for 50 % (solid) and 99 % (dotted). Luo's "
-        "side: root of the number of pixels above 4.55 % of the centre's value.",
+        f"Red is zero, green the maximum; the field has the {field[1]}×{field[0]} pixels that all positions "
+        "share. r(t): the share of the field, and in brackets the side, of the smallest centred square that "
+        "holds more than t of S (raw) or of log10(S + 1) (log); outlined for 50 % (solid) and 99 % (dotted). "
+        "Luo's side: root of the number of pixels above 4.55 % of the centre's value.",
         "Drawn as in arXiv:2203.06717 and arXiv:2402.15648; ours are crops instead of resized images, a "
         "whole LR pixel as the centre, its positions, and r counted from the centre to the border.",
         note_on_weights(subjects),

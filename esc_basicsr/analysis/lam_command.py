@@ -146,11 +146,12 @@ def make_scene(image: Pixels, name: str, window: list[int] | None, crop: int, sc
     size = window[2] if window is not None and len(window) == 3 else _PATCH
     kept_height, kept_width = (min(side, crop) // scale * scale for side in (height, width))
     least = max(size + 1, LEAST_SIDE * scale)
-    if size < 1 or crop < least or min(height, width) // scale * scale < least:
+    if size < 1:
+        raise UserError(f"--window: SIZE must be at least 1, got {size}.")
+    if min(kept_height, kept_width) < least:
         raise UserError(
-            f"a window of {size} at ×{scale} needs a side of 1 or more, and --crop and a photograph of at "
-            f"least {-(-least // scale) * scale} pixels a side; got --crop {crop} and {name} of "
-            f"{width}×{height}."
+            f"a window of {size} pixels at ×{scale} needs --crop and a photograph of at least "
+            f"{-(-least // scale) * scale} pixels a side; got --crop {crop} and {name} of {width}×{height}."
         )
     x, y = window[:2] if window is not None else ((width - 1 - size) // 2, (height - 1 - size) // 2)
     if min(x, y) < 0 or x + size > width - 1 or y + size > height - 1:
@@ -180,10 +181,7 @@ def _map(
     try:
         relative = relative_map(attribution)
     except ValueError as error:
-        raise UserError(
-            f"{subject.name}: {error}: in this window the output does not depend on the image. Name another "
-            "with --window."
-        ) from error
+        raise UserError(f"{subject.name}: {error}, so there is no map. Try another --window.") from error
     left, top, size = scene.window
     with torch.no_grad():
         sr = subject(lq)

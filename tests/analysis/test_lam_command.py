@@ -56,6 +56,14 @@ def test_windows_at_the_border_are_looked_at_from_one_side(x, y):
     assert max(scene.window[:2]) + 16 <= 254
 
 
+def test_the_least_crop_is_what_the_window_and_its_neighbours_need():
+    image = load_photograph("coffee")
+    with pytest.raises(UserError, match="at least 24 pixels a side; got --crop 23"):
+        make_scene(image, "coffee", [50, 50, 20], 23, 4)
+    scene = make_scene(image, "coffee", [50, 50, 20], 24, 4)
+    assert scene.window.x + 20 <= 23 and scene.left + scene.window.x == 50
+
+
 def test_a_small_photograph_is_taken_whole():
     scene = make_scene(load_photograph("coffee")[:61, :42], "part", None, 256, 4)
     assert scene.hr.shape == (60, 40, 3)
@@ -71,8 +79,11 @@ def test_a_small_photograph_is_taken_whole():
         (["--window", "584", "0"], "X can be 0 to 583 and Y 0 to 383"),
         (["--window", "-1", "0"], "--window -1 0 16 does not lie in coffee"),
         (["--window", "4"], "--window: expected X Y or X Y SIZE, got 1 numbers"),
-        (["--window", "4", "4", "0"], "a window of 0 at ×2 needs a side of 1 or more"),
-        (["--window", "4", "4", "40"], "a window of 40 at ×2 needs"),
+        (["--window", "4", "4", "0"], "--window: SIZE must be at least 1, got 0"),
+        (
+            ["--window", "4", "4", "40"],
+            "a window of 40 pixels at ×2 needs --crop and a photograph of at least 42 pixels",
+        ),
         (["--fold", "0"], "--fold must be at least 1"),
         (["--image", "absent.png"], "absent.png: there is no such file"),
         (["--network", "ESC", "Nothing"], "'Nothing' is no network"),
@@ -95,7 +106,7 @@ def test_small_images_and_flat_ones_are_told(tmp_path, capsys):
     assert analyze(*arguments, "--image", str(small)) == 2
     assert "a photograph of at least 18 pixels a side" in capsys.readouterr().err
     assert analyze(*arguments, "--image", str(flat)) == 2
-    assert "Bicubic: the attribution is zero but for rounding" in capsys.readouterr().err
+    assert "Bicubic: the attribution is zero but for rounding, so there is no map" in capsys.readouterr().err
 
 
 def test_a_map_of_one_pixel_is_drawn_without_density():
