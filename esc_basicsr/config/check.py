@@ -25,6 +25,7 @@ from esc_basicsr.config.suggestion import hint, nearest
 from esc_basicsr.errors import UserError
 from esc_basicsr.files import is_file
 from esc_basicsr.log import logger
+from esc_basicsr.pretrained import weights_file
 
 __all__ = ["check_options"]
 
@@ -224,7 +225,7 @@ class _Check:
         try:
             with torch.device("meta"):  # takes no memory, and no random numbers from the run
                 return cls(**options)
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, RuntimeError, TypeError, UserError, ValueError) as error:
             self.add(where, str(error).partition("\n")[0])
             return None
 
@@ -273,7 +274,7 @@ class _Check:
         if where == "network_g" and self.is_known_model:
             self.network_g = built
             scale = self.opt.get("scale")
-            for key in ("upscaling_factor", "upscale"):
+            for key in ("upscaling_factor", "upscale", "up_scale"):
                 factor = self.section(where).get(key)
                 if factor is not None and factor != scale:
                     self.add(
@@ -289,7 +290,7 @@ class _Check:
             is_weights = str(key).startswith("pretrain_network") and not resumes
             if not isinstance(value, str) or not (is_weights or (key == "resume_state" and self.is_train)):
                 continue
-            file = expand(value)
+            file = weights_file(value) if is_weights else expand(value)
             if not is_file(file):
                 what = "checkpoint" if is_weights else "training state"
                 remedy = (

@@ -20,6 +20,7 @@ from esc_basicsr.log import logger
 from esc_basicsr.memory import is_out_of_memory
 from esc_basicsr.models.resumable_model import ResumableModel
 from esc_basicsr.models.throughput import Throughput
+from esc_basicsr.pretrained import weights_file
 from esc_basicsr.upscale.tiles import run_in_tiles, tile_side
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
@@ -346,7 +347,7 @@ class ESCModel(ResumableModel):
 
         Args:
             net: The network.
-            load_path: A ``.pth`` file.
+            load_path: A ``.pth`` or ``.safetensors`` file, or the name of a network that ships.
             strict: Whether every key must fit. If not, what does not fit keeps its value.
             param_key: Which of the file's state dicts; ``params`` is read where it has no ``params_ema``.
 
@@ -354,4 +355,5 @@ class ESCModel(ResumableModel):
             UserError: The file cannot be read, or does not fit.
         """
         logger.info("Loading %s from %s (%s).", type(self.get_bare_model(net)).__name__, load_path, param_key)
-        load_weights(self.get_bare_model(net), read_weights(load_path, param_key), load_path, strict)
+        weights = read_weights(weights_file(load_path), param_key)
+        load_weights(self.get_bare_model(net), weights, load_path, strict)

@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,9 @@ from esc_basicsr.archs.checkpoint import infer_network_options, load_weights, re
 from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.errors import UserError
 
-__all__ = ["ListedModel", "TrainedNetwork", "default_model", "load_network", "model_list"]
+__all__ = ["ListedModel", "TrainedNetwork", "default_model", "load_network", "model_list", "weights_file"]
+
+_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TrainedNetwork(NamedTuple):
 @functools.cache
 def model_list() -> dict[str, ListedModel]:
     """The networks that ship with this package, by name."""
-    entries = json.loads(_shipped("models.json").decode("utf-8"))
+    entries = json.loads((_FOLDER / "models.json").read_text(encoding="utf-8"))
     return {name: ListedModel(**entry) for name, entry in entries.items()}
 
 
@@ -86,20 +88,11 @@ def load_network(model: str | Path) -> TrainedNetwork:
     Raises:
         UserError: There is neither such a name nor such a file, or it does not hold weights of ESC.
     """
-    listed = model_list().get(str(model))
-    if listed is not None:
-        with resources.as_file(resources.files(__name__) / listed.file) as path:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != listed.sha256:
-                raise UserError(f"{path} is damaged: install esc_basicsr anew.")
-            weights = read_weights(path, "params_ema")
-    else:
-        path = Path(model).expanduser()
-        if not path.exists():
-            names = ", ".join(model_list()) or "none"
-            raise UserError(
-                f"{model}: there is no such file, nor does a network of that name ship ({names})."
-            )
-        weights = read_weights(path, "params_ema")
+    path = weights_file(model)
+    if not path.exists():
+        names = ", ".join(model_list()) or "none"
+        raise UserError(f"{model}: there is no such file, nor does a network of that name ship ({names}).")
+    weights = read_weights(path, "params_ema")
     options = infer_network_options(weights)
     if options is None:
         raise UserError(f"{model}: these are not weights of an ESC network.")
@@ -110,5 +103,20 @@ def load_network(model: str | Path) -> TrainedNetwork:
     return TrainedNetwork(network.eval().requires_grad_(False), options, next(named, None), scale, str(model))
 
 
-def _shipped(name: str) -> bytes:
-    return (resources.files(__name__) / name).read_bytes()
+def weights_file(model: str | Path) -> Path:
+    """The file of a network that ships, by its name; else ``model`` itself, where ~ is the home folder.
+
+    Raises:
+        UserError: The file of the network that ships is damaged.
+    """
+    listed = model_list().get(str(model))
+    if listed is None:
+        return Path(os.path.expanduser(model))  # noqa: PTH111 - no error for an unknown ~user
+    path = _FOLDER / listed.file
+    try:
+        is_whole = hashlib.sha256(path.read_bytes()).hexdigest() == listed.sha256
+    except OSError:
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path} is damaged: install esc_basicsr anew.")
+    return path
