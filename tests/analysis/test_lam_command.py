@@ -12,6 +12,7 @@ from esc_basicsr.analysis.attribution_drawing import Column, draw
 from esc_basicsr.analysis.lam_command import make_scene
 from esc_basicsr.analysis.local_attribution import Window
 from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.errors import UserError
 
 TINY = "MSRResNet,num_feat=4,num_block=1"
 QUICK = ["--scale", "2", "--fold", "3", "--crop", "40", "--device", "cpu"]
