@@ -1,5 +1,6 @@
 """The scan equals the recurrence, step by step in float64, in outputs and in gradients."""
 
+import json
 import types
 
 import pytest
@@ -8,7 +9,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.analysis import FlopAnalyzer
 
+from esc_basicsr.__main__ import run_command
 from esc_basicsr.rivals import selective_scan as module
+from esc_basicsr.rivals import selective_scan_speed
 from esc_basicsr.rivals.selective_scan import count_multiply_adds, implementation, selective_scan
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
@@ -146,3 +149,33 @@ def test_mamba_ssm_is_given_its_own_layout(monkeypatch):
     monkeypatch.setattr(module, "_mamba_ssm", lambda: selective_scan_fn)
     monkeypatch.setattr(module, "implementation", lambda device, dtype: "mamba_ssm")
     torch.testing.assert_close(selective_scan(*inputs), expected)
+
+
+def test_designs_are_compared_and_agree(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(selective_scan_speed, "peak_memory_growth", lambda build, image: 1000)
+    arguments = (
+        "--size",
+        "9",
+        "20",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path),
+    )
+    name = "esc_basicsr.rivals.selective_scan_speed"
+    assert run_command(name, arguments, prog=name) == 0
+    rows = json.loads((tmp_path / "selective_scan.json").read_text())["rows"]
+    assert [row["design"] for row in rows] == list(selective_scan_speed.DESIGNS)
+    assert all(difference < 1e-5 for row in rows for difference in row["differences"])
+    assert (tmp_path / "selective_scan.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "selective_scan.png").stat().st_size > 1000
+
+
+def test_what_memory_is_measured_of_runs_where_gradients_are_off():
+    with torch.inference_mode():
+        y = selective_scan_speed.Scan(selective_scan_speed.OURS, gradients=True)(torch.zeros(1, 1, 4, 5))
+    assert y.shape == (1, 20, selective_scan_speed.CHANNELS)
