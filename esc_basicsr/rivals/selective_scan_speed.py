@@ -270,9 +270,9 @@ def draw(rows: Sequence[Row]) -> "Figure":
         for i, (what, offset) in enumerate((("forward", -0.2), ("with gradients", 0.2))):
             places = [place + offset for place in range(len(rows))]
             values = [getattr(row, figures)[i] * unit for row in rows]
-            axis.bar_label(axis.barh(places, values, 0.38, label=what), fmt="%.3g", padding=2)
+            axis.bar_label(axis.barh(places, values, 0.38, label=what), fmt="{:,.0f}", padding=2)
         axis.set_xscale("log")
-        axis.margins(x=0.15)
+        axis.margins(x=0.3)
         axis.set_xlabel(label)
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].invert_yaxis()
