@@ -1,5 +1,6 @@
 """The thin layer between this package and BasicSR's registries."""
 
+from collections.abc import Callable
 from typing import Any
 
 import esc_basicsr.compat as compat
@@ -14,19 +15,23 @@ def register() -> None:
     from esc_basicsr.data.dflip_dataset import DFLIPDataset
     from esc_basicsr.losses.y_channel_loss import YChannelL1Loss
     from esc_basicsr.models.esc_model import ESCModel
+    from esc_basicsr.rivals.hitsrf_arch import HiT_SRF
+    from esc_basicsr.rivals.mambairv2_arch import MambaIRv2Light
+    from esc_basicsr.rivals.spandrel_arch import Spandrel
+    from esc_basicsr.rivals.swinir_arch import PaddedSwinIR
 
-    for registry, classes in (
-        (ARCH_REGISTRY, (ESC, ESCFP, Bicubic)),
+    for registry, what in (
+        (ARCH_REGISTRY, (ESC, ESCFP, Bicubic, HiT_SRF, MambaIRv2Light, PaddedSwinIR, Spandrel)),
         (DATASET_REGISTRY, (DFLIPDataset,)),
         (LOSS_REGISTRY, (YChannelL1Loss,)),
         (MODEL_REGISTRY, (ESCModel,)),
     ):
-        for cls in classes:
+        for cls in what:
             _register(registry, cls)
 
 
-def _register(registry: Any, cls: type) -> None:
-    """Register ``cls`` under its name, once.
+def _register(registry: Any, cls: Callable[..., Any]) -> None:
+    """Register a class, or a function that builds one's object, under its name, once.
 
     Raises:
         RuntimeError: Another package has registered that name.

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.rivals.variants import RIVALS
 
 LR_PATCH = 64  # side of a training patch, in LR pixels
 BATCH = 64  # published: 16 on each of 4 GPUs
@@ -61,6 +62,7 @@ class Recipe:
     network: Mapping[str, Any] = field(hash=False)
     row: str = ""
     remark: str = ""
+    scale_key: str = "upscaling_factor"
 
     @property
     def name(self) -> str:
@@ -101,6 +103,9 @@ def option_files() -> dict[PurePosixPath, str]:
     for scale in SCALES:
         baseline = Recipe("Bicubic", scale, "", {"type": "Bicubic"})
         files[PurePosixPath("test", baseline.folder, f"{baseline.name}.yml")] = benchmark_text(baseline)
+        for variant, rival in RIVALS.items():
+            other = Recipe(variant, scale, "DIV2K", rival.network, scale_key=rival.scale_key)
+            files[PurePosixPath("test", other.folder, f"{other.name}.yml")] = benchmark_text(other)
     return files
 
 
@@ -126,10 +131,12 @@ def benchmark_text(recipe: Recipe) -> str:
         _indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(BENCHMARKS, 1)
     ]
     checkpoint = f"experiments/{recipe.name}/models/net_g_latest.pth" if recipe.data else "~"
+    if recipe.variant in RIVALS:
+        checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as its authors released it"
     sections = [
         _head(recipe, "test"),
         "datasets:\n" + "\n\n".join(sets),
-        _network(recipe.network),
+        _network(recipe.network, recipe.scale_key),
         _path(checkpoint),
         f"val:\n  save_img: false # true: into results/{recipe.name}/visualization\n"
         f"  suffix: ~ # of the images' names; ~: the name above\n  pbar: true\n{_METRICS}",
@@ -204,8 +211,8 @@ def _benchmark(phase: str, name: str, scale: int) -> str:
     type: disk"""
 
 
-def _network(network: Mapping[str, Any]) -> str:
-    options = {"type": network["type"], "upscaling_factor": "*scale", **network}
+def _network(network: Mapping[str, Any], scale_key: str = "upscaling_factor") -> str:
+    options = {"type": network["type"], scale_key: "*scale", **network}
     lines = [f"  {key}: {_scalar(value)}" for key, value in options.items()]
     if network["type"] in ("ESC", "ESCFP"):
         lines.append("  attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")

@@ -1,1 +1,1 @@
-"""The networks that the paper compares ESC with, as far as neither BasicSR nor spandrel has them."""
+"""The networks that the paper compares ESC with: those that no package has, and the way to the others."""

@@ -87,7 +87,8 @@ def make_data(save_zeros: Callable[..., None]) -> Callable[..., None]:
             if key.startswith("pretrain_network") and value is not None:
                 # As it is named, so it was trained: _x2_.
                 scale = re.search(r"_x(\d)_", value)
-                save_zeros(Path(value), {**opt["network_g"], "upscaling_factor": int(scale[1])})
+                key = opt["network_g"].keys() & {"upscaling_factor", "upscale", "up_scale"}
+                save_zeros(Path(value), {**opt["network_g"], key.pop(): int(scale[1])})
 
     def make_folder(root: str | None, template: str, images: int, side: int) -> None:
         if root is None:

@@ -13,6 +13,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.config.check import check_options
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.config.recipes import option_files
+from esc_basicsr.rivals.variants import RIVALS
 
 OPTIONS = Path(__file__).parents[2] / "options"
 FILES = sorted(map(str, option_files()))
@@ -37,7 +38,8 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     stems = {kind: {Path(file).stem for file in FILES if file.startswith(kind)} for kind in ("train", "test")}
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
     assert stems["train"] == {*networks, *ablation}
-    assert stems["test"] == {*networks, *ablation, "Bicubic_x2", "Bicubic_x3", "Bicubic_x4"}
+    rivals = {f"{rival}_x{scale}_DIV2K" for rival in RIVALS for scale in (2, 3, 4)}
+    assert stems["test"] == {*networks, *ablation, *rivals, "Bicubic_x2", "Bicubic_x3", "Bicubic_x4"}
     assert len(ablation) == 7
 
 
@@ -121,8 +123,13 @@ def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(fil
     metrics = options["val"]["metrics"]
     assert [metric["type"] for metric in metrics.values()] == ["calculate_psnr", "calculate_ssim"]
     assert all(metric["crop_border"] == scale and metric["test_y_channel"] for metric in metrics.values())
+    folder = Path(file).parent.name
     own = f"experiments/{options['name']}/models/net_g_latest.pth"
-    assert options["path"]["pretrain_network_g"] == (None if file.startswith("test/Bicubic") else own)
+    expected = {
+        "Bicubic": None,
+        **dict.fromkeys(RIVALS, f"experiments/pretrained_models/{options['name']}.pth"),
+    }
+    assert options["path"]["pretrain_network_g"] == expected.get(folder, own)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("train")])
