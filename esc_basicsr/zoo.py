@@ -21,6 +21,7 @@ from esc_basicsr.config.loader import load_options
 from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
 from esc_basicsr.pretrained import load_network, model_list
+from esc_basicsr.rivals.variants import RIVALS, build_rival
 
 __all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of", "weights_of"]
 
@@ -124,7 +125,7 @@ def scale_of(name: str, scale: int) -> int:
     Raises:
         UserError: There is no such network, or it does not upscale an image.
     """
-    if network_of(name) in VARIANTS:
+    if network_of(name) in VARIANTS or name in RIVALS:
         return scale
     net = build(name, scale).eval()
     size = (1, 3, _PROBE, _PROBE)
@@ -160,6 +161,9 @@ def build(name: str, scale: int) -> nn.Module:
     variant = network_of(name)
     if variant in VARIANTS:
         return _build_form(variant, name.partition(":")[2], scale)
+    if name in RIVALS:
+        torch.manual_seed(0)
+        return build_rival(name, scale)
     suffix = Path(name).suffix.lower()
     if suffix in _CHECKPOINTS:
         return _read_checkpoint(Path(name))
@@ -224,11 +228,12 @@ def _registered(name: str, kind: str) -> Callable[..., nn.Module]:
             return known[key]
     forms = ", ".join(f"':{form}'" for form in FORMS if form)
     raise UserError(
-        f"{name!r} is no network: expected {', '.join(VARIANTS)}, with {forms} or without; a network of "
+        f"{name!r} is no network: expected {', '.join(VARIANTS)}, with {forms} or without; a rival of the "
+        f"paper's, {', '.join(RIVALS)}; a network of "
         "BasicSR's registry, or of spandrel as spandrel.NAME, with ',option=value' where it needs options; a "
         "YAML file with a network_g section; each with ',weights=FILE' for trained weights; or a checkpoint "
         "of ESC, one that spandrel reads, or a TorchScript file. "
-        f"{hint(kind, [*VARIANTS, *known])}".rstrip()
+        f"{hint(kind, [*VARIANTS, *RIVALS, *known])}".rstrip()
     )
 
 

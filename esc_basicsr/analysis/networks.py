@@ -13,7 +13,7 @@ from torch import Tensor
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.benchmark.measure import device_to_measure_on
 from esc_basicsr.errors import UserError
-from esc_basicsr.zoo import SpandrelNetwork, build, check_forms, scale_of
+from esc_basicsr.zoo import SpandrelNetwork, build, check_forms, scale_of, weights_of
 
 __all__ = ["Subject", "add_network_arguments", "note_on_weights", "subjects_of"]
 
@@ -38,7 +38,8 @@ class Subject(NamedTuple):
     @property
     def label(self) -> str:
         """What a figure calls it."""
-        name = Path(self.name).name if self.weights == self.name else self.name
+        network, _, _ = self.name.partition(",weights=")
+        name = Path(network).name if self.weights == self.name else network
         return f"{name} ×{self.scale}" + (", random weights" if self.weights == "random" else "")
 
     def __call__(self, lq: Tensor) -> Tensor:
@@ -151,8 +152,7 @@ def _subject(name: str, scale: int, device: torch.device) -> Subject:
     if not params:
         weights = "none"
     else:
-        is_file = Path(name).is_file() and Path(name).suffix.lower() not in (".yml", ".yaml")
-        weights = name if is_file else "random"
+        weights = weights_of(name) or "random"
     if isinstance(net, SpandrelNetwork):
         net = _UnclampedSpandrelNetwork(net)
     return Subject(name, net.to(device).eval().requires_grad_(False), scale, params, weights)
