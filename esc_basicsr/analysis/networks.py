@@ -149,10 +149,7 @@ def note_on_weights(subjects: Sequence[Subject]) -> str:
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
     net = build(name, scale)
     params = sum(parameter.numel() for parameter in net.parameters())
-    if not params:
-        weights = "none"
-    else:
-        weights = weights_of(name) or "random"
+    weights = "none" if not params else weights_of(name) or "random"
     if isinstance(net, SpandrelNetwork):
         net = _UnclampedSpandrelNetwork(net)
     return Subject(name, net.to(device).eval().requires_grad_(False), scale, params, weights)
