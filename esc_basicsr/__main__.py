@@ -42,6 +42,10 @@ COMMANDS = {
         "esc_basicsr.analysis.analyze_command",
         "look into networks: attribution maps, receptive fields",
     ),
+    "compare": (
+        "esc_basicsr.benchmark.compare_command",
+        "measure ESC beside its rivals, or its ablation, as the paper's tables do",
+    ),
     "doctor": ("esc_basicsr.doctor", "tell what is installed, what works here, and what is wrong"),
     "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
 }

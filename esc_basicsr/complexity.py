@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.variants import SCALES, VARIANTS, build_variant
+from esc_basicsr.rivals.selective_scan import count_multiply_adds
 
 OUTPUT_HEIGHT, OUTPUT_WIDTH = 720, 1280
 
@@ -54,6 +55,7 @@ def measure_complexity(net: nn.Module, height: int, width: int) -> Complexity:
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     analyzer = FlopAnalyzer(net, torch.zeros(1, 3, height, width, device=device))
     analyzer.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    analyzer.set_op_handle("esc_basicsr::recurrence", count_multiply_adds)  # of MambaIRv2's scan
     # Element-wise operations are not counted, by the field's convention; mmengine would list them all.
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad():

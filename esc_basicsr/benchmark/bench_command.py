@@ -9,14 +9,15 @@ allocator; a CPU's is read from the operating system, Linux or macOS, in a fresh
   python -m esc_basicsr bench --network ESC MSRResNet spandrel.DAT weights.pth options.yml
 
 A network is a published variant (ESC, ESC-light, ESC-FP); the same with ':release' (naive attention, NCHW,
-direct convolutions, as the authors released it), ':release-flex' (its attention by compiled Flex), ':kernels'
-(ours by the C++ kernels, float32 on a CPU) or ':compiled' (ours by torch.compile); a rival of the paper's
-(SwinIR-light, RCAN, HiT-SRF, MambaIRv2-light, ATD-light, OmniSR); a network of BasicSR's registry, with options
-where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's architectures (spandrel.DAT); a YAML
-file with a network_g section; each of these with ',weights=FILE' if it is to be a trained one; or a checkpoint
-of ESC, one that spandrel reads, or a TorchScript file. Forms of a variant share their weights, and their
-outputs and figures are compared with those of the first of them at that scale. A network with a scale of its
-own, as a checkpoint has, is measured at that scale, whatever --scale says.
+direct convolutions, as the authors released it), ':release-flex' (its attention by compiled Flex),
+':kernels' (ours by the C++ kernels, float32 on a CPU) or ':compiled' (ours by torch.compile); a rival of
+the paper's (SwinIR-light, RCAN, HiT-SRF, MambaIRv2-light, ATD-light, OmniSR); a network of BasicSR's
+registry, with options where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's
+architectures (spandrel.DAT); a YAML file with a network_g section; each of these with ',weights=FILE' if it
+is to be a trained one; or a checkpoint of ESC, one that spandrel reads, or a TorchScript file. Forms of a
+variant share their weights, and their outputs and figures are compared with those of the first of them at
+that scale. A network with a scale of its own, as a checkpoint has, is measured at that scale, whatever
+--scale says.
 
 An option that stands for the scale (upscale, scale and the like) is filled in. Weights are random, except
 those of files. spandrel comes with the extra esc-basicsr[spandrel].

@@ -1,13 +1,23 @@
 """Figures that are published for these networks and their rivals, to stand beside what was measured.
 
-From arXiv:2503.06671: PSNR in dB and SSIM on Y, a border of ``scale`` pixels cropped.
+From arXiv:2503.06671: PSNR in dB and SSIM on Y, a border of ``scale`` pixels cropped; and costs, on the
+authors' GPU.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from esc_basicsr.config.recipes import BENCHMARKS
 
-__all__ = ["PUBLICATION", "TRAINING_SETS", "published_figures"]
+__all__ = [
+    "ABLATION",
+    "PUBLICATION",
+    "TRAINING_SETS",
+    "AblationFigures",
+    "Costs",
+    "published_costs",
+    "published_figures",
+]
 
 PUBLICATION = "arXiv:2503.06671"
 
@@ -51,6 +61,80 @@ _FIGURES: dict[tuple[str, int], dict[str, str]] = {
         "ESC": "32.79/.9025 29.06/.7927 27.85/.7466 27.45/.8229 31.87/.9239",
     },
 }
+
+
+class Costs(NamedTuple):
+    """What is published for one image, 1280×720 output, float32, on the authors' GPU.
+
+    Attributes:
+        milliseconds: Latency; like the others None where it is not published.
+        mebibytes: Peak memory.
+        giga: Multiply-adds in G.
+        thousands: Parameters in thousands.
+    """
+
+    milliseconds: float | None
+    mebibytes: float | None
+    giga: float | None
+    thousands: float | None
+
+
+# scale -> method -> ms, MB, G, K
+_COSTS: dict[int, dict[str, str]] = {
+    2: {
+        "SwinIR-light": "1409.8 1287 244.2 910",
+        "ATD-light": "733.5 2839 380.0 753",
+        "HiT-SRF": "268.1 1804 226.5 847",
+        "MambaIRv2-light": "580.4 2824 286.3 774",
+        "ESC-FP": "94.3 627 239.8 524",
+        "ESC-light": "73.2 830 359.4 603",
+        "ESC": "120.9 831 592.0 947",
+    },
+    3: {
+        "SwinIR-light": "331.7 596 110.8 918",
+        "ESC-FP": "34.8 291 110.0 530",
+        "ESC-light": "25.2 384 162.8 612",
+        "ESC": "41.4 385 267.6 955",
+    },
+    4: {
+        "SwinIR-light": "222.9 351 63.6 930",
+        "SRFormer-light": "287.2 329 62.8 873",
+        "ATD-light": "189.7 753 100.1 769",
+        "HiT-SRF": "82.1 1331 58.0 866",
+        "MambaIRv2-light": "153.4 748 75.6 790",
+        "OmniSR": "22.5 273 50.9 792",
+        "RCAN": "52.2 540 917.6 15592",
+        "ESC-FP": "21.7 158 60.8 539",
+        "ESC-light": "13.3 213 91.0 624",
+        "ESC": "21.9 215 149.2 968",
+    },
+}
+
+
+class AblationFigures(NamedTuple):
+    """A row of the ablation: ESC ×2, trained on DIV2K; PSNR on Y in dB, latency on the authors' GPU."""
+
+    set5: float
+    urban100: float
+    milliseconds: float
+
+
+# row, as the shipped option files call it -> figures; ESC itself has no name there
+ABLATION = {
+    "": AblationFigures(38.35, 33.46, 120.9),
+    "attention_only": AblationFigures(38.27, 33.23, 128.2),
+    "conv_attention_only": AblationFigures(38.18, 32.91, 126.3),
+    "kernel9": AblationFigures(38.33, 33.42, 117.1),
+    "kernel17": AblationFigures(38.32, 33.40, 126.6),
+    "no_dynamic_kernel": AblationFigures(38.31, 33.36, 119.7),
+    "unshared_no_dynamic_kernel": AblationFigures(38.32, 33.37, 119.7),
+    "window16": AblationFigures(38.24, 33.05, 118.0),
+}
+
+
+def published_costs(scale: int) -> dict[str, Costs]:
+    """What is published of networks' costs at a scale, by method."""
+    return {method: Costs(*map(float, line.split())) for method, line in _COSTS.get(scale, {}).items()}
 
 
 def published_figures(training_set: str, scale: int) -> dict[str, dict[str, Mapping[str, float]]]:

@@ -1,0 +1,114 @@
+"""The paper's table: networks take turns, and each figure stands beside the published one."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from esc_basicsr.__main__ import main
+from esc_basicsr.archs.variants import build_variant
+from esc_basicsr.benchmark import compare_command
+from esc_basicsr.benchmark.bench_command import Row
+from esc_basicsr.config.recipes import ABLATION as ROWS
+from esc_basicsr.data.benchmark_command import lay_out_benchmark
+from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.evaluation.published import ABLATION, published_costs, published_figures
+from esc_basicsr.rivals.variants import RIVALS
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a few pixels."""
+    monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 72)
+    monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 128)
+    monkeypatch.setattr("esc_basicsr.benchmark.bench_command.peak_memory_growth", lambda build, lq: 2**20)
+
+
+def read(folder: Path, stem: str) -> tuple[list[dict[str, str]], str]:
+    with (folder / f"{stem}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (folder / f"{stem}.png").stat().st_size > 10_000
+    return rows, (folder / f"{stem}.md").read_text()
+
+
+def test_networks_are_measured_in_turn_beside_the_papers_figures(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["compare", "--scale", "4", "--network", "ESC", "ESC-light", "HiT-SRF", "MambaIRv2-light"]
+    assert main([*call, "--repeats", "1", "--warmup", "0", "--device", "cpu", "-o", str(tmp_path)]) == 0
+    rows, text = read(tmp_path, "comparison")
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert [row["network"] for row in rows] == ["ESC", "ESC-light", "HiT-SRF", "MambaIRv2-light"]
+    light = rows[1]
+    assert float(light["ratio"]) == pytest.approx(float(light["ms"]) / float(rows[0]["ms"]))
+    assert float(light["paper ratio"]) == pytest.approx(13.3 / 21.9)
+    assert (light["parameters"], light["paper K"]) == ("624372", "624.0")
+    assert (light["Set5 psnr"], light["paper Set5 psnr"]) == ("", "32.52")
+    assert "MambaIRv2's selective scan is that of PyTorch." in text
+    assert "ESC ×4: multiply-adds differ from the paper's by" in text  # the image is smaller
+    assert "parameters differ" not in text
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    assert results["settings"]["selective_scan"] == "PyTorch"
+    assert len(results["rows"][0]["seconds"]) == 1
+
+
+def test_quality_is_measured_where_weights_are_at_hand(tmp_path: Path, small: None) -> None:
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(load_photograph("coffee")[:64, :80]).save(tmp_path / "photos" / "coffee.png")
+    lay_out_benchmark(tmp_path / "photos", tmp_path / "data" / "Set5", [2])
+    network = build_variant("ESC-FP", 2)
+    torch.save({"params": network.state_dict()}, tmp_path / "fp.pth")
+    call = ["compare", "--scale", "2", "--network", "ESC-FP", "ESC-light", "--repeats", "1", "--warmup", "0"]
+    call += ["--weights", f"ESC-FP_x2={tmp_path / 'fp.pth'}", "--data", str(tmp_path / "data")]
+    assert main([*call, "--device", "cpu", "-o", str(tmp_path / "out")]) == 0
+    (measured, random), text = read(tmp_path / "out", "comparison")
+    assert 0 < float(measured["Set5 psnr"]) < 40
+    assert measured["ratio"] == ""  # without ESC
+    assert random["Set5 psnr"] == "" or random["network"] == "ESC-light"
+    assert f"{float(measured['Set5 psnr']):.2f} / " in text
+    assert "| Set5 |" in text
+    assert "Urban100" not in text.partition("\n")[0]
+
+
+def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def measure(names: list[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
+        seen.extend(names)
+        size = (lq.shape[-2], lq.shape[-1])
+        return [
+            Row(name, scale, size, [1.0 + 0.1 * n], 2**20, 10**9, 10**6, None, None)
+            for n, name in enumerate(names)
+        ]
+
+    monkeypatch.setattr(compare_command, "measure", measure)
+    assert main(["compare", "--ablation", "--device", "cpu", "-o", str(tmp_path)]) == 0
+    assert [Path(name).exists() for name in seen] == [True] * 8
+    rows, text = read(tmp_path, "ablation")
+    assert {row["network"] for row in rows} == {"ESC", *ROWS}
+    by_name = {row["network"]: row for row in rows}
+    assert float(by_name["attention_only"]["paper ratio"]) == pytest.approx(128.2 / 120.9)
+    assert float(by_name["kernel9"]["paper Urban100 psnr"]) == 33.42
+    assert "| (38.18) |" in text or "— (38.18)" in text
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--weights", "ESC=a.pth"], "expected NETWORK_xSCALE=FILE"),
+        (["--weights", "EDSR_x2=a.pth"], "expected NETWORK_xSCALE=FILE"),
+        (["--weights", f"ESC_x2={tmp_path / 'a.pth'}"], "there is no file"),
+        (["--data", str(tmp_path / "none")], "there is no such folder"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_published_figures_are_complete() -> None:
+    assert set(ABLATION) == {"", *ROWS}
+    for scale in (2, 3, 4):
+        assert published_costs(scale).keys() == published_figures("DIV2K", scale).keys()
+    assert {*RIVALS} <= published_costs(4).keys()
