@@ -40,6 +40,12 @@ def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return math.prod(q) * k[-2] + math.prod(q[:-1]) * k[-2] * v[-1]
 
 
+def _layer_norm_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Five an element, as mmengine and fvcore count it; four without a scale and a shift."""
+    has_affine = inputs[2].type().kind() == "TensorType"
+    return math.prod(inputs[0].type().sizes()) * (5 if has_affine else 4)
+
+
 def measure_complexity(net: nn.Module, height: int, width: int) -> Complexity:
     """Count parameters and multiply-adds of one forward pass.
 
@@ -55,6 +61,8 @@ def measure_complexity(net: nn.Module, height: int, width: int) -> Complexity:
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     analyzer = FlopAnalyzer(net, torch.zeros(1, 3, height, width, device=device))
     analyzer.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    # mmengine's own takes no more than five dimensions, as OmniSR's windows have
+    analyzer.set_op_handle("aten::layer_norm", _layer_norm_flops)
     analyzer.set_op_handle("esc_basicsr::recurrence", count_multiply_adds)  # of MambaIRv2's scan
     # Element-wise operations are not counted, by the field's convention; mmengine would list them all.
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
