@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     gradients = len(subjects) * len(images) * len(positions) ** 2
     with tqdm(total=gradients, desc="receptive fields", unit="gradient") as bar:
         for subject in subjects:
-            bar.set_postfix_str(subject.name)
+            bar.set_postfix_str(subject.network)
             row, field = _measure(subject, images, positions, torch.device(args.device), bar)
             rows.append(row)
             fields.append(field)
@@ -163,7 +163,7 @@ def _measure(
         raise UserError(f"{subject.name}: no image has a finite gradient.")
     mean: Map = np.mean(usable, axis=0)
     row: dict[str, Any] = {
-        "network": subject.name,
+        "network": subject.network,
         "weights": subject.weights,
         "params": subject.params,
         "images": len(usable),

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     rows, columns = [], []
     with tqdm(total=args.fold * len(subjects), desc="attribution", unit="step") as bar:
         for subject in subjects:
-            bar.set_postfix_str(subject.name)
+            bar.set_postfix_str(subject.network)
             row, column = _map(subject, scene, device, args, bar)
             rows.append(row)
             columns.append(column)
@@ -189,7 +189,7 @@ def _map(
     shown = sr[0, :, top : top + size, left : left + size].clamp(0, 1).mul(255).round().byte()
     index = diffusion_index(relative)
     row = {
-        "network": subject.name,
+        "network": subject.network,
         "weights": subject.weights,
         "params": subject.params,
         "diffusion_index": index,

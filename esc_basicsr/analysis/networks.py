@@ -36,11 +36,16 @@ class Subject(NamedTuple):
     weights: str
 
     @property
+    def network(self) -> str:
+        """What a table calls it: its name, of a file without folders, and without the weights that it has."""
+        network, _, _ = self.name.partition(",weights=")
+        return Path(network).name if self.weights == self.name else network
+
+    @property
     def label(self) -> str:
         """What a figure calls it."""
-        network, _, _ = self.name.partition(",weights=")
-        name = Path(network).name if self.weights == self.name else network
-        return f"{name} ×{self.scale}" + (", random weights" if self.weights == "random" else "")
+        random = ", random weights" if self.weights == "random" else ""
+        return f"{self.network} ×{self.scale}{random}"
 
     def __call__(self, lq: Tensor) -> Tensor:
         """Upscale one image, (1, 3, H, W) in [0, 1]; neither clamped nor detached.
