@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from esc_basicsr.__main__ import run_command
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.benchmark.measure import describe_machine, median_times
-from esc_basicsr.config.recipes import LR_PATCH
+from esc_basicsr.config.recipes import Schedule
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
@@ -43,6 +43,7 @@ from esc_basicsr.errors import UserError
 Batch = dict[str, Any]
 Way = Callable[[], Iterator[Batch]]  # a pass over the samples
 
+LR_PATCH = Schedule().lr_patch  # as published
 PLAIN = "plain, compressed records"
 OURS = "ours, compressed records"
 STORED = "ours, stored records"
