@@ -1,0 +1,38 @@
+"""The parts of photographs that layers are looked into with."""
+
+import numpy as np
+
+from esc_basicsr.analysis.images import Pixels, load_image, reduce_by_pillow
+from esc_basicsr.errors import UserError
+
+__all__ = ["central_lr"]
+
+
+def central_lr(name: str, most: int, tile: int, least: int, scale: int) -> Pixels:
+    """The central part of a photograph, reduced by Pillow's bicubic filter.
+
+    Args:
+        name: A file, or an embedded photograph.
+        most: The LR image's sides are at most this,
+        tile: multiples of this,
+        least: and at least this.
+        scale: Reduction factor.
+
+    Returns:
+        (H, W, 3).
+
+    Raises:
+        UserError: The photograph cannot be read, or is too small.
+    """
+    image = load_image(name)
+    sides = image.shape[:2]
+    height, width = (min(side // scale, most) // tile * tile for side in sides)
+    if min(height, width) < max(least, 1):
+        raise UserError(
+            f"{name} is too small: at ×{scale} these networks need an LR image of at least {least}×{least}, "
+            f"in multiples of {tile}, so {least * scale} pixels a side; it has {sides[1]}×{sides[0]}, and "
+            f"--size is {most}. Leave it out, or ask for a larger --size."
+        )
+    top, left = ((side - kept * scale) // 2 for side, kept in zip(sides, (height, width), strict=True))
+    part = image[top : top + height * scale, left : left + width * scale]
+    return reduce_by_pillow(np.ascontiguousarray(part), scale)
