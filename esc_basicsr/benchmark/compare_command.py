@@ -7,10 +7,11 @@ them, each beside the paper's figure; with --data, PSNR and SSIM on Y of those w
   python -m esc_basicsr compare --scale 4 --weights HiT-SRF_x4=HiT-SRF_x4.pth --data datasets -o DIR
   python -m esc_basicsr compare --ablation -o DIR
 
-Ratios are to ESC of the same scale. The paper's latencies are of its authors' GPU: compare the ratios. ESC is
-as this package computes it, HiT-SRF with its attention factored, MambaIRv2 by our scan; ESC:release is ESC as its
-authors released it, on a CPU by naive attention; the others are as BasicSR and spandrel have them. Rivals of
-spandrel need the extra esc-basicsr[spandrel]. Writes comparison.json, .csv, .md and .png (or ablation.*).
+Ratios are to ESC of the same scale. The paper's latencies are of its authors' GPU: compare the ratios. ESC
+is as this package computes it, HiT-SRF with its attention factored, MambaIRv2 by our scan; ESC:release is
+as ESC's authors released it, on a CPU by naive attention; the others are as BasicSR and spandrel have them.
+Rivals of spandrel need the extra esc-basicsr[spandrel]. Writes comparison.json, .csv, .md and .png (or
+ablation.*).
 """
 
 import argparse
