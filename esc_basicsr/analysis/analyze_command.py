@@ -8,11 +8,12 @@ A network is what 'python -m esc_basicsr bench --help' lists.
 
 import argparse
 
-from esc_basicsr.analysis import erf_command, lam_command, similarity_command
+from esc_basicsr.analysis import erf_command, features_command, lam_command, similarity_command
 
 _ANALYSES = {
     "lam": (lam_command, "local attribution maps and the diffusion index"),
     "erf": (erf_command, "effective receptive fields"),
+    "features": (features_command, "what layers make of an image, and what a pixel attends to"),
     "similarity": (similarity_command, "how much adjacent attention layers repeat each other"),
 }
 

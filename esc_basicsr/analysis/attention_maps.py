@@ -31,6 +31,7 @@ __all__ = [
     "attention_names",
     "attention_row",
     "group_of",
+    "has_attention",
     "locate",
     "match_names",
     "see",
@@ -97,7 +98,7 @@ def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -
     """
     if patterns is not None:
         return match_names(net, name, patterns, _candidates(net))
-    found = [module for module, _ in _modules(net) if _is_known(net, module)]
+    found = _known_names(net)
     if not found:
         raise UserError(
             f"{name}: no attention modules of a known kind ({', '.join(_CLASSES)}) were found. Name them by "
@@ -123,9 +124,17 @@ def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in net.named_modules() if name)
 
 
-def _is_known(net: nn.Module, name: str) -> bool:
-    module = net.get_submodule(name)
-    return type(module).__name__ in _CLASSES and _projection(module) is not None
+def has_attention(net: nn.Module) -> bool:
+    """Whether a network has attention modules of known classes."""
+    return bool(_known_names(net))
+
+
+def _known_names(net: nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in _modules(net)
+        if type(module).__name__ in _CLASSES and _projection(module) is not None
+    ]
 
 
 def _device(net: nn.Module) -> torch.device:
@@ -166,8 +175,7 @@ def group_of(name: str) -> str:
 
 def tile_of(net: nn.Module, names: Sequence[str]) -> int:
     """What sides of an image are to be multiples of: of windows of these modules and of known attention."""
-    known = (name for name, _ in _modules(net) if _is_known(net, name))
-    windows = (_window(net.get_submodule(name)) for name in (*names, *known))
+    windows = (_window(net.get_submodule(name)) for name in (*names, *_known_names(net)))
     return math.lcm(*(window for window in windows if window is not None))
 
 
@@ -279,7 +287,10 @@ def see(subject: Subject, layers: Sequence[Layer], lq: Tensor) -> dict[str, Seen
         def keep(source: str, output: Tensor) -> None:
             layer = by_source[source]
             features = _features(subject, layer, output.detach(), size)
-            seen[layer.name] = Seen(features, _maps(layer, softmax.taken(), size))
+            taken = softmax.taken()
+            # A projection's own is the last: before it may have run layers that are not looked into.
+            own = taken if source == layer.name else taken[-1:]
+            seen[layer.name] = Seen(features, _maps(layer, own, size))
 
         _run(subject, lq, list(by_source), keep, whole, softmax.taken)
     return seen
