@@ -321,10 +321,10 @@ def _caption(args: argparse.Namespace, found: Sequence[Measured], images: Sequen
         + ("images" if args.rows == "pixels" else "batches of images")
         + ", then divided.",
         "Maps: after softmax, mean over heads. By pixel: each query's row in image coordinates, on the keys "
-        "that both layers' windows have (a regular and a shifted one share a quarter, equal ones all, so that "
-        "l and l+2 are compared on more keys), cosine of each, mean. Mean window: of maps averaged over images "
-        "and unmasked windows; by displacement: of those averaged by key minus query. With a uniform map, and "
-        "centred (each map's mean subtracted): of adjacent layers.",
+        "that both layers' windows have (a regular and a shifted one share a quarter, equal ones all, so "
+        "that l and l+2 are compared on more keys), cosine of each, mean. Mean window: of maps averaged over "
+        "images and unmasked windows; by displacement: of those averaged by key minus query. With a uniform "
+        "map, and centred (each map's mean subtracted): of adjacent layers.",
         "ESC (arXiv:2503.06671) reports 87 % (CKA) and 89 % (cosine) for adjacent layers of trained "
         "SwinIR-light; its scale, images and definitions were not found, and these are ours.",
     ]
