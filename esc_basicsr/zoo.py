@@ -1,5 +1,6 @@
 """Networks of any origin, by name, to measure and to look into: ESC, BasicSR's, spandrel's, files."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -20,7 +21,7 @@ from esc_basicsr.benchmark.reference import ReferenceNetwork
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.config.suggestion import hint
 from esc_basicsr.errors import UserError
-from esc_basicsr.pretrained import load_network, model_list
+from esc_basicsr.pretrained import load_network, model_list, weights_file
 from esc_basicsr.rivals.variants import RIVALS, build_rival
 
 __all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of", "weights_of"]
@@ -125,6 +126,9 @@ def scale_of(name: str, scale: int) -> int:
     Raises:
         UserError: There is no such network, or it does not upscale an image.
     """
+    with_weights = _WITH_WEIGHTS.fullmatch(name)
+    if with_weights is not None and (own := _scale_of_weights(with_weights["file"])) is not None:
+        return own
     if network_of(name) in VARIANTS or name in RIVALS:
         return scale
     net = build(name, scale).eval()
@@ -153,34 +157,64 @@ def build(name: str, scale: int) -> nn.Module:
         UserError: There is no such network, or it cannot be built.
     """
     if with_weights := _WITH_WEIGHTS.fullmatch(name):
-        net = build(with_weights["network"], scale)
-        load_weights(net, read_weights(with_weights["file"], "params_ema"), with_weights["file"])
-        return net
+        load = functools.partial(_load, with_weights["network"], with_weights["file"], scale)
+        return _build(with_weights["network"], scale, load)
+    return _build(name, scale, _keep)
+
+
+# Gives a network, not wrapped yet, the weights that it is to have.
+Load = Callable[[nn.Module], nn.Module]
+
+
+def _build(name: str, scale: int, load: Load) -> nn.Module:
     if name in model_list():
-        return load_network(name).network
+        return load(load_network(name).network)
     variant = network_of(name)
     if variant in VARIANTS:
-        return _build_form(variant, name.partition(":")[2], scale)
+        return _build_form(variant, name.partition(":")[2], scale, load)
     if name in RIVALS:
         torch.manual_seed(0)
-        return build_rival(name, scale)
+        return load(build_rival(name, scale))
     suffix = Path(name).suffix.lower()
     if suffix in _CHECKPOINTS:
-        return _read_checkpoint(Path(name))
+        return load(_read_checkpoint(Path(name)))
     if suffix in _OPTION_FILES:
         options = load_options(name)
         if "network_g" not in options:
             raise UserError(f"{name}: there is no network_g section.")
         kind, network = str(options["network_g"].get("type")), dict(options["network_g"])
         network.pop("type", None)
-        return _construct(name, _registered(name, kind), network)
+        return load(_construct(name, _registered(name, kind), network))
     kind, given = _parse(name)
     if kind.startswith("spandrel."):
         constructor = _spandrel_architecture(name, kind.removeprefix("spandrel."))
-        net = _construct(name, constructor, _scale_option(constructor, scale) | given)
+        net = load(_construct(name, constructor, _scale_option(constructor, scale) | given))
         return _described_by_spandrel(name, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
     constructor = _registered(name, kind)
-    return _construct(name, constructor, _scale_option(constructor, scale) | given)
+    return load(_construct(name, constructor, _scale_option(constructor, scale) | given))
+
+
+def _keep(net: nn.Module) -> nn.Module:
+    return net
+
+
+def _load(network: str, file: str, scale: int, net: nn.Module) -> nn.Module:
+    """Load weights of this network and this scale; others are converted for trainings alone."""
+    own = _scale_of_weights(file)
+    if own not in (None, scale):
+        raise UserError(f"{file} holds weights of scale ×{own}, not ×{scale}.")
+    try:
+        load_weights(net, read_weights(weights_file(file), "params_ema"), file)
+    except UserError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file} cannot be loaded into {network} ×{scale}: {reason}") from error
+    return net
+
+
+def _scale_of_weights(file: str) -> int | None:
+    """The scale that weights of ESC are of; None of others, whose file does not tell."""
+    options = infer_network_options(read_weights(weights_file(file), "params_ema"))
+    return None if options is None else int(options["upscaling_factor"])
 
 
 def weights_of(name: str) -> str | None:
@@ -190,13 +224,14 @@ def weights_of(name: str) -> str | None:
     return name if name in model_list() or Path(name).suffix.lower() in _CHECKPOINTS else None
 
 
-def _build_form(variant: str, form: str, scale: int) -> nn.Module:
+def _build_form(variant: str, form: str, scale: int, load: Load) -> nn.Module:
     torch.manual_seed(0)
     net = build_variant(variant, scale)
     # fresh predictors give kernels of zero, which a difference would not notice
     for parameter in net.parameters():
         if parameter.ndim == 4 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
+    load(net)
     if form == "kernels":
         return KernelsNetwork(net)
     if form == "compiled":

@@ -17,7 +17,7 @@ def test_demo_ends_with_a_table_pictures_and_a_checkpoint(tmp_path, capfd):
     results = json.loads((folder / "results.json").read_text())
     assert set(results["photographs"]) == set(demo.HELD_OUT_PHOTOGRAPHS)
     for name, row in results["photographs"].items():
-        psnr = [f"{row[method]['psnr']:.2f} dB" for method in ("bicubic", "ESC")]
+        psnr = [f"{row[method]['psnr']:.2f} dB" for method in demo.METHODS]
         line = next(line for line in output.splitlines() if line.startswith(f"| {name} |"))
         assert all(value in line for value in psnr)
         assert (folder / "pictures" / f"{name}.png").stat().st_size > 10_000
@@ -57,7 +57,8 @@ def test_option_files_are_the_shipped_recipe_but_for_size(tmp_path):
 
 def test_a_gain_ends_well_and_a_loss_does_not(tmp_path, capsys):
     def figures(esc):
-        return {"coffee": {"bicubic": {"psnr": 30.0, "ssim": 0.9}, "ESC": {"psnr": esc, "ssim": 0.9}}}
+        psnr = dict(zip(demo.METHODS, (30.0, esc, 31.0), strict=True))
+        return {"coffee": {method: {"psnr": value, "ssim": 0.9} for method, value in psnr.items()}}
 
     assert demo.report(tmp_path, 7, figures(30.5), []) == 0
     assert "0.50 dB above bicubic" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from PIL import Image
 
 from esc_basicsr.__main__ import COMMANDS, main
 from esc_basicsr.archs.variants import VARIANTS, build_variant
+from esc_basicsr.benchmark import bench_command, compare_command
 from esc_basicsr.data.photos import load_photograph
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,17 +111,44 @@ def test_upscale_commands_make_pictures_larger(tmp_path):
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/cat.png"):
         photo.save(tmp_path / name)
-    first, second = block("upscale commands").splitlines()
+    shipped, first, second = block("upscale commands").splitlines()
     for line, scale in ((first, 4), (second, 2)):
         checkpoint = tmp_path / re.search(r"--model (\S+)", line)[1]
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params_ema": build_variant("ESC", scale).state_dict()}, checkpoint)
-    run_lines([first, second], tmp_path)
+    run_lines([shipped, first, second], tmp_path)
     run_lines([block("export commands").splitlines()[1]], tmp_path)
     assert (tmp_path / "ESC_x4.onnx").is_file()
-    for name, scale in (("photo_x4.jpg", 4), ("large/cat_x2.png", 2)):
+    for name, scale in (("photo_x4.png", 4), ("photo_x4.jpg", 4), ("large/cat_x2.png", 2)):
         with Image.open(tmp_path / name) as large:
             assert large.size == (20 * scale, 24 * scale)
+
+
+# What makes each a matter of seconds: small images, one run, few networks.
+SMALL = {
+    "compare": "--repeats 1 --warmup 0 --network ESC ESC-light HiT-SRF",
+    "compare --ablation": "--repeats 1 --warmup 0",
+    "lam": "--crop 64 --fold 1",
+    "erf": "--images camera --size 48 --positions 1",
+    "similarity": "--images camera --size 32",
+    "features": "--size 32",
+}
+
+
+@pytest.mark.parametrize("line", block("compare commands").splitlines())
+def test_networks_are_compared_and_looked_into(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 64)
+    monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 64)
+    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(load_photograph("chelsea")[:128, :160]).save("photo.png")
+    python, module, package, *arguments = line.split()
+    assert (python, module, package) == ("python", "-m", "esc_basicsr")
+    kind = arguments[1] if arguments[0] == "analyze" else arguments[0]
+    kind += " --ablation" * ("--ablation" in arguments)
+    assert main([*arguments, "--device", "cpu", *SMALL[kind].split()]) == 0
+    folder = tmp_path / arguments[arguments.index("-o") + 1]
+    assert {".json", ".md", ".png"} <= {path.suffix for path in folder.iterdir()}
 
 
 def test_table_of_networks_has_the_parameters_that_are_built():

@@ -8,6 +8,7 @@ from esc_basicsr import zoo
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.errors import UserError
 from esc_basicsr.export.torch_formats import write_torchscript
+from esc_basicsr.pretrained import model_list
 from esc_basicsr.zoo import build, check_forms, network_of, scale_of, weights_of
 
 
@@ -82,16 +83,32 @@ def test_trained_weights_come_from_files(tmp_path, tiny_network):
     with torch.inference_mode():
         expected = trained(lq)
         for name in (str(checkpoint), str(script), f"{options},weights={checkpoint}"):
-            torch.testing.assert_close(build(name, 4).eval()(lq), expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(build(name, 2).eval()(lq), expected, rtol=0, atol=1e-6)
             assert scale_of(name, 4) == 2
             assert weights_of(name) == str(script if name == str(script) else checkpoint)
-        assert not torch.equal(build(str(options), 4)(lq), expected)
+        assert not torch.equal(build(str(options), 2)(lq), expected)
     assert weights_of(str(options)) is None
-    with pytest.raises(UserError, match="missing"):
-        build(f"MSRResNet,weights={checkpoint}", 4)
+    # nothing is converted to another scale, as it is for trainings
+    with pytest.raises(UserError, match="holds weights of scale ×2, not ×4"):
+        build(f"ESC,weights={checkpoint}", 4)
+    with pytest.raises(UserError, match="cannot be loaded into MSRResNet ×2: "):
+        build(f"MSRResNet,weights={checkpoint}", 2)
     script.write_bytes(script.read_bytes()[:-30])
     with pytest.raises(UserError, match="does not know these weights"):
         build(str(script), 4)
+
+
+def test_forms_take_trained_weights_and_what_ships_by_its_name():
+    name = next(iter(model_list()))
+    listed = model_list()[name]
+    lq = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = build(name, listed.scale).eval()(lq)
+        for form in ("", ":kernels", ":release"):
+            with_weights = f"{listed.variant}{form},weights={name}"
+            assert scale_of(with_weights, 4) == listed.scale
+            difference = build(with_weights, listed.scale).eval()(lq) - expected
+            assert difference.abs().max() < 1e-4
 
 
 def test_an_option_file_needs_a_network(tmp_path):

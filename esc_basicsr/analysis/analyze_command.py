@@ -1,6 +1,7 @@
-"""Look into networks: what they attend to, what their results depend on.
+"""Look into networks: what their results depend on, how alike their layers are, what features they make.
 
-  python -m esc_basicsr analyze lam --network ESC_x4.pth SwinIR_x4.pth --image photo.png -o DIR
+  python -m esc_basicsr analyze lam --network HiT-SRF ESC --image photo.png -o DIR
+  python -m esc_basicsr analyze similarity --network SwinIR-light -o DIR
   python -m esc_basicsr analyze ANALYSIS --help
 
 A network is what 'python -m esc_basicsr bench --help' lists.

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             row, field = _measure(subject, images, positions, torch.device(args.device), bar)
             rows.append(row)
             fields.append(field)
-    caption = _caption(args, subjects, len(images), fields[0].values.shape)
+    caption = _caption(args, subjects, min(row["images"] for row in rows), fields[0].values.shape)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {

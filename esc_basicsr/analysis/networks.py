@@ -1,6 +1,7 @@
 """The networks that are looked into: of one scale, and such that gradients reach their input."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ class Subject(NamedTuple):
         scale: Upscaling factor.
         params: Number of parameters.
         weights: Where they come from: ``random``, the name of a file, or ``none`` if there are none.
+        network: What tables and figures call it: its name, of a file without folders, and without its
+            weights, unless another one would be called the same.
     """
 
     name: str
@@ -34,12 +37,7 @@ class Subject(NamedTuple):
     scale: int
     params: int
     weights: str
-
-    @property
-    def network(self) -> str:
-        """What a table calls it: its name, of a file without folders, and without the weights that it has."""
-        network, _, _ = self.name.partition(",weights=")
-        return Path(network).name if self.weights == self.name else network
+    network: str
 
     @property
     def label(self) -> str:
@@ -141,7 +139,12 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{name} ×{scale}" for name, scale in scales.items())
         raise UserError(f"these networks differ in scale: {listed}. Look into one scale at a time.")
-    return [_subject(name, scale, device) for name, scale in scales.items()]
+    subjects = [_subject(name, scale, device) for name, scale in scales.items()]
+    called = Counter(subject.network for subject in subjects)
+    return [
+        subject if called[subject.network] == 1 else subject._replace(network=subject.name)
+        for subject in subjects
+    ]
 
 
 def note_on_weights(subjects: Sequence[Subject]) -> str:
@@ -157,4 +160,9 @@ def _subject(name: str, scale: int, device: torch.device) -> Subject:
     weights = "none" if not params else weights_of(name) or "random"
     if isinstance(net, SpandrelNetwork):
         net = _UnclampedSpandrelNetwork(net)
-    return Subject(name, net.to(device).eval().requires_grad_(False), scale, params, weights)
+    net = net.to(device).eval()
+    for parameter in net.parameters():  # TorchScript has no such method of the whole
+        parameter.requires_grad_(False)
+    network, _, _ = name.partition(",weights=")
+    is_file = Path(network).suffix.lower() in (".yml", ".yaml") or weights == name
+    return Subject(name, net, scale, params, weights, Path(network).name if is_file else network)

@@ -30,7 +30,7 @@ def random_twin(subject: Subject) -> Subject | None:
     if net is None:
         return None
     net = net.to(device).eval().requires_grad_(False)
-    return Subject(subject.network, net, subject.scale, subject.params, "random")
+    return Subject(subject.network, net, subject.scale, subject.params, "random", subject.network)
 
 
 def _of_file(subject: Subject) -> nn.Module | None:

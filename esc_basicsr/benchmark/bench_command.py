@@ -51,6 +51,7 @@ from esc_basicsr.benchmark.report import (
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, measure_complexity
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
+from esc_basicsr.memory import is_out_of_memory
 from esc_basicsr.zoo import FORMS, build, check_forms, network_of, scale_of
 
 if TYPE_CHECKING:
@@ -145,7 +146,15 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
     """Measure networks on one input, (1, 3, H, W) in [0, 1], in turn."""
     nets = {name: build(name, scale).to(lq.device, lq.dtype).eval() for name in names}
     params = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    times, outputs = time_networks(nets, lq, repeats, warmup)
+    try:
+        times, outputs = time_networks(nets, lq, repeats, warmup)
+    except Exception as failure:
+        if not is_out_of_memory(failure):
+            raise
+        raise UserError(
+            f"the memory is not enough for {', '.join(names)} at ×{scale}, an input of "
+            f"{lq.shape[-2]}×{lq.shape[-1]}: leave out the largest, or measure a smaller input."
+        ) from failure
     nets.clear()
     first: dict[str, torch.Tensor] = {}
     exact: dict[str, torch.Tensor] = {}

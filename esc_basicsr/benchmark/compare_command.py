@@ -15,6 +15,8 @@ ablation.*).
 """
 
 import argparse
+import contextlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,6 +60,13 @@ if TYPE_CHECKING:
 YARDSTICK = "ESC"
 RELEASE = "ESC:release"
 _NOTHING = "—"
+# method -> what its figures are of
+_REMARKS = {
+    RELEASE: "ESC:release is ESC as its authors released it, on a CPU by naive attention.",
+    "HiT-SRF": "HiT-SRF's latency and memory are of factored attention, its multiply-adds of the plain one.",
+    "MambaIRv2-light": "MambaIRv2's selective scan is that of {scan}.",
+    "OmniSR": "OmniSR's published parameters leave out position biases, norms and temperatures.",
+}
 _TOLERANCE = 0.01  # of multiply-adds and parameters
 
 
@@ -103,9 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write it down where asked."""
     device = device_to_measure_on(args)
+    if args.ablation and (args.weights or args.data is not None):
+        raise UserError("--ablation takes no --weights and no --data: nothing is trained for its rows.")
     weights = _weights(args.weights)
-    if args.data is not None and not args.data.is_dir():
-        raise UserError(f"--data {args.data}: there is no such folder.")
+    _check_data(args)
     make_folder(args.output)
     stem = "ablation" if args.ablation else "comparison"
     entries = _ablation(args, device) if args.ablation else _comparison(args, device, weights)
@@ -130,13 +140,34 @@ def _weights(given: Sequence[str]) -> dict[tuple[str, int], str]:
     for text in given:
         network, _, file = text.partition("=")
         method, _, scale = network.rpartition("_x")
-        if not (file and scale.isdecimal() and method in (*VARIANTS, *RIVALS)):
+        if not (file and scale in map(str, SCALES) and method in (*VARIANTS, *RIVALS)):
             names = ", ".join((*VARIANTS, *RIVALS))
             raise UserError(f"--weights {text}: expected NETWORK_xSCALE=FILE, NETWORK among {names}.")
         if not Path(file).is_file():
             raise UserError(f"--weights {text}: there is no file {file}.")
         found[method, int(scale)] = file
     return found
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Refuse a folder without test sets, and weights without any, before the measuring."""
+    if args.data is None:
+        if args.weights:
+            raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
+        return
+    for scale in args.scale:
+        if not any(_pairs(args.data, name, scale) for name in BENCHMARKS):
+            raise UserError(
+                f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
+                f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
+            )
+
+
+def _pairs(data: Path, name: str, scale: int) -> list[tuple[Path, Path]]:
+    """HR and LR files of a test set; none if it is not there."""
+    files = sorted((data / name / "HR" / f"X{scale}").glob("*.png"))
+    lq = data / name / "LR_bicubic" / f"X{scale}"
+    return [(file, lq / f"{file.stem}x{scale}.png") for file in files]
 
 
 def _comparison(
@@ -157,8 +188,13 @@ def _comparison(
 
 
 def _ablation(args: argparse.Namespace, device: torch.device) -> list[Entry]:
-    """Each row is built from the option file that ships for it."""
-    folder = args.output or Path()
+    """Each row is built from the option file that ships for it; they are left where results are wanted."""
+    with contextlib.ExitStack() as stack:
+        folder = args.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _measure_ablation(args, device, folder)
+
+
+def _measure_ablation(args: argparse.Namespace, device: torch.device, folder: Path) -> list[Entry]:
     files = {
         recipe.row: folder / f"{recipe.name}.yml"
         for recipe in recipes()
@@ -193,10 +229,9 @@ def _quality(net: nn.Module, data: Path, scale: int, device: torch.device) -> di
 
     quality = {}
     for name in BENCHMARKS:
-        files = sorted((data / name / "HR" / f"X{scale}").glob("*.png"))
         figures = []
-        for file in tqdm(files, desc=f"{name}, ×{scale}", leave=False):
-            lq = read_rgb(data / name / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png")
+        for file, lq_file in tqdm(_pairs(data, name, scale), desc=f"{name}, ×{scale}", leave=False):
+            lq = read_rgb(lq_file)
             x = torch.from_numpy(lq).to(device).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():
                 sr = net(x)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -286,10 +321,14 @@ def _figures(values: Mapping[str, float] | None) -> str | None:
 def _notes(entries: Sequence[Entry], device: torch.device) -> str:
     """What a reader must know: where figures come from, what differs by more than it should."""
     notes = [
-        f"In brackets: {PUBLICATION}, 1280×720 output, on its authors' GPU. A dash: without trained weights."
+        f"In brackets: {PUBLICATION}, 1280×720 output, on its authors' GPU. A dash: without trained weights.",
+        "Peak memory growth leaves weights and input out, the paper's memory does not.",
     ]
-    if any(entry.method == "MambaIRv2-light" for entry in entries):
-        notes.append(f"MambaIRv2's selective scan is that of {implementation(device)}.")
+    notes += [
+        note.format(scan=implementation(device))
+        for method, note in _REMARKS.items()
+        if any(entry.method == method for entry in entries)
+    ]
     for entry in entries:
         row, paper = entry.row, entry.published
         if paper is None:

@@ -5,21 +5,14 @@ come from the tables below and from `VARIANTS`; the recipe is the release's (arX
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.rivals.variants import RIVALS
 
-LR_PATCH = 64  # side of a training patch, in LR pixels
-BATCH = 64  # published: 16 on each of 4 GPUs
-BATCH_PER_GPU = 16
-TOTAL_ITERATIONS = 500_000
-WARMUP_ITERATIONS = 20_000
-MILESTONES = (250_000, 400_000, 450_000, 475_000, 490_000)
-EVERY = 5_000  # iterations between checkpoints, and between validations
-
+PHOTOGRAPHS = "photographs"  # what the networks that ship were trained on (docs/models.md)
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 DFLIP_SOURCES = (
     "DIV2K/DIV2K_train_HR",
@@ -53,6 +46,52 @@ ABLATION: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long a network is trained, and by what batches; the published one if nothing is given.
+
+    Attributes:
+        lr_patch: Side of a training patch, in LR pixels.
+        batch: Patches of a step, on all GPUs.
+        batch_per_gpu: Patches at a time.
+        enlarge: How often an epoch visits each image.
+        iterations: Steps.
+        warmup: Steps in which the learning rate rises.
+        learning_rate: Largest.
+        milestones: Steps at which it is halved; if there are none it falls by half a cosine.
+        ema_decay: Of the averaged weights.
+        every: Steps between checkpoints, and between validations.
+    """
+
+    lr_patch: int = 64
+    batch: int = 64  # published: 16 on each of 4 GPUs
+    batch_per_gpu: int = 16
+    enlarge: int = 1
+    iterations: int = 500_000
+    warmup: int = 20_000
+    learning_rate: float = 5e-4
+    milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000, 490_000)
+    ema_decay: float = 0.999
+    every: int = 5_000
+
+
+# For an hour on two CPU cores; a GPU has time for more (docs/models.md).
+SHORT = Schedule(
+    lr_patch=32,
+    batch=8,
+    batch_per_gpu=8,
+    enlarge=10,
+    iterations=1_500,
+    warmup=100,
+    learning_rate=1e-3,
+    milestones=(),
+    ema_decay=0.995,
+    every=250,
+)
+# from the trained ×2
+SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One network on one training set: a file to train by, a file to test by."""
 
@@ -63,6 +102,7 @@ class Recipe:
     row: str = ""
     remark: str = ""
     scale_key: str = "upscaling_factor"
+    schedule: Schedule = Schedule()
 
     @property
     def name(self) -> str:
@@ -91,7 +131,11 @@ def recipes() -> list[Recipe]:
         Recipe("ESC", 2, "DIV2K", {**VARIANTS["ESC"], **changes}, row, remark)
         for row, (changes, remark) in ABLATION.items()
     ]
-    return plain + dflip + ablation
+    shipped = [
+        Recipe("ESC-light", scale, PHOTOGRAPHS, VARIANTS["ESC-light"], schedule=schedule)
+        for scale, schedule in ((2, SHORT), (4, SHORTER))
+    ]
+    return plain + dflip + ablation + shipped
 
 
 def option_files() -> dict[PurePosixPath, str]:
@@ -111,15 +155,16 @@ def option_files() -> dict[PurePosixPath, str]:
 
 def training_text(recipe: Recipe) -> str:
     """Text of the file to train ``recipe`` by."""
-    data = _dflip(recipe.scale) if recipe.data == "DFLIP" else _div2k(recipe.scale)
+    make = {"DFLIP": _dflip, "DIV2K": _div2k, PHOTOGRAPHS: _photographs}[recipe.data]
+    data, schedule = make(recipe.scale, recipe.schedule), recipe.schedule
     sections = [
         _head(recipe, "train"),
         f"datasets:\n{_indent(data)}\n\n{_indent(_benchmark('val', 'Set5', recipe.scale))}",
         _network(recipe.network),
         _start(recipe),
-        _TRAINING,
-        f"val:\n  val_freq: {EVERY}\n  save_img: false\n  pbar: true\n{_METRICS}",
-        _LOGGER,
+        _training(schedule),
+        f"val:\n  val_freq: {schedule.every}\n  save_img: false\n  pbar: true\n{_METRICS}",
+        _logger(schedule),
         _DISTRIBUTED,
     ]
     return "\n\n".join(sections) + "\n"
@@ -127,12 +172,14 @@ def training_text(recipe: Recipe) -> str:
 
 def benchmark_text(recipe: Recipe) -> str:
     """Text of the file to measure ``recipe`` on the benchmarks by."""
-    sets = [
-        _indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(BENCHMARKS, 1)
-    ]
+    names = BENCHMARKS[:2] if recipe.data == PHOTOGRAPHS else BENCHMARKS
+    sets = [_indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(names, 1)]
     checkpoint = f"experiments/{recipe.name}/models/net_g_latest.pth" if recipe.data else "~"
     if recipe.variant in RIVALS:
-        checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as its authors released it"
+        released = "BasicSR's model zoo has it" if recipe.variant == "RCAN" else "its authors released it"
+        checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
+    if recipe.data == PHOTOGRAPHS:
+        checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
     sections = [
         _head(recipe, "test"),
         "datasets:\n" + "\n\n".join(sets),
@@ -147,6 +194,12 @@ def benchmark_text(recipe: Recipe) -> str:
 
 def _head(recipe: Recipe, command: str) -> str:
     file = f"options/{command}/{recipe.folder}/{recipe.name}.yml"
+    is_for_cpus = recipe.data == PHOTOGRAPHS and command == "train"
+    kernels = (
+        "\ncpu_kernels: true # without a GPU: three times as fast; needs a C++ compiler"
+        if is_for_cpus
+        else ""
+    )
     return f"""\
 # Generated by: python -m esc_basicsr options --write options. Copy it under another name to change it.
 # {recipe.title}.
@@ -157,22 +210,30 @@ name: {recipe.name}
 model_type: ESCModel
 scale: &scale {recipe.scale}
 num_gpu: auto # all GPUs there are; 0: the CPU
-manual_seed: 0"""
+manual_seed: 0{kernels}"""
 
 
-def _div2k(scale: int) -> str:
+def _div2k(scale: int, schedule: Schedule) -> str:
+    return _pairs("DIV2K", "DIV2K_train", scale, schedule)
+
+
+def _photographs(scale: int, schedule: Schedule) -> str:
+    return _pairs(PHOTOGRAPHS, PHOTOGRAPHS, scale, schedule)
+
+
+def _pairs(name: str, prefix: str, scale: int, schedule: Schedule) -> str:
     return f"""\
 train:
-  name: DIV2K
+  name: {name}
   type: PairedImageDataset
-  dataroot_gt: datasets/DIV2K/DIV2K_train_HR_sub.lmdb
-  dataroot_lq: datasets/DIV2K/DIV2K_train_LR_bicubic_X{scale}_sub.lmdb
+  dataroot_gt: datasets/{name}/{prefix}_HR_sub.lmdb
+  dataroot_lq: datasets/{name}/{prefix}_LR_bicubic_X{scale}_sub.lmdb
   io_backend:
     type: lmdb
-{_indent(_patches(scale))}"""
+{_indent(_patches(scale, schedule))}"""
 
 
-def _dflip(scale: int) -> str:
+def _dflip(scale: int, schedule: Schedule) -> str:
     sources = "\n".join(
         f"    - dataroot_gt: datasets/{source}_sub.lmdb\n      weight: 1.0" for source in DFLIP_SOURCES
     )
@@ -182,21 +243,21 @@ train:
   type: DFLIPDataset # LR is made of each HR patch on the fly
   sources: # weight: how often an epoch visits each image of the set
 {sources}
-{_indent(_patches(scale))}"""
+{_indent(_patches(scale, schedule))}"""
 
 
-def _patches(scale: int) -> str:
+def _patches(scale: int, schedule: Schedule) -> str:
     return f"""\
-gt_size: {LR_PATCH * scale} # {LR_PATCH} × scale
+gt_size: {schedule.lr_patch * scale} # {schedule.lr_patch} × scale
 use_hflip: true
 use_rot: true
-global_batch_size: {BATCH} # on any number of GPUs that divides it
-batch_size_per_gpu: {BATCH_PER_GPU} # at a time: less needs less memory, the steps are the same
+global_batch_size: {schedule.batch} # on any number of GPUs that divides it
+batch_size_per_gpu: {schedule.batch_per_gpu} # at a time: less needs less memory, the steps are the same
 num_worker_per_gpu: 8
 persistent_workers: true
 pin_memory: true
 prefetch_mode: ~
-dataset_enlarge_ratio: 1"""
+dataset_enlarge_ratio: {schedule.enlarge}"""
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:
@@ -246,22 +307,34 @@ def _indent(text: str) -> str:
 
 _RESUME = "  resume_state: ~"
 
-_TRAINING = f"""\
+
+def _training(schedule: Schedule) -> str:
+    if schedule.milestones:
+        fall = f"""\
+    type: MultiStepLR
+    milestones: [{", ".join(map(str, schedule.milestones))}]
+    gamma: 0.5"""
+    else:
+        fall = f"""\
+    type: CosineAnnealingRestartLR
+    periods: [{schedule.iterations}] # as total_iter
+    restart_weights: [1]
+    eta_min: 1.0e-6"""
+    mantissa, _, exponent = f"{schedule.learning_rate:.1e}".partition("e")
+    return f"""\
 train:
-  total_iter: {TOTAL_ITERATIONS}
-  warmup_iter: {WARMUP_ITERATIONS} # -1: none
-  ema_decay: 0.999
+  total_iter: {schedule.iterations}
+  warmup_iter: {schedule.warmup} # -1: none
+  ema_decay: {schedule.ema_decay}
 
   optim_g:
     type: AdamW
-    lr: 5.0e-4
+    lr: {mantissa}e{int(exponent)}
     weight_decay: 0
     betas: [0.9, 0.9]
 
   scheduler:
-    type: MultiStepLR
-    milestones: [{", ".join(map(str, MILESTONES))}]
-    gamma: 0.5
+{fall}
 
   pixel_opt:
     # L1 on luma, plus a light chroma term that keeps edges free of tints (chroma_weight: 0 is the paper's).
@@ -269,6 +342,20 @@ train:
     type: YChannelL1Loss
     loss_weight: 1.0
     reduction: mean"""
+
+
+def _logger(schedule: Schedule) -> str:
+    return f"""\
+logger:
+  print_freq: 100
+  save_checkpoint_freq: {schedule.every}
+  keep_checkpoints: ~ # all; a number: the newest ones
+  safetensors: true # beside each .pth, its EMA weights
+  use_tb_logger: true
+  wandb:
+    project: ~
+    resume_id: ~"""
+
 
 _METRICS = """\
   metrics: # on luma, a border of scale pixels cropped
@@ -282,17 +369,6 @@ _METRICS = """\
       crop_border: *scale
       test_y_channel: true
       better: higher"""
-
-_LOGGER = f"""\
-logger:
-  print_freq: 100
-  save_checkpoint_freq: {EVERY}
-  keep_checkpoints: ~ # all; a number: the newest ones
-  safetensors: true # beside each .pth, its EMA weights
-  use_tb_logger: true
-  wandb:
-    project: ~
-    resume_id: ~"""
 
 _DISTRIBUTED = """\
 dist_params:

@@ -69,6 +69,8 @@ def _measured_psnr(path: Path) -> dict[str, float]:
             rows = [row for row in csv.DictReader(file) if row.get("figures_from") == "measured"]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table: {error}.") from error
+    if len(rows) != 1:
+        raise UserError(f"{path}: expected the results of one test, found {len(rows)} that were measured.")
     figures = {
         key.removesuffix(" psnr"): round(float(value), 4)
         for row in rows

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from esc_basicsr.archs.layers import without_autocast
 from esc_basicsr.log import warn_once
@@ -87,7 +88,8 @@ def selective_scan(
     dtype = torch.promote_types(given, torch.float32)
     with without_autocast(u.device):
         u, delta, A, B, C, D, delta_bias = (x.to(dtype) for x in (u, delta, A, B, C, D, delta_bias))
-        if implementation(u.device, dtype) == "mamba_ssm":
+        # In a trace the multiply-adds of our recurrence are known, of the kernel they are not.
+        if implementation(u.device, dtype) == "mamba_ssm" and not is_tracing():
             kernel = _mamba_ssm()
             assert kernel is not None
             u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))

@@ -115,6 +115,7 @@ class Upscaler:
         return self._upscale_array(images)
 
     def _upscale_array(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        images = images.astype(images.dtype.newbyteorder("="), copy=False)
         levels = {"uint8": 255, "uint16": 65535}.get(images.dtype.name, 1)
         is_float = np.issubdtype(images.dtype, np.floating)
         is_gray = images.ndim == 2
@@ -144,7 +145,7 @@ class Upscaler:
         while True:
             at_once = self._pixels_at_once()
             try:
-                is_free = is_8_bit or self._half is not None
+                is_free = is_8_bit or self.precision != "auto"
                 dtype = self._choose_precision(batch) if is_free else torch.float32
                 if len(batch) * height * width <= at_once:
                     return finish(self._run(batch, dtype))

@@ -41,7 +41,7 @@ SPANDREL = {
 
 
 def subject(net: nn.Module, scale: int = 2) -> Subject:
-    return Subject("net", net.eval().requires_grad_(False), scale, 0, "random")
+    return Subject("net", net.eval().requires_grad_(False), scale, 0, "random", "net")
 
 
 def tiny_esc(**options) -> nn.Module:

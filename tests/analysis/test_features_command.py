@@ -74,7 +74,7 @@ def test_a_network_without_colours_is_drawn(tmp_path):
 
 
 def stages(net) -> list[str]:
-    return stage_names(Subject("net", net, 2, 0, "random"))
+    return stage_names(Subject("net", net, 2, 0, "random", "net"))
 
 
 def test_stages_are_the_largest_list_nearest_to_the_root():

@@ -13,13 +13,15 @@ from esc_basicsr.analysis import networks
 from esc_basicsr.analysis.networks import Subject, note_on_weights, subjects_of
 from esc_basicsr.archs import ESC
 from esc_basicsr.errors import UserError
+from esc_basicsr.export.torch_formats import write_torchscript
+from esc_basicsr.pretrained import load_network, weights_file
 from esc_basicsr.zoo import SpandrelNetwork, build
 
 TINY = "MSRResNet,num_feat=4,num_block=1"
 
 
 def subject(net: nn.Module, scale: int = 2) -> Subject:
-    return Subject("net", net.eval().requires_grad_(False), scale, 0, "random")
+    return Subject("net", net.eval().requires_grad_(False), scale, 0, "random", "net")
 
 
 def asked_for(*names: str, scale: int = 2, device: str = "cpu") -> argparse.Namespace:
@@ -56,6 +58,25 @@ def test_networks_are_built_once_each_for_evaluation_and_their_weights_named(tmp
     assert not any(one.net.training for one in found)
     assert not any(parameter.requires_grad for one in found for parameter in one.net.parameters())
     assert "Random weights" in note_on_weights(found) and note_on_weights(found[1:2]) == ""
+
+
+def test_networks_of_one_name_are_told_apart_by_their_weights():
+    same = ["ESC-light,weights=ESC-light_x2", f"ESC-light,weights={weights_file('ESC-light_x2')}"]
+    assert [one.label for one in subjects_of(asked_for(*same))] == [f"{name} ×2" for name in same]
+    (alone,) = subjects_of(asked_for(same[0]))
+    assert alone.label == "ESC-light ×2"
+
+
+def test_torchscript_is_looked_into(tmp_path):
+    file = tmp_path / "light.pt"
+    file.write_bytes(write_torchscript(load_network("ESC-light_x2").network, half=False, metadata={}))
+    script, ours = subjects_of(asked_for(str(file), "ESC-light_x2"))
+    lq = torch.rand(1, 3, 16, 16)
+    gradients = []
+    for one in (script, ours):
+        leaf = lq.clone().requires_grad_()
+        gradients.append(one.gradient(one(leaf)[..., 16, 16].sum(), leaf))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_spandrel_networks_are_neither_clamped_nor_detached():

@@ -12,6 +12,8 @@ import yaml
 from basicsr.archs import build_network
 from PIL import Image
 
+from esc_basicsr.pretrained import model_list
+
 SOUND = """\
 name: Tiny_x2
 model_type: SRModel
@@ -84,7 +86,7 @@ def make_data(save_zeros: Callable[..., None]) -> Callable[..., None]:
             for source in dataset.get("sources", ()):
                 make_folder(source["dataroot_gt"], "{}", images, hr)
         for key, value in opt["path"].items():
-            if key.startswith("pretrain_network") and value is not None:
+            if key.startswith("pretrain_network") and value is not None and value not in model_list():
                 # As it is named, so it was trained: _x2_.
                 scale = re.search(r"_x(\d)_", value)
                 key = opt["network_g"].keys() & {"upscaling_factor", "upscale", "up_scale"}

@@ -13,6 +13,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.config.check import check_options
 from esc_basicsr.config.loader import load_options
 from esc_basicsr.config.recipes import option_files
+from esc_basicsr.pretrained import model_list
 from esc_basicsr.rivals.variants import RIVALS
 
 OPTIONS = Path(__file__).parents[2] / "options"
@@ -37,9 +38,10 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     networks += [f"ESC_x{scale}_DFLIP" for scale in (2, 3, 4)]
     stems = {kind: {Path(file).stem for file in FILES if file.startswith(kind)} for kind in ("train", "test")}
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
-    assert stems["train"] == {*networks, *ablation}
+    ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
+    assert stems["train"] == {*networks, *ablation, *ships}
     rivals = {f"{rival}_x{scale}_DIV2K" for rival in RIVALS for scale in (2, 3, 4)}
-    assert stems["test"] == {*networks, *ablation, *rivals, "Bicubic_x2", "Bicubic_x3", "Bicubic_x4"}
+    assert stems["test"] == {*networks, *ablation, *rivals, *ships, "Bicubic_x2", "Bicubic_x3", "Bicubic_x4"}
     assert len(ablation) == 7
 
 
@@ -86,7 +88,9 @@ def test_name_is_the_files_and_no_path_is_absolute(file):
             assert value.split("/")[0] in ("datasets", "experiments")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("train")])
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.startswith("train") and "photographs" not in file]
+)
 def test_training_follows_the_published_recipe(file):
     options = read(file)
     train, scale = options["train"], options["scale"]
@@ -109,7 +113,22 @@ def test_training_follows_the_published_recipe(file):
     assert options["path"]["param_key_g"] == "params_ema"
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("test")])
+@pytest.mark.parametrize(("scale", "iterations"), [(2, 1500), (4, 600)])
+def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
+    name = f"ESC-light_x{scale}_photographs"
+    options = read(f"train/ESC-light/{name}.yml")
+    train, data = options["train"], options["datasets"]["train"]
+    assert train["scheduler"]["periods"] == [train["total_iter"]] == [iterations]
+    assert (data["gt_size"], data["global_batch_size"]) == (32 * scale, 8)
+    assert data["dataroot_lq"] == f"datasets/photographs/photographs_LR_bicubic_X{scale}_sub.lmdb"
+    tested = read(f"test/ESC-light/{name}.yml")
+    assert tested["path"]["pretrain_network_g"] in model_list()
+    assert [dataset["name"] for dataset in tested["datasets"].values()] == ["Set5", "Set14"]
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.startswith("test") and "photographs" not in file]
+)
 def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(file):
     options = read(file)
     scale = options["scale"]

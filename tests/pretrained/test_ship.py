@@ -80,7 +80,10 @@ def test_what_cannot_ship_is_told(
     assert "is no .safetensors file" in capsys.readouterr().err
     assert put(results=tmp_path / "none.csv") == 2
     assert "cannot be read as a table" in capsys.readouterr().err
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "other.csv").write_text("a,figures_from\n1,measured\n")
     assert put(results=tmp_path / "other.csv") == 2
     assert "has no PSNR that was measured" in capsys.readouterr().err
+    (tmp_path / "two.csv").write_text(RESULTS + RESULTS.splitlines()[1])
+    assert put(results=tmp_path / "two.csv") == 2
+    assert "expected the results of one test, found 2" in capsys.readouterr().err
     assert [path.name for path in package.iterdir()] == ["models.json"]

@@ -282,6 +282,25 @@ def test_what_is_not_to_be_had_is_told(model: Path, arguments: dict[str, Any], m
         Upscaler(**{"model": model, **arguments})
 
 
+def test_half_precision_that_was_found_safe_is_for_8_bits_alone(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale = Upscaler(model)
+    upscale._half = torch.float16  # as the first 8-bit picture on a GPU may leave it
+    seen = []
+    monkeypatch.setattr(
+        upscale, "_run", lambda batch, dtype: seen.append(dtype) or torch.zeros(1, 3, 122, 150)
+    )
+    for picture in (photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255):
+        upscale(picture)
+    assert seen == [torch.float16, torch.float32, torch.float32]
+
+
+def test_foreign_byte_order_is_read(upscale: Upscaler, photo: np.ndarray) -> None:
+    deep = photo.astype(np.uint16) * 257
+    np.testing.assert_array_equal(upscale(deep.astype(">u2")), upscale(deep))
+
+
 def test_what_is_no_array_is_refused(upscale: Upscaler) -> None:
     with pytest.raises(UserError, match="expected an array or a tensor, got list"):
         upscale([[0.5]])  # type: ignore[type-var]
