@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from esc_basicsr.errors import UserError
-from esc_basicsr.files import written_whole
+from esc_basicsr.files import make_folder_of, written_whole
 
 __all__ = ["file_name", "write_csv", "write_text"]
 
@@ -39,10 +38,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: It cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: this folder cannot be made: {error.strerror or error}.") from error
+    make_folder_of(path)
     with written_whole(path) as file:
         # Names of files may hold bytes that are no text.
         file.write(text.encode("utf-8", "backslashreplace"))
