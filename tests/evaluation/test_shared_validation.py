@@ -356,7 +356,7 @@ def test_files_that_cannot_be_written_are_named(
     with pytest.raises(UserError, match=r"00_4\.png cannot be written"):
         validate(build())
     (tmp_path / "run" / "metrics").touch()
-    with pytest.raises(UserError, match=r"run/metrics: this folder cannot be made"):
+    with pytest.raises(UserError, match=r"run/metrics cannot be made"):
         validate(build(save_img=False))
 
 
