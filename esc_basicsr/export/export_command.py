@@ -46,7 +46,7 @@ _WINDOW = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    names = ", ".join(model_list()) or "none ships yet"
+    names = ", ".join(model_list())
     parser.add_argument(
         "model", metavar="MODEL", help=f"checkpoint (.pth, .safetensors), or a name ({names})"
     )

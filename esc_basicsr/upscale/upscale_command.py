@@ -31,7 +31,7 @@ _LISTED = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    names = ", ".join(model_list()) or "none ships yet"
+    names = ", ".join(model_list())
     parser.add_argument("input", nargs="+", metavar="INPUT", help="picture, folder, or pattern")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, or file for one picture"

@@ -24,7 +24,7 @@ ESC-light,DIV2K,arXiv:2503.06671,yes,38.24,0.96,,
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package in which nothing ships yet."""
+    """A package in which nothing ships."""
     folder = tmp_path / "package"
     folder.mkdir()
     (folder / "models.json").write_text("{}")
