@@ -67,10 +67,12 @@ def test_networks_of_one_name_are_told_apart_by_their_weights():
     assert alone.label == "ESC-light ×2"
 
 
-def test_torchscript_is_looked_into(tmp_path):
-    file = tmp_path / "light.pt"
-    file.write_bytes(write_torchscript(load_network("ESC-light_x2").network, half=False, metadata={}))
-    script, ours = subjects_of(asked_for(str(file), "ESC-light_x2"))
+def test_torchscript_is_looked_into(tmp_path, tiny_network):
+    file, checkpoint = tmp_path / "tiny.pt", tmp_path / "tiny.pth"
+    tiny_network.pop("type")
+    torch.save(ESC(**tiny_network).state_dict(), checkpoint)
+    file.write_bytes(write_torchscript(load_network(checkpoint).network, half=False, metadata={}))
+    script, ours = subjects_of(asked_for(str(file), str(checkpoint)))
     lq = torch.rand(1, 3, 16, 16)
     gradients = []
     for one in (script, ours):

@@ -314,6 +314,8 @@ def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_agai
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # shells have what they start in the background ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "at copy05\n", process.stderr.read()
     if number == signal.SIGKILL:  # what is before it may take another moment to be committed

@@ -1,5 +1,6 @@
 """The command upscale, as people call it."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,12 @@ def test_what_was_upscaled_is_not_upscaled_again_where_out_is_in_the_input(
 
 
 def test_warnings_have_lines_of_their_own_beside_the_bar(
-    folder: Path, model: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And --memory is heeded: by tiles the picture is nearly what it is whole."""
+    # as in a process of its own, which has not begun BasicSR's log
+    monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
     Image.fromarray(load_photograph("chelsea")[:96, :128]).save("in/large.png")
     assert main(["upscale", "in/large.png", "-o", "whole.png", "--model", str(model)]) == 0
     capfd.readouterr()
