@@ -115,7 +115,7 @@ def test_upscale_commands_make_pictures_larger(tmp_path):
     for line, scale in ((first, 4), (second, 2)):
         checkpoint = tmp_path / re.search(r"--model (\S+)", line)[1]
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"params_ema": build_variant("ESC", scale).state_dict()}, checkpoint)
+        torch.save({"params_ema": build_variant("ESC-light", scale).state_dict()}, checkpoint)
     run_lines([shipped, first, second], tmp_path)
     run_lines([block("export commands").splitlines()[1]], tmp_path)
     assert (tmp_path / "ESC_x4.onnx").is_file()

@@ -7,10 +7,12 @@ nor on what either made before.
 import atexit
 import contextlib
 import hashlib
+import os
 import random
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,7 +199,7 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         """The batches of the epoch at hand. Workers start with the first."""
         with stopping.held():
             batches = super().__iter__()
-        atexit.register(_shut_down, weakref.ref(batches))
+        atexit.register(_shut_down, weakref.ref(batches), getattr(batches, "_workers", ()), os.getpid())
         done = self.sampler.start
         while (batch := _next(batches)) is not None:
             done += 1
@@ -248,10 +250,18 @@ def _start_worker(number: int) -> None:
     stopping.ignored()
 
 
-def _shut_down(batches: "weakref.ref[Any]") -> None:
-    """End what is left of workers as Python ends: multiprocessing would send SIGTERM, and wait for ever."""
+def _shut_down(batches: "weakref.ref[Any]", workers: Sequence[BaseProcess], owner: int) -> None:
+    """End what is left of workers as Python ends: multiprocessing would send SIGTERM, and wait for ever.
+
+    PyTorch asks them to end, and where one has not heard it, sends SIGTERM, too.
+    """
+    if os.getpid() != owner:  # a process that was forked from it since
+        return
     if (left := batches()) is not None and hasattr(left, "_shutdown_workers"):
         left._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _hash(*numbers: int) -> int:
