@@ -33,6 +33,7 @@ from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.data.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
+from esc_basicsr.evaluation.quality import psnr_and_ssim
 from esc_basicsr.upscale import Upscaler
 
 Image = npt.NDArray[np.uint8]
@@ -133,12 +134,17 @@ def prepare_data(folder: Path) -> list[str]:
     """
     images: dict[str, Path | Image] = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
     build_lmdb_sets(images, folder, "photographs", crop_size=240, step=120)
+    lay_out_held_out(folder)
+    return list(HELD_OUT_PHOTOGRAPHS)
+
+
+def lay_out_held_out(folder: Path) -> None:
+    """Make the test set "photographs" of the held-out photographs below ``folder``."""
     originals = folder / "held_out"
     originals.mkdir()
     for name in HELD_OUT_PHOTOGRAPHS:
         (originals / f"{name}.png").write_bytes(encode_png(load_photograph(name)[:, :, ::-1], 1))
     lay_out_benchmark(originals, folder / "photographs", [SCALE])
-    return list(HELD_OUT_PHOTOGRAPHS)
 
 
 def run_pipeline(command: str, options: Path, iterations: int | None = None) -> None:
@@ -175,18 +181,6 @@ def upscale_bicubic(lq: Image) -> Image:
     """MATLAB's bicubic upscaling, 8-bit."""
     planes = imresize(torch.from_numpy(lq).permute(2, 0, 1).float(), SCALE)
     return planes.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def measure(image: Image, gt: Image) -> dict[str, float]:
-    """PSNR in dB and SSIM on luma by BasicSR's metrics, a border of ``SCALE`` pixels cropped."""
-    from basicsr.metrics import calculate_psnr, calculate_ssim
-
-    # BGR, as BasicSR reads images
-    pair = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in (image, gt)]
-    return {
-        "psnr": float(calculate_psnr(*pair, crop_border=SCALE, test_y_channel=True)),
-        "ssim": float(calculate_ssim(*pair, crop_border=SCALE, test_y_channel=True)),
-    }
 
 
 def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, float]], path: Path) -> None:
@@ -227,7 +221,7 @@ def compare(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, dic
         lq = read_rgb(folder / f"datasets/photographs/LR_bicubic/X{SCALE}/{name}x{SCALE}.png")
         sr = read_rgb(folder / f"results/{NAME}/visualization/photographs/{name}x{SCALE}_{NAME}.png")
         pictures = {"bicubic": upscale_bicubic(lq), "ESC": sr, SHIPPED: shipped(lq), "HR": hr}
-        figures[name] = {method: measure(pictures[method], hr) for method in METHODS}
+        figures[name] = {method: psnr_and_ssim(pictures[method], hr, SCALE) for method in METHODS}
         paths.append(folder / "pictures" / f"{name}.png")
         draw(name, pictures, figures[name], paths[-1])
     return figures, paths

@@ -32,7 +32,8 @@ _OF_TRAINING = ("basicsr", "torchvision")
 _EXTRAS = {
     "onnx": "export --format onnx",
     "onnxruntime": "checking an ONNX file",
-    "spandrel": "bench of its architectures, ESC in its programs",
+    "spandrel": "ATD-light and OmniSR, bench of its architectures, ESC in its programs",
+    "mamba-ssm": "MambaIRv2's scan by its kernel, on a GPU; ours in PyTorch needs nothing",
     "tensorboard": "logger.use_tb_logger",
 }
 _REGISTERED = {
@@ -88,7 +89,8 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         # under another distribution's name, such as opencv-python-headless or tb-nightly
-        module = {"opencv-python": "cv2", "pillow": "PIL", "pyyaml": "yaml"}.get(package, package)
+        modules = {"opencv-python": "cv2", "pillow": "PIL", "pyyaml": "yaml", "mamba-ssm": "mamba_ssm"}
+        module = modules.get(package, package)
         if importlib.util.find_spec(module) is None:
             return None
         return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))

@@ -16,6 +16,13 @@ from esc_basicsr import log
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.log import logger
 
+# As many test processes as cores (pytest-xdist): each, and what it starts, has its share of them.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _WORKERS > 1:
+    threads = max(1, (os.cpu_count() or 1) // _WORKERS)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

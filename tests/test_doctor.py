@@ -59,8 +59,11 @@ def test_editable_copy_that_is_found_by_no_path_is_found(
     (own / "__init__.py").touch()
 
     class Finder:
-        def find_spec(self, name: str, path: object) -> importlib.machinery.ModuleSpec | None:
-            return importlib.util.spec_from_file_location(name, own / "__init__.py")
+        def find_spec(
+            self, name: str, path: object, target: object = None
+        ) -> importlib.machinery.ModuleSpec | None:
+            found = name == "basicsr"
+            return importlib.util.spec_from_file_location(name, own / "__init__.py") if found else None
 
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
     assert main(["doctor"]) == 1

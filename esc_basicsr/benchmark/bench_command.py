@@ -30,10 +30,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.benchmark.measure import (
+    NotEnoughMemoryError,
     add_measuring_arguments,
     describe_machine,
     device_to_measure_on,
@@ -51,7 +53,6 @@ from esc_basicsr.benchmark.report import (
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, measure_complexity
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
-from esc_basicsr.memory import is_out_of_memory
 from esc_basicsr.zoo import FORMS, build, check_forms, network_of, scale_of
 
 if TYPE_CHECKING:
@@ -143,25 +144,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
-    """Measure networks on one input, (1, 3, H, W) in [0, 1], in turn."""
+    """Measure networks on one input, (1, 3, H, W) in [0, 1], in turn.
+
+    One for which the memory is not enough is left out, with a warning.
+
+    Raises:
+        NotEnoughMemoryError: No network is left.
+    """
     nets = {name: build(name, scale).to(lq.device, lq.dtype).eval() for name in names}
     params = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    try:
-        times, outputs = time_networks(nets, lq, repeats, warmup)
-    except Exception as failure:
-        if not is_out_of_memory(failure):
-            raise
-        raise UserError(
-            f"the memory is not enough for {', '.join(names)} at ×{scale}, an input of "
-            f"{lq.shape[-2]}×{lq.shape[-1]}: leave out the largest, or measure a smaller input."
-        ) from failure
+    times, outputs = _time_those_that_fit(nets, lq, repeats, warmup)
     nets.clear()
     first: dict[str, torch.Tensor] = {}
     exact: dict[str, torch.Tensor] = {}
     flops: dict[str, int | None] = {}
     rows = []
-    for name in tqdm(names, desc=f"memory and multiply-adds, ×{scale}", unit="network", leave=False):
+    for name in tqdm(times, desc=f"memory and multiply-adds, ×{scale}", unit="network", leave=False):
         network = network_of(name)
+        if not outputs[name].isfinite().all():
+            logger.warning("%s ×%d in %s gives numbers that are not finite.", name, scale, lq.dtype)
         difference = largest_difference(outputs[name], first.setdefault(network, outputs[name]))
         psnr = None
         if lq.dtype != torch.float32:
@@ -178,6 +179,19 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
             Row(name, scale, size, times[name], memory, flops[network], params[name], difference, psnr)
         )
     return rows
+
+
+def _time_those_that_fit(
+    nets: dict[str, nn.Module], lq: torch.Tensor, repeats: int, warmup: int
+) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    while True:
+        try:
+            return time_networks(nets, lq, repeats, warmup)
+        except NotEnoughMemoryError as failure:
+            del nets[failure.network]
+            if not nets:
+                raise
+            logger.warning("%s It is left out, and the measurement begins again.", failure)
 
 
 def count_flops(network: str, scale: int, lq: torch.Tensor) -> int | None:

@@ -21,10 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.benchmark.bench_command import Row, measure
@@ -38,7 +35,6 @@ from esc_basicsr.benchmark.report import (
 )
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
 from esc_basicsr.config.recipes import BENCHMARKS, option_files, recipes
-from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.published import (
     ABLATION,
@@ -48,6 +44,7 @@ from esc_basicsr.evaluation.published import (
     published_costs,
     published_figures,
 )
+from esc_basicsr.evaluation.quality import measure_quality, pairs_of_set
 from esc_basicsr.evaluation.result_files import write_csv, write_text
 from esc_basicsr.pretrained import model_list
 from esc_basicsr.rivals.selective_scan import implementation
@@ -119,7 +116,12 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.output)
     stem = "ablation" if args.ablation else "comparison"
     entries = _ablation(args, device) if args.ablation else _comparison(args, device, weights)
-    text = f"{markdown(entries)}\n\n{_notes(entries, device)}"
+    notes = _notes(entries, device)
+    measured = {(entry.method, entry.row.scale) for entry in entries}
+    if not args.ablation:
+        missing = [f"{name} ×{s}" for s in args.scale for name in args.network if (name, s) not in measured]
+        notes += f"\nLeft out, as the memory was not enough: {', '.join(missing)}." if missing else ""
+    text = f"{markdown(entries)}\n\n{notes}"
     print(text)
     if args.output is not None:
         settings = {"repeats": args.repeats, "warmup": args.warmup, "machine": describe_machine(device)}
@@ -156,18 +158,11 @@ def _check_data(args: argparse.Namespace) -> None:
             raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
         return
     for scale in args.scale:
-        if not any(_pairs(args.data, name, scale) for name in BENCHMARKS):
+        if not any(pairs_of_set(args.data, name, scale) for name in BENCHMARKS):
             raise UserError(
                 f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
                 f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
             )
-
-
-def _pairs(data: Path, name: str, scale: int) -> list[tuple[Path, Path]]:
-    """HR and LR files of a test set; none if it is not there."""
-    files = sorted((data / name / "HR" / f"X{scale}").glob("*.png"))
-    lq = data / name / "LR_bicubic" / f"X{scale}"
-    return [(file, lq / f"{file.stem}x{scale}.png") for file in files]
 
 
 def _comparison(
@@ -181,7 +176,13 @@ def _comparison(
             quality = {}
             if args.data is not None and (method, scale) in weights:
                 trained = build(f"{method},weights={weights[method, scale]}", scale)
-                quality = _quality(trained.to(device).eval(), args.data, scale, device)
+                trained = trained.to(device).eval()
+                sets = {name: pairs_of_set(args.data, name, scale) for name in BENCHMARKS}
+                quality = {
+                    name: measure_quality(trained, pairs, scale, device, f"{method} ×{scale}, {name}")
+                    for name, pairs in sets.items()
+                    if pairs
+                }
             published = network_of(method)
             entries.append(Entry(method, row, costs.get(published), quality, figures.get(published, {})))
     return entries
@@ -221,27 +222,6 @@ def _measure(
     height, width = OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale
     lq = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     return {row.network: row for row in measure(names, scale, lq, args.repeats, args.warmup)}
-
-
-def _quality(net: nn.Module, data: Path, scale: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """PSNR in dB and SSIM on Y, a border of ``scale`` pixels cropped, by BasicSR's metrics: a set's means."""
-    from basicsr.metrics import calculate_psnr, calculate_ssim
-
-    quality = {}
-    for name in BENCHMARKS:
-        figures = []
-        for file, lq_file in tqdm(_pairs(data, name, scale), desc=f"{name}, ×{scale}", leave=False):
-            lq = read_rgb(lq_file)
-            x = torch.from_numpy(lq).to(device).permute(2, 0, 1)[None].float() / 255
-            with torch.inference_mode():
-                sr = net(x)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-            pair = [np.ascontiguousarray(image[:, :, ::-1]) for image in (sr, read_rgb(file))]
-            metrics = (calculate_psnr, calculate_ssim)
-            figures.append([m(*pair, crop_border=scale, test_y_channel=True) for m in metrics])
-        if figures:
-            psnr, ssim = np.mean(figures, 0)
-            quality[name] = {"psnr": float(psnr), "ssim": float(ssim)}
-    return quality
 
 
 def _ratio(entry: Entry, entries: Sequence[Entry]) -> tuple[float | None, float | None]:

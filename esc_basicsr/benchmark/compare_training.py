@@ -14,7 +14,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,9 +137,18 @@ def batches(sources: Sequence[Path], scale: int, patch: int, batch: int, iterati
 
 
 def train(
-    models: Mapping[str, ESCModel], source: DataLoader[Any], device: torch.device
+    models: Mapping[str, ESCModel],
+    source: DataLoader[Any],
+    device: torch.device,
+    after: Callable[[int], None] = lambda iteration: None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int | None]]:
     """Train all models in turn.
+
+    Args:
+        models: By run.
+        source: Batches, one an iteration.
+        device: Where the models are.
+        after: Called with the iteration's number when all have gone through it.
 
     Returns:
         By run: the loss and the seconds of each iteration, and the peak of memory in use, as in `Row`.
@@ -162,6 +171,7 @@ def train(
             if device.type == "cuda" and iteration > UNTIMED:
                 peaks[name] = max(peaks[name] or 0, torch.cuda.max_memory_allocated())
             losses[name].append(model.get_current_log()["l_pix"])
+        after(iteration)
     return losses, seconds, peaks
 
 

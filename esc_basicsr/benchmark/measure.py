@@ -6,7 +6,6 @@ import ctypes
 import functools
 import math
 import multiprocessing
-import os
 import platform
 import statistics
 import sys
@@ -22,9 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from esc_basicsr.errors import UserError
+from esc_basicsr.memory import available_memory, is_out_of_memory
 from esc_basicsr.version import __version__
 
 __all__ = [
+    "NotEnoughMemoryError",
     "add_measuring_arguments",
     "add_memory_limit_argument",
     "describe_machine",
@@ -36,6 +37,21 @@ __all__ = [
     "time_networks",
     "times_in_turn",
 ]
+
+
+class NotEnoughMemoryError(UserError):
+    """A network's forward pass takes more memory than there is.
+
+    Attributes:
+        network: Its name.
+    """
+
+    def __init__(self, network: str, x: Tensor) -> None:
+        size = f"{x.shape[-2]}×{x.shape[-1]}"
+        super().__init__(
+            f"{network}: the memory is not enough for an input of {size}: measure a smaller one."
+        )
+        self.network = network
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
@@ -91,19 +107,10 @@ def memory_limit(args: argparse.Namespace, device: torch.device) -> float:
         UserError: The limit that was given is not positive.
     """
     if args.memory_limit is None:
-        return 0.8 * _free_memory(device)
+        return 0.8 * available_memory(device)
     if not args.memory_limit > 0:
         raise UserError(f"--memory-limit must be above 0, got {args.memory_limit}.")
     return float(args.memory_limit * 2**30)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        return _bytes_in(info, "MemAvailable:")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def times_in_turn(
@@ -161,11 +168,19 @@ def time_networks(
 
     Returns:
         Seconds of each timed pass, and the last output, by name.
+
+    Raises:
+        NotEnoughMemoryError: Of the first network that needs more than there is.
     """
     outputs: dict[str, Tensor] = {}
 
     def call(name: str) -> None:
-        outputs[name] = nets[name](x)
+        try:
+            outputs[name] = nets[name](x)
+        except Exception as failure:
+            if not is_out_of_memory(failure):
+                raise
+            raise NotEnoughMemoryError(name, x) from failure
 
     calls = {name: functools.partial(call, name) for name in nets}
     with torch.inference_mode():

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from esc_basicsr.__main__ import main
+from esc_basicsr.archs.variants import build_variant
 from esc_basicsr.benchmark import bench_command
 from esc_basicsr.benchmark.bench_command import Row, draw, markdown
+from esc_basicsr.benchmark.measure import NotEnoughMemoryError
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--device", "cpu"]
 
@@ -53,6 +55,33 @@ def test_half_precision_is_compared_with_float32(tmp_path, monkeypatch):
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert 20 < row["psnr"] < 100
     assert f"| {row['psnr']:.1f} dB |" in (tmp_path / "bench.md").read_text()
+
+
+def test_a_network_that_lacks_memory_is_left_out_with_a_warning(tmp_path, monkeypatch, esc_log):
+    def time_networks(nets, lq, repeats, warmup):
+        if "ESC" in nets:
+            raise NotEnoughMemoryError("ESC", lq)
+        return time_the_others(nets, lq, repeats, warmup)
+
+    time_the_others = bench_command.time_networks
+    monkeypatch.setattr(bench_command, "time_networks", time_networks)
+    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    small = ["--scale", "2", "--input-size", "8", "8", *QUICK, "-o", str(tmp_path)]
+    assert main(["bench", "--network", "ESC", "ESC-FP", *small]) == 0
+    assert "ESC: the memory is not enough for an input of 8×8" in "\n".join(esc_log)
+    assert [row["network"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == ["ESC-FP"]
+    assert main(["bench", "--network", "ESC", *small]) == 2
+
+
+def test_numbers_that_are_not_finite_are_told(tmp_path, monkeypatch, esc_log):
+    network = build_variant("ESC-FP", 2)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("inf"))
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    call = ["bench", "--network", f"ESC-FP,weights={tmp_path / 'net.pth'}", "--scale", "2"]
+    assert main([*call, "--input-size", "8", "8", *QUICK]) == 0
+    assert "in torch.float32 gives numbers that are not finite" in "\n".join(esc_log)
 
 
 def test_a_network_that_cannot_be_traced_has_no_multiply_adds(esc_log, monkeypatch):

@@ -103,6 +103,17 @@ def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: py
     assert not list(Path().iterdir())
 
 
+def test_what_lacked_memory_is_named_below_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(names: list[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
+        return [Row(name, scale, (8, 8), [1.0], 0, None, 1, None, None) for name in names if name != "RCAN"]
+
+    monkeypatch.setattr(compare_command, "measure", measure)
+    assert main(["compare", "--network", "ESC", "RCAN", "--scale", "2", "4", "--device", "cpu"]) == 0
+    assert "Left out, as the memory was not enough: RCAN ×2, RCAN ×4." in capsys.readouterr().out
+
+
 def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--weights", "ESC=a.pth"], "expected NETWORK_xSCALE=FILE"),

@@ -9,6 +9,7 @@ import torch
 
 from esc_basicsr.benchmark import measure
 from esc_basicsr.benchmark.measure import (
+    NotEnoughMemoryError,
     largest_difference,
     median_times,
     memory_limit,
@@ -83,3 +84,14 @@ def test_memory_limit_is_what_was_given_or_most_of_what_is_free():
     assert memory_limit(argparse.Namespace(memory_limit=None), CPU) > 2**20
     with pytest.raises(UserError, match="--memory-limit must be above 0"):
         memory_limit(argparse.Namespace(memory_limit=0.0), CPU)
+
+
+def test_network_that_lacks_memory_is_named():
+    class Vast(torch.nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    nets = {"same": torch.nn.Identity(), "vast": Vast()}
+    with pytest.raises(NotEnoughMemoryError, match=r"vast: the memory is not enough for .* 4×6") as raised:
+        time_networks(nets, torch.rand(1, 3, 4, 6), repeats=1, warmup=0)
+    assert raised.value.network == "vast"
