@@ -24,7 +24,15 @@ from esc_basicsr.errors import UserError
 from esc_basicsr.pretrained import load_network, model_list, weights_file
 from esc_basicsr.rivals.variants import RIVALS, build_rival
 
-__all__ = ["FORMS", "build", "check_forms", "network_of", "scale_of", "weights_of"]
+__all__ = [
+    "FORMS",
+    "build",
+    "check_forms",
+    "give_predictors_weights",
+    "network_of",
+    "scale_of",
+    "weights_of",
+]
 
 # what follows a variant's name -> what it is
 FORMS = {
@@ -227,16 +235,20 @@ def weights_of(name: str) -> str | None:
 def _build_form(variant: str, form: str, scale: int, load: Load) -> nn.Module:
     torch.manual_seed(0)
     net = build_variant(variant, scale)
-    # fresh predictors give kernels of zero, which a difference would not notice
-    for parameter in net.parameters():
-        if parameter.ndim == 4 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+    give_predictors_weights(net)
     load(net)
     if form == "kernels":
         return KernelsNetwork(net)
     if form == "compiled":
         return CompiledNetwork(net)
     return ReferenceNetwork(net, compile_flex=form == "release-flex") if form else net
+
+
+def give_predictors_weights(net: nn.Module) -> None:
+    """Give ESC's kernel predictors weights: at first they are 0, and no measurement would notice them."""
+    for parameter in net.parameters():
+        if parameter.ndim == 4 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:

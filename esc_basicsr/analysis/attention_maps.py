@@ -166,11 +166,12 @@ def _listed(candidates: Sequence[str]) -> str:
 def group_of(name: str) -> str:
     """The group of layers that a module belongs to: its name up to its number within the group.
 
-    ``layers.0.residual_group.blocks.3.attn`` is one of ``layers.0.residual_group.blocks``.
+    ``layers.0.residual_group.blocks.3.attn`` is one of ``layers.0.residual_group.blocks``, and
+    ``layers.0.swin1.attn`` one of ``layers.0``.
     """
-    parts = name.split(".")
-    last = max((place for place, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
-    return ".".join(parts[:last])
+    *above, _ = name.split(".")
+    last = max((place for place, part in enumerate(above) if part[-1:].isdigit()), default=len(above))
+    return ".".join(above[:last])
 
 
 def tile_of(net: nn.Module, names: Sequence[str]) -> int:
@@ -194,20 +195,29 @@ def _shift(net: nn.Module, name: str, window: int | None) -> int:
     if isinstance(own, bool):
         return window // 2 if own else 0
     shift = getattr(module, "shift_size", getattr(block, "shift_size", 0))
+    if isinstance(shift, (tuple, list)):
+        if len(set(shift)) > 1:
+            raise UserError(f"{name} shifts its windows by {shift}: only equal shifts are understood.")
+        shift = shift[0]
     return shift % window if isinstance(shift, int) else 0
 
 
 def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
     """Find out how modules' outputs lie over the image, in the order in which they run.
 
-    An image that is wider than high is given to the network, so that no axis can be taken for another.
+    The image that is given to the network is wider than high, but by no whole factor: neither side, nor a
+    multiple of it, can be taken for the other.
 
     Raises:
-        UserError: A module does not run, runs more than once, or its output cannot be laid over the image.
+        UserError: The network is compiled; or a module does not run, runs more than once, or its output cannot
+            be laid over the image.
     """
+    if isinstance(subject.net, torch.jit.ScriptModule):
+        raise UserError(f"{subject.name} is compiled: its layers cannot be looked into. Give its weights.")
     tile = tile_of(subject.net, names)
-    height = -(-_PROBE // tile) * tile
-    lq = torch.rand((1, 3, height, 2 * height), device=_device(subject.net))
+    height = max(-(-_PROBE // tile), 2) * tile
+    width = height + tile
+    lq = torch.rand((1, 3, height, width), device=_device(subject.net))
     sources = {name: name for name in names}
     for name in names:
         projection = _projection(subject.net.get_submodule(name))
@@ -228,7 +238,7 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
                 f"{subject.name}: {name} {many} when an image is upscaled. Name modules that run once."
             )
     return [
-        _layer(subject, name, ran[name], shapes[ran[name]][0], (height, 2 * height))
+        _layer(subject, name, ran[name], shapes[ran[name]][0], (height, width))
         for name in dict.fromkeys(sources[source] for source in order)
     ]
 
@@ -247,7 +257,7 @@ def _layer(subject: Subject, name: str, source: str, shape: tuple[int, ...], siz
     elif len(shape) == 4 and shape[0] == 1:
         if shape[1:3] in pads:
             layout = _Layout.CHANNELS_LAST
-        elif shape[2:] in pads or shape[3] == 2 * shape[2]:
+        elif shape[2:] in pads or shape[3] * height == shape[2] * width:
             layout = _Layout.CHANNELS_FIRST
     if layout is None:
         known = ", ".join(member.value for member in _Layout)
@@ -336,14 +346,9 @@ def _run(
     with ExitStack() as stack:
         for name in sources:
             module = subject.net.get_submodule(name)
-            try:
-                stack.callback(module.register_forward_hook(hook_of(name)).remove)
-                if name in announced:
-                    stack.callback(module.register_forward_pre_hook(announce).remove)
-            except RuntimeError as error:  # TorchScript's modules take none
-                raise UserError(
-                    f"{subject.name}: {name} is compiled, and cannot be looked into. Give the network itself."
-                ) from error
+            stack.callback(module.register_forward_hook(hook_of(name)).remove)
+            if name in announced:
+                stack.callback(module.register_forward_pre_hook(announce).remove)
         stack.enter_context(_written_out(subject.net))
         # While gradients may be recorded, no layer goes by strips or overwrites what it was given. None are
         # recorded: the parameters take none.

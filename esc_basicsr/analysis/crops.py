@@ -28,10 +28,11 @@ def central_lr(name: str, most: int, tile: int, least: int, scale: int) -> Pixel
     sides = image.shape[:2]
     height, width = (min(side // scale, most) // tile * tile for side in sides)
     if min(height, width) < max(least, 1):
+        steps = f", in multiples of {tile}" if least > tile > 1 else ""
         raise UserError(
-            f"{name} is too small: at ×{scale} these networks need an LR image of at least {least}×{least}, "
-            f"in multiples of {tile}, so {least * scale} pixels a side; it has {sides[1]}×{sides[0]}, and "
-            f"--size is {most}. Leave it out, or ask for a larger --size."
+            f"{name} is too small: of {sides[1]}×{sides[0]} pixels, and --size {most}. At ×{scale} it takes "
+            f"{least * scale} a side, for an LR image of at least {least}×{least}{steps}. Leave it out, or "
+            "ask for another --size."
         )
     top, left = ((side - kept * scale) // 2 for side, kept in zip(sides, (height, width), strict=True))
     part = image[top : top + height * scale, left : left + width * scale]

@@ -15,15 +15,21 @@ central parts are reduced by Pillow's bicubic filter. Writes erf.json, erf.md an
 import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from esc_basicsr.analysis.images import Pixels, load_image, reduce_by_pillow, to_tensor
-from esc_basicsr.analysis.networks import Subject, add_network_arguments, note_on_weights, subjects_of
+from esc_basicsr.analysis.crops import central_lr
+from esc_basicsr.analysis.images import Pixels, add_images_argument, image_names, to_tensor
+from esc_basicsr.analysis.networks import (
+    Subject,
+    add_network_arguments,
+    note_on_weights,
+    of_those_that_work,
+    subjects_of,
+)
 from esc_basicsr.analysis.receptive_field import (
     Map,
     aligned_field,
@@ -37,12 +43,9 @@ from esc_basicsr.analysis.receptive_field import (
 from esc_basicsr.analysis.receptive_field_drawing import Field, draw
 from esc_basicsr.benchmark.measure import describe_machine
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
-from esc_basicsr.data.image_folder import find_images
 from esc_basicsr.errors import UserError
 from esc_basicsr.log import logger
 
-# those of scikit-image that are large enough for ×4
-DEFAULT_IMAGES = ("astronaut", "camera", "hubble_deep_field", "motorcycle_left")
 SHARES = (0.2, 0.3, 0.5, 0.99)
 _SIZE = 120
 _WINDOW = 32
@@ -52,12 +55,7 @@ _POSITIONS = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
     add_network_arguments(parser)
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=list(DEFAULT_IMAGES),
-        help=f"folders, files, or photographs of scikit-image (default: {' '.join(DEFAULT_IMAGES)})",
-    )
+    add_images_argument(parser)
     parser.add_argument("--size", type=int, default=_SIZE, help=f"side of the LR images (default: {_SIZE})")
     parser.add_argument(
         "--positions",
@@ -84,17 +82,19 @@ def run(args: argparse.Namespace) -> int:
         )
     names = image_names(args.images)
     subjects = subjects_of(args)
-    images = {name: central_lr(name, args.size, subjects[0].scale) for name in names}
+    size = args.size
+    images = {name: central_lr(name, size, size, size, subjects[0].scale) for name in names}
     make_folder(args.output)
     positions = positions_in_window(args.size, args.window_size, args.positions)
-    rows, fields = [], []
     gradients = len(subjects) * len(images) * len(positions) ** 2
     with tqdm(total=gradients, desc="receptive fields", unit="gradient") as bar:
-        for subject in subjects:
+
+        def measure(subject: Subject) -> tuple[dict[str, Any], Field]:
             bar.set_postfix_str(subject.network)
-            row, field = _measure(subject, images, positions, torch.device(args.device), bar)
-            rows.append(row)
-            fields.append(field)
+            return _measure(subject, images, positions, torch.device(args.device), bar)
+
+        found, failures = of_those_that_work(measure, subjects)
+    rows, fields = [row for row, _ in found], [field for _, field in found]
     caption = _caption(args, subjects, min(row["images"] for row in rows), fields[0].values.shape)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
@@ -108,38 +108,9 @@ def run(args: argparse.Namespace) -> int:
         "machine": describe_machine(torch.device(args.device)),
     }
     write_report(args.output, "erf", {"settings": settings, "rows": rows}, text, draw(fields, caption))
+    if failures:
+        raise UserError(failures)
     return 0
-
-
-def image_names(given: list[str]) -> list[str]:
-    """The images that names stand for: a folder for all in it, not searched in depth.
-
-    Raises:
-        UserError: A folder holds none.
-    """
-    names: list[str] = []
-    for name in given:
-        folder = Path(name)
-        names += [str(folder / path) for path in find_images(folder, False)] if folder.is_dir() else [name]
-    return list(dict.fromkeys(names))
-
-
-def central_lr(name: str, size: int, scale: int) -> Pixels:
-    """The centre of a photograph, reduced to (size, size, 3).
-
-    Raises:
-        UserError: It cannot be read, or is too small.
-    """
-    image = load_image(name)
-    height, width = image.shape[:2]
-    side = size * scale
-    if min(height, width) < side:
-        raise UserError(
-            f"{name} is too small: an LR image of {size}×{size} is made of {side}×{side} pixels at ×{scale}, "
-            f"it has {width}×{height}. Leave it out, or ask for a smaller --size."
-        )
-    top, left = (height - side) // 2, (width - side) // 2
-    return reduce_by_pillow(np.ascontiguousarray(image[top : top + side, left : left + side]), scale)
 
 
 def _measure(

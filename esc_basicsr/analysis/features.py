@@ -66,7 +66,8 @@ def relative_log_amplitude(features: Values) -> tuple[Values, Values]:
         features: (H, W, C).
 
     Returns:
-        Frequencies in cycles per pixel, from 0 to 0.5 in steps of one cycle per shorter side; and the mean
+        Frequencies in cycles per pixel, from 0 to 0.5, or just below it where the shorter side is odd, in
+        steps of one cycle per shorter side; and the mean
         over channels, and over directions, of log10(|FFT2| + 1e-8), minus that at frequency 0.
     """
     height, width = features.shape[:2]

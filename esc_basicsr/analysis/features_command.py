@@ -41,7 +41,13 @@ from esc_basicsr.analysis.features import (
 )
 from esc_basicsr.analysis.features_drawing import Drawn, Glance, View, draw
 from esc_basicsr.analysis.images import IMAGE_HELP, Pixels, to_tensor
-from esc_basicsr.analysis.networks import Subject, add_network_arguments, note_on_weights, subjects_of
+from esc_basicsr.analysis.networks import (
+    Subject,
+    add_network_arguments,
+    note_on_weights,
+    of_those_that_work,
+    subjects_of,
+)
 from esc_basicsr.benchmark.measure import describe_machine
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
 from esc_basicsr.errors import UserError
@@ -101,14 +107,17 @@ def run(args: argparse.Namespace) -> int:
     if not (0 <= x < width and 0 <= y < height):
         raise UserError(f"--query {x} {y} does not lie in the LR image of {width}×{height}.")
     make_folder(args.output)
-    rows, drawn = [], []
-    with tqdm(jobs, desc="features", unit="network") as bar:
-        for subject, shown, layers in bar:
-            bar.set_postfix_str(subject.network)
-            row, one = _look(subject, shown, layers, lr, (x, y), torch.device(args.device))
-            rows.append(row)
-            drawn.append(one)
-    caption = _caption(args, [subject for subject, _, _ in jobs], lr, (x, y))
+    with tqdm(total=len(jobs), desc="features", unit="network") as bar:
+
+        def look(job: tuple[Subject, list[str], list[Layer]]) -> tuple[dict[str, Any], Drawn]:
+            bar.set_postfix_str(job[0].network)
+            found = _look(*job, lr, (x, y), torch.device(args.device))
+            bar.update()
+            return found
+
+        found, failures = of_those_that_work(look, jobs)
+    rows, drawn = [row for row, _ in found], [one for _, one in found]
+    caption = _caption(args, [subject for subject, _, _ in jobs], rows, lr, (x, y))
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {
@@ -120,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
     }
     results = {"settings": settings, "rows": rows}
     write_report(args.output, "features", results, text, draw(drawn, (x, y), caption))
+    if failures:
+        raise UserError(failures)
     return 0
 
 
@@ -259,11 +270,28 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                     f"{layer['relative_log_amplitude'][-1]:.2f}",
                 ]
             )
-    return markdown_table([*head, "log amplitude at 0.5"], lines)
+    return markdown_table([*head, "log amplitude at the highest frequency"], lines)
+
+
+def _attention_notes(rows: Sequence[dict[str, Any]], query: tuple[int, int]) -> list[str]:
+    notes = []
+    if any(row["attention"] for row in rows):
+        notes.append(
+            f"Attention: after softmax, mean over heads, of the query at x {query[0]}, y {query[1]} of the "
+            "LR image; its window is outlined; a logarithmic scale."
+        )
+    without = [row["network"] for row in rows if not row["attention"]]
+    if without:
+        notes.append(f"No attention by windows was seen in {', '.join(without)}.")
+    return notes
 
 
 def _caption(
-    args: argparse.Namespace, subjects: Sequence[Subject], lr: Pixels, query: tuple[int, int]
+    args: argparse.Namespace,
+    subjects: Sequence[Subject],
+    rows: Sequence[dict[str, Any]],
+    lr: Pixels,
+    query: tuple[int, int],
 ) -> str:
     height, width = lr.shape[:2]
     parts = [
@@ -273,8 +301,7 @@ def _caption(
         "components: the first three as red, green and blue, 1st to 99th percentile, one basis for all "
         "layers of a network that have equally many channels. Relative log amplitude: mean over channels and "
         "directions of log10(|FFT2| + 1e-8), minus that at frequency 0.",
-        f"Attention: after softmax, mean over heads, of the query at x {query[0]}, y {query[1]} of the LR "
-        "image; its window is outlined; a logarithmic scale.",
+        *_attention_notes(rows, query),
         "How ESC's authors drew features was not found; these definitions are ours.",
         note_on_weights(subjects),
     ]

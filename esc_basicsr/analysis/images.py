@@ -1,5 +1,6 @@
 """The pictures that networks are looked into with: photographs by name or file, crops, LR of them."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,50 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from esc_basicsr.data.image_folder import read_rgb
+from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.data.photos import load_photograph, photograph_names
 from esc_basicsr.errors import UserError
 
-__all__ = ["IMAGE_HELP", "Pixels", "load_image", "reduce_by_pillow", "to_tensor"]
+__all__ = [
+    "IMAGE_HELP",
+    "Pixels",
+    "add_images_argument",
+    "image_names",
+    "load_image",
+    "reduce_by_pillow",
+    "to_tensor",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
 IMAGE_HELP = f"a file, or one of the photographs of scikit-image: {', '.join(photograph_names())}"
+
+
+# those of scikit-image that are large enough for ×4
+_DEFAULT_IMAGES = ("astronaut", "camera", "hubble_deep_field", "motorcycle_left")
+
+
+def add_images_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--images``, see `image_names`."""
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=list(_DEFAULT_IMAGES),
+        help=f"folders, files, or photographs of scikit-image (default: {' '.join(_DEFAULT_IMAGES)})",
+    )
+
+
+def image_names(given: list[str]) -> list[str]:
+    """The images that names stand for: a folder for all in it, not searched in depth.
+
+    Raises:
+        UserError: A folder holds none.
+    """
+    names: list[str] = []
+    for name in given:
+        folder = Path(name)
+        names += [str(folder / path) for path in find_images(folder, False)] if folder.is_dir() else [name]
+    return list(dict.fromkeys(names))
 
 
 def load_image(name: str) -> Pixels:

@@ -33,7 +33,13 @@ from esc_basicsr.analysis.local_attribution import (
     diffusion_index,
     relative_map,
 )
-from esc_basicsr.analysis.networks import Subject, add_network_arguments, note_on_weights, subjects_of
+from esc_basicsr.analysis.networks import (
+    Subject,
+    add_network_arguments,
+    note_on_weights,
+    of_those_that_work,
+    subjects_of,
+)
 from esc_basicsr.benchmark.measure import describe_machine
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
 from esc_basicsr.errors import UserError
@@ -101,13 +107,14 @@ def run(args: argparse.Namespace) -> int:
     scene = make_scene(image, args.image, args.window, args.crop, subjects[0].scale)
     make_folder(args.output)
     device = torch.device(args.device)
-    rows, columns = [], []
     with tqdm(total=args.fold * len(subjects), desc="attribution", unit="step") as bar:
-        for subject in subjects:
+
+        def map_of(subject: Subject) -> tuple[dict[str, Any], Column]:
             bar.set_postfix_str(subject.network)
-            row, column = _map(subject, scene, device, args, bar)
-            rows.append(row)
-            columns.append(column)
+            return _map(subject, scene, device, args, bar)
+
+        found, failures = of_those_that_work(map_of, subjects)
+    rows, columns = [row for row, _ in found], [column for _, column in found]
     caption = _caption(args, scene, subjects)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
@@ -124,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     }
     figure = draw(scene.hr, scene.lr, scene.window, columns, caption)
     write_report(args.output, "lam", {"settings": settings, "rows": rows}, text, figure)
+    if failures:
+        raise UserError(failures)
     return 0
 
 

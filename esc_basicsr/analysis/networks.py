@@ -2,9 +2,9 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,17 @@ from esc_basicsr.benchmark.measure import device_to_measure_on
 from esc_basicsr.errors import UserError
 from esc_basicsr.zoo import SpandrelNetwork, build, check_forms, scale_of, weights_of
 
-__all__ = ["Subject", "add_network_arguments", "note_on_weights", "subjects_of"]
+__all__ = [
+    "Subject",
+    "add_network_arguments",
+    "note_on_weights",
+    "of_those_that_work",
+    "subjects_of",
+    "unclamped",
+]
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 class Subject(NamedTuple):
@@ -154,13 +164,37 @@ def note_on_weights(subjects: Sequence[Subject]) -> str:
     return "Random weights show what an architecture connects, not what a trained network uses."
 
 
+def unclamped(net: nn.Module) -> nn.Module:
+    """What of a network of the zoo lets gradients through."""
+    return _UnclampedSpandrelNetwork(net) if isinstance(net, SpandrelNetwork) else net
+
+
+def of_those_that_work(look: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> tuple[list[_Result], str]:
+    """Look into networks one by one; one that fails does not take with it what was found of the others.
+
+    Returns:
+        What was found, and what is to be said of those that failed.
+
+    Raises:
+        UserError: All failed.
+    """
+    found: list[_Result] = []
+    failures: list[str] = []
+    for job in jobs:
+        try:
+            found.append(look(job))
+        except UserError as error:
+            failures.append(str(error))
+    if not found:
+        raise UserError("\n".join(failures))
+    return found, "\n".join(failures)
+
+
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
     net = build(name, scale)
     params = sum(parameter.numel() for parameter in net.parameters())
     weights = "none" if not params else weights_of(name) or "random"
-    if isinstance(net, SpandrelNetwork):
-        net = _UnclampedSpandrelNetwork(net)
-    net = net.to(device).eval()
+    net = unclamped(net).to(device).eval()
     for parameter in net.parameters():  # TorchScript has no such method of the whole
         parameter.requires_grad_(False)
     network, _, _ = name.partition(",weights=")

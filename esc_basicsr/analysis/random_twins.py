@@ -5,12 +5,12 @@ import copy
 import torch
 import torch.nn as nn
 
-from esc_basicsr.analysis.networks import Subject
+from esc_basicsr.analysis.networks import Subject, unclamped
 from esc_basicsr.archs.checkpoint import infer_network_options, read_weights
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.errors import UserError
 from esc_basicsr.pretrained import weights_file
-from esc_basicsr.zoo import build
+from esc_basicsr.zoo import build, give_predictors_weights, weights_of
 
 __all__ = ["random_twin"]
 
@@ -26,10 +26,12 @@ def random_twin(subject: Subject) -> Subject | None:
         return None
     device = next(subject.net.parameters()).device
     named, _, with_weights = subject.name.partition(",weights=")
+    if with_weights and weights_of(named) is not None:  # a file's network, with another file's weights
+        return None
     net = build(named, subject.scale) if with_weights else _of_file(subject)
     if net is None:
         return None
-    net = net.to(device).eval().requires_grad_(False)
+    net = unclamped(net).to(device).eval().requires_grad_(False)
     return Subject(subject.network, net, subject.scale, subject.params, "random", subject.network)
 
 
@@ -49,4 +51,8 @@ def _of_file(subject: Subject) -> nn.Module | None:
         options = infer_network_options(read_weights(weights_file(subject.weights), "params_ema"))
     except UserError:  # of a form that ESC's weights do not have
         options = None
-    return None if options is None else NETWORKS[options.pop("type")](**options)
+    if options is None:
+        return None
+    twin = NETWORKS[options.pop("type")](**options)
+    give_predictors_weights(twin)
+    return twin

@@ -50,7 +50,7 @@ def linear_cka(x: Tensor, y: Tensor, centred: bool = True) -> float:
         centred: Whether columns are centred, as the definition asks for.
 
     Raises:
-        ValueError: Features are constant.
+        ValueError: Features are constant; uncentred, none is told of zeros, and the result is NaN.
     """
     x, y = (_centred(z, name) if centred else z.double() for z, name in ((x, "x"), (y, "y")))
     cross, own, other = ((a.mT @ b).square().sum() for a, b in ((y, x), (x, x), (y, y)))
@@ -277,7 +277,7 @@ def centred_cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _varies(x: Tensor) -> bool:
-    return bool((x - x.mean()).abs().max() > _ROUNDING * x.abs().max())
+    return bool((x - x.mean()).square().sum() > _ROUNDING * x.square().sum())
 
 
 def by_displacement(weights: Tensor, window: int) -> Tensor:

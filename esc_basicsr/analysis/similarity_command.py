@@ -15,6 +15,7 @@ similarity.png.
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ from tqdm import tqdm
 
 from esc_basicsr.analysis.attention_maps import Layer, attention_names, group_of, locate, see, tile_of
 from esc_basicsr.analysis.crops import central_lr
-from esc_basicsr.analysis.erf_command import DEFAULT_IMAGES, image_names
-from esc_basicsr.analysis.images import Pixels, to_tensor
-from esc_basicsr.analysis.networks import Subject, add_network_arguments, note_on_weights, subjects_of
+from esc_basicsr.analysis.images import Pixels, add_images_argument, image_names, to_tensor
+from esc_basicsr.analysis.networks import (
+    Subject,
+    add_network_arguments,
+    note_on_weights,
+    of_those_that_work,
+    subjects_of,
+)
 from esc_basicsr.analysis.random_twins import random_twin
 from esc_basicsr.analysis.similarity import (
     LEAST_ROWS,
@@ -125,12 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of the attention modules, with * (default: those of SwinIR's, ESC's, HiT-SRF's, "
         "MambaIRv2's, HAT's, DRCT's, Swin2SR's and ATD's kinds)",
     )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=list(DEFAULT_IMAGES),
-        help=f"folders, files, or photographs of scikit-image (default: {' '.join(DEFAULT_IMAGES)})",
-    )
+    add_images_argument(parser)
     parser.add_argument(
         "--size",
         type=int,
@@ -145,7 +146,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "batches; this needs many images of one size",
     )
     parser.add_argument(
-        "--batch", type=int, default=8, help="images of a batch, with --rows images (default: 8)"
+        "--batch",
+        type=int,
+        default=8,
+        help="images of a batch, with --rows images; those that are left over go with others (default: 8)",
     )
 
 
@@ -156,40 +160,45 @@ def run(args: argparse.Namespace) -> int:
     names = image_names(args.images)
     if args.rows == "images" and len(names) < LEAST_ROWS:
         raise UserError(f"--rows images needs at least {LEAST_ROWS} images, got {len(names)}.")
-    jobs: list[tuple[Subject, list[Layer], list[Pixels]]] = []
+    jobs: list[tuple[Subject, list[Layer]]] = []
+    tiles, least = [], 1
     for subject in subjects_of(args):
         modules = attention_names(subject.net, subject.name, args.modules)
         if len(modules) < 2:
             raise UserError(f"{subject.name}: layers are compared, and there is but one: {modules[0]}.")
         layers = locate(subject, modules)
-        tile = tile_of(subject.net, modules)
-        least = tile * (2 if any(layer.shift for layer in layers) else 1)
-        images = [central_lr(name, args.size, tile, least, subject.scale) for name in names]
-        sizes = sorted({image.shape[:2] for image in images})
-        if args.rows == "images" and len(sizes) > 1:
-            raise UserError(
-                f"--rows images needs LR images of one size, got {', '.join(f'{w}×{h}' for h, w in sizes)}. "
-                "Leave some out, or ask for a smaller --size."
-            )
-        jobs.append((subject, layers, images))
+        tiles.append(tile_of(subject.net, modules))
+        least = max(least, tiles[-1] * (2 if any(layer.shift for layer in layers) else 1))
+        jobs.append((subject, layers))
         twin = random_twin(subject)
         if twin is not None:
-            jobs.append((twin, layers, images))
+            jobs.append((twin, layers))
+    # the same parts of the photographs for all networks
+    images = [central_lr(name, args.size, math.lcm(*tiles), least, jobs[0][0].scale) for name in names]
+    sizes = sorted({image.shape[:2] for image in images})
+    if args.rows == "images" and len(sizes) > 1:
+        raise UserError(
+            f"--rows images needs LR images of one size, got {', '.join(f'{w}×{h}' for h, w in sizes)}. "
+            "Leave some out, or ask for a smaller --size."
+        )
     make_folder(args.output)
-    with tqdm(total=sum(len(images) for *_, images in jobs), desc="similarity", unit="image") as bar:
-        found = [_measure(subject, layers, images, args, bar) for subject, layers, images in jobs]
+    with tqdm(total=len(jobs) * len(images), desc="similarity", unit="image") as bar:
+        found, failures = of_those_that_work(lambda job: _measure(*job, images, args, bar), jobs)
     caption = _caption(args, found, names)
     text = f"{_table(found)}\n\n{caption}"
     print(text)
     settings = {
         "images": names,
-        "lr_sizes": sorted({image.shape[:2] for *_, images in jobs for image in images}),
+        "lr_sizes": sizes,
         "scale": jobs[0][0].scale,
         "rows": args.rows,
+        "batch": args.batch if args.rows == "images" else None,
         "machine": describe_machine(torch.device(args.device)),
     }
     results = {"settings": settings, "rows": [_row(measured) for measured in found]}
     write_report(args.output, "similarity", results, text, draw([_panel(one) for one in found], caption))
+    if failures:
+        raise UserError(failures)
     return 0
 
 
@@ -313,12 +322,15 @@ def _table(found: Sequence[Measured]) -> str:
 def _caption(args: argparse.Namespace, found: Sequence[Measured], images: Sequence[str]) -> str:
     pairs = ", ".join(dict.fromkeys(f"{one.subject.network}: {_pairs(one)}" for one in found))
     rows = "pixels, pooled over images" if args.rows == "pixels" else "whole images"
+    features = "what attention's output projection gives, before it is added to the residual"
+    if args.modules is not None:
+        features = f"what {' and '.join(args.modules)} give"
     parts = [
         f"Similarity of attention layers on {len(images)} photographs, LR at most {args.size} a side by "
         f"Pillow's bicubic filter. Means over pairs of adjacent layers, of those within a group, and of "
-        f"layers two apart ({pairs}). CKA: linear, of what attention's output projection gives, before it is "
-        f"added to the residual; rows are {rows}; unbiased: HSIC1, summed over "
-        + ("images" if args.rows == "pixels" else "batches of images")
+        f"layers two apart ({pairs}). CKA: linear, of {features}; rows are {rows}; unbiased: HSIC1, summed "
+        "over "
+        + ("images" if args.rows == "pixels" else f"batches of at least {args.batch} images")
         + ", then divided.",
         "Maps: after softmax, mean over heads. By pixel: each query's row in image coordinates, on the keys "
         "that both layers' windows have (a regular and a shifted one share a quarter, equal ones all, so "
@@ -331,8 +343,8 @@ def _caption(args: argparse.Namespace, found: Sequence[Measured], images: Sequen
     without = dict.fromkeys(one.subject.network for one in found if "map_pixel" not in one.statistics)
     if without:
         parts.append(
-            f"No attention maps by windows were seen in {', '.join(without)}: there is no softmax, or none "
-            "that can be seen."
+            f"No attention maps by windows were seen in every layer of {', '.join(without)}: there is no "
+            "softmax, or none that can be seen."
         )
     random = [one.subject for one in found if one.subject.weights == "random"]
     if random:

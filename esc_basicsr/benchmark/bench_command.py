@@ -69,7 +69,7 @@ class Row(NamedTuple):
         scale: Scale of its output.
         input: Height and width of its input.
         seconds: Each latency measured.
-        memory: Bytes of peak memory growth.
+        memory: Bytes of peak memory growth; None if it could not be measured.
         flops: Multiply-adds; None if they cannot be counted.
         params: Parameters.
         difference: Largest absolute difference of the output from that of the first form of the network.
@@ -80,7 +80,7 @@ class Row(NamedTuple):
     scale: int
     input: tuple[int, int]
     seconds: list[float]
-    memory: int
+    memory: int | None
     flops: int | None
     params: int
     difference: float | None
@@ -173,7 +173,7 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
             psnr = float(-10 * error.log10())
         if network not in flops:
             flops[network] = count_flops(network, scale, lq)
-        memory = peak_memory_growth(functools.partial(build, name, scale), lq)
+        memory = _memory(name, scale, lq)
         size = (lq.shape[-2], lq.shape[-1])
         rows.append(
             Row(name, scale, size, times[name], memory, flops[network], params[name], difference, psnr)
@@ -192,6 +192,15 @@ def _time_those_that_fit(
             if not nets:
                 raise
             logger.warning("%s It is left out, and the measurement begins again.", failure)
+
+
+def _memory(name: str, scale: int, lq: torch.Tensor) -> int | None:
+    """Peak memory growth; None, with a warning, where it could not be measured: times are not lost for it."""
+    try:
+        return peak_memory_growth(functools.partial(build, name, scale), lq)
+    except UserError as error:
+        logger.warning("%s ×%d: %s", name, scale, error)
+        return None
 
 
 def count_flops(network: str, scale: int, lq: torch.Tensor) -> int | None:
@@ -218,8 +227,8 @@ def markdown(rows: Sequence[Row]) -> str:
             f"×{row.scale}",
             milliseconds(row.latency),
             "" if is_first else f"{yardstick.latency / row.latency:.2f}",
-            mebibytes(row.memory),
-            "" if is_first else f"{row.memory / max(yardstick.memory, 1):.2f}",
+            _memory_text(row),
+            _memory_ratio(row, yardstick),
             "" if row.flops is None else f"{row.flops / 1e9:.2f} G",
             f"{row.params:,}",
             "" if row.difference is None else f"{row.difference:.1e}",
@@ -228,6 +237,16 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append("" if row.psnr is None else f"{row.psnr:.1f} dB")
         lines.append(cells)
     return markdown_table(head + ["PSNR against float32"] * is_half, lines)
+
+
+def _memory_text(row: Row) -> str:
+    return "" if row.memory is None else mebibytes(row.memory)
+
+
+def _memory_ratio(row: Row, yardstick: Row) -> str:
+    if row is yardstick or row.memory is None or yardstick.memory is None:
+        return ""
+    return f"{row.memory / max(yardstick.memory, 1):.2f}"
 
 
 def draw(rows: Sequence[Row]) -> "Figure":
@@ -239,7 +258,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     networks = list(dict.fromkeys(network_of(row.network) for row in rows))
     forms = [form for form in FORMS if any(_form_of(row.network) == form for row in rows)]
     figure = Figure(figsize=(3 + 5 * len(scales), 5), layout="constrained")
-    largest = max(row.memory for row in rows) or 1
+    largest = max(row.memory or 0 for row in rows) or 1
     for axis, scale in zip(figure.subplots(1, len(scales), squeeze=False)[0], scales, strict=True):
         shown = [row for row in rows if row.scale == scale]
         fewest = min(row.params for row in shown)
@@ -247,12 +266,12 @@ def draw(rows: Sequence[Row]) -> "Figure":
             colour = f"C{networks.index(network_of(row.network)) % 10}"
             marker = _MARKERS[_form_of(row.network)]
             place = (row.latency * 1e3, row.params / 1e3)
-            area = 1500 * max(row.memory, 0) / largest
+            area = 1500 * max(row.memory or 0, 0) / largest
             axis.scatter(*place, s=area, color=colour, alpha=0.25, linewidth=0)
             axis.scatter(*place, s=30, color=colour, marker=marker, zorder=3)
             above = row.params > fewest  # the lowest row's labels keep clear of the next row's
             axis.annotate(
-                f"{row.latency * 1e3:,.{0 if row.latency >= 0.1 else 2}f} ms\n{mebibytes(row.memory)}",
+                f"{row.latency * 1e3:,.{0 if row.latency >= 0.1 else 2}f} ms\n{_memory_text(row) or '?'}",
                 place,
                 xytext=(0, (1 if above else -1) * (6 + area**0.5 / 2)),
                 textcoords="offset points",

@@ -1,5 +1,6 @@
 """What a measurement leaves behind: a Markdown table, JSON with every figure, a picture."""
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import mmengine
 
 from esc_basicsr.errors import UserError
+from esc_basicsr.evaluation.result_files import write_text
+from esc_basicsr.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,14 +21,16 @@ def make_folder(folder: Path | None) -> None:
     """Make the folder for the results, if one was asked for, before hours go into them.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be made, or written into.
     """
     if folder is None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot make this folder ({error.strerror}).") from error
+        raise UserError(f"--output {folder}: cannot write into this folder ({error.strerror}).") from error
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,7 +50,12 @@ def mebibytes(size: float) -> str:
 
 
 def write_report(folder: Path, stem: str, results: Mapping[str, Any], text: str, figure: "Figure") -> None:
-    """Write ``stem``.json, ``stem``.md and ``stem``.png into a folder that exists."""
-    mmengine.dump(dict(results), folder / f"{stem}.json", indent=1)
-    (folder / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
-    figure.savefig(folder / f"{stem}.png", dpi=110)
+    """Write ``stem``.json, ``stem``.md and ``stem``.png into a folder that exists, each whole or not at all.
+
+    Raises:
+        UserError: One cannot be written.
+    """
+    write_text(folder / f"{stem}.json", mmengine.dump(dict(results), file_format="json", indent=1))
+    write_text(folder / f"{stem}.md", text + "\n")
+    with written_whole(folder / f"{stem}.png") as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -10,6 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from esc_basicsr.data.image_folder import read_rgb
+from esc_basicsr.data.source_image import source_image_size
+from esc_basicsr.errors import UserError
 
 Image = npt.NDArray[np.uint8]
 
@@ -27,10 +29,29 @@ def psnr_and_ssim(sr: Image, gt: Image, border: int) -> dict[str, float]:
 
 
 def pairs_of_set(data: Path, name: str, scale: int) -> list[tuple[Path, Path]]:
-    """HR and LR files of a test set, laid out as datasets/README.md says; none if it is not there."""
+    """HR and LR files of a test set, laid out as datasets/README.md says; none if it is not there.
+
+    Raises:
+        UserError: An LR image is missing, or of a size that does not go with its HR image.
+    """
     files = sorted((data / name / "HR" / f"X{scale}").glob("*.png"))
-    lq = data / name / "LR_bicubic" / f"X{scale}"
-    return [(file, lq / f"{file.stem}x{scale}.png") for file in files]
+    lq_folder = data / name / "LR_bicubic" / f"X{scale}"
+    pairs = [(file, lq_folder / f"{file.stem}x{scale}.png") for file in files]
+    for file, lq in pairs:
+        if not lq.is_file():
+            raise UserError(f"{lq} is missing: 'benchmark-set' makes the LR images of {name}.")
+        (height, width), (lq_height, lq_width) = map(_size, (file, lq))
+        if (lq_height * scale, lq_width * scale) != (height, width):
+            raise UserError(
+                f"{file} is of {height}×{width}, {lq} of {lq_height}×{lq_width}: ×{scale} does not make the "
+                "one of the other. 'benchmark-set' crops and reduces them."
+            )
+    return pairs
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with file.open("rb") as data:
+        return source_image_size(data, str(file))
 
 
 def super_resolve(net: nn.Module, lq: Image, device: torch.device) -> Image:

@@ -37,6 +37,7 @@ SPANDREL = {
     "ATD": f"{SWIN},category_size=16,num_tokens=8,reducted_dim=4,upsampler=pixelshuffledirect",
     "HAT": f"{SWIN},compress_ratio=2,squeeze_factor=2,upsampler=pixelshuffle",
     "SwinIR": f"{SWIN},upsampler=pixelshuffledirect",
+    "Swin2SR": f"{SWIN},upsampler=pixelshuffledirect",
 }
 
 
@@ -117,7 +118,6 @@ def test_mambair_is_put_together_of_its_parts():
     v = windows_of(kept[0][0], 4, 2).unflatten(-1, (3, 2, 4))[..., 2, :, :].transpose(2, 3)
     weights = seen[layers[1].name].maps.weights
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5, 16))
-    # One head's values, where both heads attend alike: maps are averaged over heads.
     torch.testing.assert_close(seen[layers[1].name].features, kept[1][0])
     with torch.no_grad():
         module.relative_position_bias_table.zero_()
@@ -212,7 +212,7 @@ def test_modules_are_named_by_patterns():
 
 def test_networks_without_attention_are_told():
     net = build("RCAN,num_in_ch=3,num_out_ch=3,num_feat=4,num_group=1,num_block=14,squeeze_factor=2", 2)
-    with pytest.raises(UserError, match=r"Name them by --modules PATTERN. Candidates: .*RCAB|attention"):
+    with pytest.raises(UserError, match=r"Name them by --modules PATTERN. Candidates: .*(RCAB|attention)"):
         attention_names(net, "net", None)
     with pytest.raises(UserError, match="None of its modules is called like attention"):
         attention_names(nn.Sequential(nn.Conv2d(3, 3, 1)), "net", None)
@@ -238,8 +238,8 @@ class Odd(nn.Module):
     [
         ("twice", "net: twice runs 2 times"),
         ("never", "net: never does not run"),
-        ("pooled", r"net: pooled makes \(1, 3, 1, 1\) of an image of 32×64, which cannot be laid over it"),
-        ("table", r"net: table makes \(64, 32, 3\)"),
+        ("pooled", r"net: pooled makes \(1, 3, 1, 1\) of an image of 32×33, which cannot be laid over it"),
+        ("table", r"net: table makes \(33, 32, 3\)"),
     ],
 )
 def test_modules_that_cannot_be_laid_over_the_image_are_told(name, message):
@@ -247,10 +247,29 @@ def test_modules_that_cannot_be_laid_over_the_image_are_told(name, message):
         locate(subject(Odd(), scale=1), [name])
 
 
-def test_compiled_networks_are_told():
-    net = torch.jit.trace(tiny_esc().eval(), torch.rand(1, 3, 8, 8), check_trace=False)
-    with pytest.raises(UserError, match=r"does not run|is compiled"):
-        locate(subject(net), ["blocks.0.attn"])
+def test_compiled_networks_are_told(tmp_path):
+    torch.jit.save(
+        torch.jit.trace(tiny_esc().eval(), torch.rand(1, 3, 8, 8), check_trace=False), tmp_path / "net.pt"
+    )
+    with pytest.raises(UserError, match="net is compiled: its layers cannot be looked into"):
+        locate(Subject("net", torch.jit.load(tmp_path / "net.pt"), 2, 0, "random", "net"), ["blocks.0.attn"])
+
+
+def test_as_many_channels_as_rows_are_not_taken_for_rows():
+    one = subject(build("MSRResNet,num_feat=32,num_block=1", 2))
+    (layer,) = locate(one, ["conv_hr"])
+    assert see(one, [layer], torch.rand(1, 3, 12, 20))["conv_hr"].features.shape == (24, 40, 32)
+
+
+def test_shifts_that_differ_are_refused():
+    net = build(SWINIR, 2)
+    attention = net.get_submodule("layers.0.residual_group.blocks.1.attn")
+    attention.shift_size = (2, 2)
+    names = attention_names(net, "net", None)
+    assert [layer.shift for layer in locate(subject(net), names)] == [0, 2, 0, 2]
+    attention.shift_size = (0, 2)
+    with pytest.raises(UserError, match=r"shifts its windows by \(0, 2\)"):
+        locate(subject(net), names)
 
 
 def test_layers_are_ordered_as_they_run():
@@ -289,4 +308,6 @@ def test_one_pixels_row_lies_where_its_window_does(place):
 def test_a_layers_group_is_all_of_its_name_before_its_number():
     assert group_of("layers.0.residual_group.blocks.3.attn") == "layers.0.residual_group.blocks"
     assert group_of("blocks.4.attn") == "blocks"
+    assert group_of("blocks.4.attn2") == "blocks"
+    assert group_of("layers.0.swin1.attn") == "layers.0"
     assert group_of("encoder.attn") == "encoder"

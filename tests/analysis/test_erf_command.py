@@ -76,10 +76,13 @@ def test_images_without_finite_gradients_are_left_out(tmp_path, monkeypatch, cap
         (["--positions", "0"], "expected 1 <= --positions <= --window-size <= --size, got 0, 8 and 20"),
         (["--positions", "9"], "got 9, 8 and 20"),
         (["--size", "7"], "got 2, 8 and 7"),
-        (["--size", "400"], "coffee is too small: an LR image of 400×400 is made of 800×800 pixels at ×2"),
+        (
+            ["--size", "400"],
+            "coffee is too small: of 600×400 pixels, and --size 400. At ×2 it takes 800",
+        ),
         (["--images", "absent"], "absent: there is no such file"),
         (["--network", "Nothing"], "'Nothing' is no network"),
-        (["-o", __file__], "cannot make this folder"),
+        (["-o", __file__], "cannot write into this folder"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys):

@@ -5,14 +5,17 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from esc_basicsr.__main__ import main
+from esc_basicsr.analysis import networks
 from esc_basicsr.analysis.attribution_drawing import Column, draw
 from esc_basicsr.analysis.lam_command import make_scene
 from esc_basicsr.analysis.local_attribution import Window
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.errors import UserError
+from esc_basicsr.zoo import build
 
 TINY = "MSRResNet,num_feat=4,num_block=1"
 QUICK = ["--scale", "2", "--fold", "3", "--crop", "40", "--device", "cpu"]
@@ -89,7 +92,7 @@ def test_a_small_photograph_is_taken_whole():
         (["--image", "absent.png"], "absent.png: there is no such file"),
         (["--network", "ESC", "Nothing"], "'Nothing' is no network"),
         (["--network", "VGGStyleDiscriminator,num_in_ch=3,num_feat=4,input_size=64"], "cannot be"),
-        (["-o", __file__], "cannot make this folder"),
+        (["-o", __file__], "cannot write into this folder"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys):
@@ -108,6 +111,22 @@ def test_small_images_and_flat_ones_are_told(tmp_path, capsys):
     assert "a photograph of at least 18 pixels a side" in capsys.readouterr().err
     assert analyze(*arguments, "--image", str(flat)) == 2
     assert "Bicubic: the attribution is zero but for rounding, so there is no map" in capsys.readouterr().err
+
+
+def test_one_network_without_a_map_leaves_the_others(tmp_path, monkeypatch, capsys):
+    class Blank(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    def build_or_blank(name, scale):
+        return Blank() if name == TINY else build(name, scale)
+
+    monkeypatch.setattr(networks, "build", build_or_blank)
+    out = tmp_path / "out"
+    arguments = ["--image", "coffee", *QUICK, "-o", str(out)]
+    assert analyze("--network", "Bicubic", TINY, *arguments) == 2
+    assert f"{TINY}: the attribution is zero but for rounding" in capsys.readouterr().err
+    assert [row["network"] for row in json.loads((out / "lam.json").read_text())["rows"]] == ["Bicubic"]
 
 
 def test_a_map_of_one_pixel_is_drawn_without_density():

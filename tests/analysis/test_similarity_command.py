@@ -73,7 +73,7 @@ def test_a_trained_network_is_compared_with_a_random_twin(tmp_path, photographs,
     text = (out / "similarity.md").read_text()
     assert text in capsys.readouterr().out
     assert f"{SWINIR}: 3, 2 and 2, {HIT}: 1, 1 and 0" in text
-    assert f"No attention maps by windows were seen in {HIT}:" in text
+    assert f"No attention maps by windows were seen in every layer of {HIT}:" in text
     assert cv2.imread(str(out / "similarity.png")) is not None
 
 
@@ -101,6 +101,17 @@ def test_a_checkpoint_has_a_twin_of_its_kind(tmp_path, photographs):
     assert set(MAPS) < set(rows[0]["statistics"]) and set(MAPS) < set(rows[2]["statistics"])
 
 
+def test_a_files_network_with_another_files_weights_has_no_twin(tmp_path, photographs):
+    options = {"dim": 16, "pdim": 4, "kernel_size": 5, "n_blocks": 2, "conv_blocks": 1, "window_size": 4}
+    net = ESC(upscaling_factor=2, num_heads=2, **options)
+    for name in ("a.pth", "b.pth"):
+        torch.save(net.state_dict(), tmp_path / name)
+    given = f"{tmp_path / 'a.pth'},weights={tmp_path / 'b.pth'}"
+    out = tmp_path / "out"
+    assert analyze("--network", given, "--images", photographs, *QUICK, "-o", str(out)) == 0
+    assert [row["weights"] for row in result_of(out)["rows"]] == [str(tmp_path / "b.pth")]
+
+
 def test_whole_images_are_rows_where_asked_for(tmp_path, photographs):
     out = tmp_path / "out"
     arguments = ["--network", SWINIR, "--images", photographs, *QUICK, "--batch", "4", "-o", str(out)]
@@ -115,13 +126,13 @@ def test_whole_images_are_rows_where_asked_for(tmp_path, photographs):
         (["--images", "coffee", "--rows", "images"], "--rows images needs at least 4 images, got 1"),
         (["--rows", "images", "--batch", "3"], "--batch must be at least 4, got 3"),
         (["--rows", "images", "--size", "20"], "LR images of one size, got 16×16, 20×16"),
-        (["--size", "7"], "32.png is too small: at ×2 these networks need an LR image of at least 8×8"),
+        (["--size", "7"], "32.png is too small: of 32×38 pixels, and --size 7. At ×2 it takes 16 a side"),
         (["--network", "MSRResNet"], "MSRResNet: no attention modules of a known kind"),
         (["--modules", "body.*"], "no module is called 'body.*'. Candidates: layers.0.residual_group"),
         (["--modules", "layers.0.*.0.attn"], "layers are compared, and there is but one"),
         (["--modules", "conv_first", "upsample"], "upsample has (32, 32) pixels of an image of (16, 16)"),
         (["--network", "Nothing"], "'Nothing' is no network"),
-        (["-o", __file__], "cannot make this folder"),
+        (["-o", __file__], "cannot write into this folder"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, photographs, capsys):
@@ -141,6 +152,8 @@ def test_layers_that_give_nothing_are_told(tmp_path, photographs, capsys):
     assert analyze(*given, "-o", str(tmp_path / "out")) == 2
     said = capsys.readouterr().err
     assert "layers.1.residual_group.blocks.0.attn: its features are constant, or not finite" in said
+    # what was found of its random twin is kept
+    assert [row["weights"] for row in result_of(tmp_path / "out")["rows"]] == ["random"]
 
 
 def test_photographs_are_cut_to_their_centre_and_whole_windows(tmp_path):
@@ -151,5 +164,5 @@ def test_photographs_are_cut_to_their_centre_and_whole_windows(tmp_path):
     assert central_lr(str(path), 100, 8, 8, 2).shape == (24, 32, 3)
     assert central_lr(str(path), 100, 1, 1, 3).shape == (16, 23, 3)
     np.testing.assert_array_equal(central_lr(str(path), 10, 10, 1, 1), image[20:30, 30:40])
-    with pytest.raises(UserError, match=r"multiples of 32, so 64 pixels a side; it has 70×50"):
+    with pytest.raises(UserError, match=r"it takes 64 a side, for an LR image of at least 32×32\."):
         central_lr(str(path), 100, 32, 32, 2)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.archs.variants import build_variant
+from esc_basicsr.archs.variants import NETWORKS, VARIANTS, build_variant
 from esc_basicsr.benchmark import compare_command
 from esc_basicsr.benchmark.bench_command import Row
 from esc_basicsr.config.recipes import ABLATION as ROWS
@@ -24,6 +25,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 72)
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 128)
     monkeypatch.setattr("esc_basicsr.benchmark.bench_command.peak_memory_growth", lambda build, lq: 2**20)
+
+
+def lay_out(data: Path, name: str) -> None:
+    """A test set of one photograph, at every scale."""
+    (data / "originals").mkdir(parents=True)
+    Image.fromarray(load_photograph("coffee")[:64, :80]).save(data / "originals" / "coffee.png")
+    lay_out_benchmark(data / "originals", data / name, [2, 3, 4])
 
 
 def read(folder: Path, stem: str) -> tuple[list[dict[str, str]], str]:
@@ -57,11 +65,7 @@ def test_networks_are_measured_in_turn_beside_the_papers_figures(
 def test_quality_is_measured_where_weights_are_at_hand(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from PIL import Image
-
-    (tmp_path / "photos").mkdir()
-    Image.fromarray(load_photograph("coffee")[:64, :80]).save(tmp_path / "photos" / "coffee.png")
-    lay_out_benchmark(tmp_path / "photos", tmp_path / "data" / "Set5", [2])
+    lay_out(tmp_path / "data", "Set5")
     network = build_variant("ESC-FP", 2)
     torch.save({"params": network.state_dict()}, tmp_path / "fp.pth")
     call = ["compare", "--scale", "2", "--network", "ESC-FP", "ESC-light", "--repeats", "1", "--warmup", "0"]
@@ -103,6 +107,29 @@ def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: py
     assert not list(Path().iterdir())
 
 
+def test_trained_rows_of_the_ablation_are_measured_and_what_lacks_memory_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(names: list[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
+        return [Row(name, scale, (8, 8), [1.0], None, None, 1, None, None) for name in names[1:]]
+
+    monkeypatch.setattr(compare_command, "measure", measure)
+    lay_out(tmp_path / "sets", "Urban100")
+    network = {**VARIANTS["ESC"], "kernel_size": 9, "upscaling_factor": 2}
+    weights = NETWORKS[network.pop("type")](**network).state_dict()
+    torch.save({"params": weights}, tmp_path / "kernel9.pth")
+    call = ["compare", "--ablation", "--weights", f"kernel9_x2={tmp_path / 'kernel9.pth'}"]
+    call += ["--data", str(tmp_path / "sets"), "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main(call) == 0
+    rows, text = read(tmp_path / "out", "ablation")
+    assert "Left out, as the memory was not enough: ESC ×2." in text
+    by_name = {row["network"]: row for row in rows}
+    assert set(by_name) == {*ROWS}
+    assert 0 < float(by_name["kernel9"]["Urban100 psnr"]) < 40
+    assert by_name["kernel17"]["Urban100 psnr"] == ""
+    assert f"kernel9 ×2: PSNR and SSIM by {tmp_path / 'kernel9.pth'}." in text
+
+
 def test_what_lacked_memory_is_named_below_the_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,14 +142,23 @@ def test_what_lacked_memory_is_named_below_the_table(
 
 
 def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets, wrong = tmp_path / "sets", tmp_path / "x4.pth"
+    lay_out(sets, "Set5")
+    data = ("--data", str(sets))
+    torch.save({"params": build_variant("ESC-light", 4).state_dict()}, wrong)
     for arguments, message in (
-        (["--weights", "ESC=a.pth"], "expected NETWORK_xSCALE=FILE"),
-        (["--weights", "EDSR_x2=a.pth"], "expected NETWORK_xSCALE=FILE"),
-        (["--weights", f"ESC_x2={tmp_path / 'a.pth'}"], "there is no file"),
-        (["--weights", f"ESC_x9={tmp_path}"], "expected NETWORK_xSCALE=FILE"),
+        (["--weights", "ESC=a.pth", *data], "expected NETWORK_xSCALE=FILE"),
+        (["--weights", "EDSR_x2=a.pth", *data], "expected NETWORK_xSCALE=FILE"),
+        (["--weights", f"ESC_x2={tmp_path / 'a.pth'}", *data], "a.pth"),
+        (
+            ["--weights", f"ESC_x3={__file__}", "--scale", "2", *data],
+            "of what is measured: ESC_x2, ESC",
+        ),
+        (["--weights", f"ESC-light_x2={wrong}", "--scale", "2", *data], "holds weights of scale ×4, not ×2"),
+        (["--weights", f"kernel9_x2={wrong}", "--ablation", *data], "holds weights of scale ×4, not ×2"),
+        (["--ablation", "--scale", "4"], "--ablation takes no --network and no --scale"),
         (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 is there at ×2"),
         (["--weights", f"ESC_x2={__file__}"], "give their folder by --data"),
-        (["--ablation", "--data", str(tmp_path)], "--ablation takes no --weights and no --data"),
     ):
         assert main(["compare", *arguments]) == 2
         assert message in capsys.readouterr().err
