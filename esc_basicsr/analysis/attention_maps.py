@@ -209,8 +209,8 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
     multiple of it, can be taken for the other.
 
     Raises:
-        UserError: The network is compiled; or a module does not run, runs more than once, or its output cannot
-            be laid over the image.
+        UserError: The network is compiled; a module does not run, or runs more than once; or its output
+            cannot be laid over the image.
     """
     if isinstance(subject.net, torch.jit.ScriptModule):
         raise UserError(f"{subject.name} is compiled: its layers cannot be looked into. Give its weights.")
