@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help="default: all")
     parser.add_argument("--train", type=Path, nargs="+", metavar="LMDB", help="HR LMDBs to train on")
     parser.add_argument("--data", type=Path, help="folder of test sets, as datasets/README.md says")
-    parser.add_argument("--val", nargs="+", default=["Set5"], metavar="SET", help="of --data (default: Set5)")
+    parser.add_argument("--val", nargs="+", metavar="SET", help="of --data (default: Set5)")
 
 
 def networks(names: Sequence[str], small: bool) -> dict[str, dict[str, Any]]:
@@ -139,6 +139,8 @@ def _check(args: argparse.Namespace) -> torch.device:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.iterations < POINTS:
         raise UserError(f"--iterations must be at least {POINTS}, got {args.iterations}.")
+    if args.val and args.data is None:
+        raise UserError("--val names test sets of a folder: give it by --data.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
     return torch.device(args.device)
@@ -149,7 +151,7 @@ def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[P
     if args.data is None:
         lay_out_held_out(folder)
         return {PHOTOGRAPHS: pairs_of_set(folder, PHOTOGRAPHS, SCALE)}
-    sets = {name: pairs_of_set(args.data, name, SCALE) for name in args.val}
+    sets = {name: pairs_of_set(args.data, name, SCALE) for name in args.val or ["Set5"]}
     for name, pairs in sets.items():
         if not pairs:
             raise UserError(

@@ -84,6 +84,7 @@ def test_table_without_the_yardstick_has_no_differences() -> None:
         (("--iterations", 9), "--iterations must be at least 10"),
         (("--batch", 0), "--batch must be at least 1, got 0"),
         (("--device", "cuda"), "--device cuda: this machine has no GPU"),
+        (("--val", "Set5"), "--val names test sets of a folder: give it by --data"),
         (("--data", "nowhere"), "--data nowhere: Set5 is not there as HR/X2"),
     ],
 )
