@@ -13,6 +13,7 @@ Writes ablation-training.json, .md and .png. Short trainings do not rank network
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 import tempfile
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from esc_basicsr import kernels
 from esc_basicsr.__main__ import run_command
-from esc_basicsr.benchmark.compare_training import UNTIMED, batches, build, options_of, train
+from esc_basicsr.benchmark.compare_training import CPU_KERNELS, UNTIMED, batches, build, options_of, train
 from esc_basicsr.benchmark.measure import describe_machine
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
 from esc_basicsr.config.recipes import ABLATION, BENCHMARKS, recipes
@@ -101,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
             photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
             sources = build_lmdb_sets(photos, Path(folder), PHOTOGRAPHS, crop_size=0).values()
         source = batches([*sources], SCALE, args.patch, args.batch, args.iterations)
+        way = _way(device)
         models = {
-            name: build(options_of("float32", network, SCALE, args.iterations, device))
+            name: build(options_of(way, network, SCALE, args.iterations, device))
             for name, network in networks(args.rows, args.small).items()
         }
         moments = [args.iterations * (point + 1) // POINTS for point in range(POINTS)]
@@ -124,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         Row(name, params[name], float(np.median(seconds[name][UNTIMED:])), psnr[name]) for name in args.rows
     ]
     settings = {"small": SMALL if args.small else None, "patch": args.patch, "batch": args.batch}
-    settings |= {"iterations": args.iterations, "machine": describe_machine(device)}
+    settings |= {"iterations": args.iterations, "way": way, "machine": describe_machine(device)}
     settings["train"] = [str(path.name) for path in args.train or ()] or list(TRAINING_PHOTOGRAPHS)
     results = {"settings": settings, "moments": moments, "rows": [row._asdict() for row in rows]}
     text = markdown(rows)
@@ -144,6 +147,15 @@ def _check(args: argparse.Namespace) -> torch.device:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
     return torch.device(args.device)
+
+
+def _way(device: torch.device) -> str:
+    """Of `RUNS`: on a CPU the C++ kernels where they can be compiled, which give the same in less time."""
+    if device.type == "cpu":
+        with contextlib.suppress(UserError):
+            kernels.load()
+            return CPU_KERNELS
+    return "float32"
 
 
 def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[Path, Path]]]:
