@@ -175,18 +175,21 @@ def draw(entries: Sequence[Entry]) -> "Figure":
             (axes[0], 1, "published: the authors' GPU"),
             (axes[1], 0, "measured here"),
         ):
+            points = []
             for entry in shown:
                 ratio = _ratio(entry, entries)[place]
                 psnr = entry.published_quality.get("Urban100", {}).get("psnr")
-                if ratio is None or psnr is None:
-                    continue
+                # what is published of the release's form is what is published of ESC
+                if ratio is not None and psnr is not None and not (place and entry.method == RELEASE):
+                    points.append((ratio, psnr, entry))
+            for number, (ratio, psnr, entry) in enumerate(sorted(points, key=lambda point: point[:2])):
                 axis.scatter(
                     ratio, psnr, s=30 + entry.row.params / 1e4, color=colours[entry.method], alpha=0.7
                 )
                 axis.annotate(
                     entry.method,
                     (ratio, psnr),
-                    xytext=(0, 9),
+                    xytext=(0, -16 if number % 2 else 9),  # neighbours' names do not overlap
                     textcoords="offset points",
                     ha="center",
                     fontsize=8,
