@@ -50,7 +50,7 @@ def linear_cka(x: Tensor, y: Tensor, centred: bool = True) -> float:
         centred: Whether columns are centred, as the definition asks for.
 
     Raises:
-        ValueError: Features are constant; uncentred, none is told of zeros, and the result is NaN.
+        ValueError: Features are constant. Uncentred ones are not checked: of zeros the result is NaN.
     """
     x, y = (_centred(z, name) if centred else z.double() for z, name in ((x, "x"), (y, "y")))
     cross, own, other = ((a.mT @ b).square().sum() for a, b in ((y, x), (x, x), (y, y)))
