@@ -214,7 +214,8 @@ def _load(network: str, file: str, scale: int, net: nn.Module) -> nn.Module:
     try:
         load_weights(net, read_weights(weights_file(file), "params_ema"), file)
     except UserError as error:
-        reason = str(error).partition("\n")[0]
+        # which keys do not fit takes many lines: the first few tell a wrong file
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UserError(f"{file} cannot be loaded into {network} ×{scale}: {reason}") from error
     return net
 

@@ -34,6 +34,7 @@ __all__ = [
     "has_attention",
     "locate",
     "match_names",
+    "refuse_compiled",
     "see",
     "tile_of",
 ]
@@ -83,6 +84,18 @@ class Seen(NamedTuple):
 
     features: Tensor
     maps: WindowMaps | None
+
+
+def refuse_compiled(subject: Subject) -> None:
+    """Refuse what has no layers that can be looked into.
+
+    Raises:
+        UserError: The network is TorchScript.
+    """
+    if isinstance(subject.net, torch.jit.ScriptModule):
+        raise UserError(
+            f"{subject.name} is compiled (TorchScript): its layers cannot be looked into. Give its weights."
+        )
 
 
 def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -> list[str]:
@@ -209,11 +222,8 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
     multiple of it, can be taken for the other.
 
     Raises:
-        UserError: The network is compiled; a module does not run, or runs more than once; or its output
-            cannot be laid over the image.
+        UserError: A module does not run, runs more than once, or its output cannot be laid over the image.
     """
-    if isinstance(subject.net, torch.jit.ScriptModule):
-        raise UserError(f"{subject.name} is compiled: its layers cannot be looked into. Give its weights.")
     tile = tile_of(subject.net, names)
     height = max(-(-_PROBE // tile), 2) * tile
     width = height + tile
@@ -235,7 +245,8 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
         if calls != 1:
             many = "does not run" if not calls else f"runs {calls} times"
             raise UserError(
-                f"{subject.name}: {name} {many} when an image is upscaled. Name modules that run once."
+                f"{subject.name}: {name} {many} when an image is upscaled. Name modules that run once; in a "
+                "pattern * stands for dots too, [0-9] for one digit."
             )
     return [
         _layer(subject, name, ran[name], shapes[ran[name]][0], (height, width))

@@ -26,6 +26,7 @@ from esc_basicsr.analysis.images import Pixels, add_images_argument, image_names
 from esc_basicsr.analysis.networks import (
     Subject,
     add_network_arguments,
+    note_on_failures,
     note_on_weights,
     of_those_that_work,
     subjects_of,
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         found, failures = of_those_that_work(measure, subjects)
     rows, fields = [row for row, _ in found], [field for _, field in found]
     caption = _caption(args, subjects, min(row["images"] for row in rows), fields[0].values.shape)
+    caption += note_on_failures(failures)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {

@@ -4,7 +4,7 @@ Of each layer the mean and the norm over channels, principal components as colou
 with frequency; of attention layers the weights of one query, on the image.
 
   python -m esc_basicsr analyze features --network ESC_x4.pth --image photo.png -o DIR
-  python -m esc_basicsr analyze features --network a.pth --layers "body.*" --query 40 52 -o DIR
+  python -m esc_basicsr analyze features --network a.pth --layers "body.[0-9]" --query 40 52 -o DIR
 
 A network is what 'python -m esc_basicsr bench --help' lists. The photograph is a high-resolution one: its
 central part is reduced by Pillow's bicubic filter. Writes features.json, features.md and features.png.
@@ -28,6 +28,7 @@ from esc_basicsr.analysis.attention_maps import (
     has_attention,
     locate,
     match_names,
+    refuse_compiled,
     see,
     tile_of,
 )
@@ -44,6 +45,7 @@ from esc_basicsr.analysis.images import IMAGE_HELP, Pixels, to_tensor
 from esc_basicsr.analysis.networks import (
     Subject,
     add_network_arguments,
+    note_on_failures,
     note_on_weights,
     of_those_that_work,
     subjects_of,
@@ -68,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers",
         nargs="+",
         metavar="PATTERN",
-        help=f"names of modules whose output is shown, with * (default: the network's stages, at most "
-        f"{_MOST})",
+        help="names of modules whose output is shown, with *, which stands for dots too, and [0-9] (default: "
+        f"the network's stages, at most {_MOST})",
     )
     parser.add_argument(
         "--modules",
@@ -83,7 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("X", "Y"),
-        help="the pixel whose attention is shown, in the LR image (default: its centre)",
+        help="the pixel whose attention is shown, in the LR image (default: one near its centre, inside of "
+        "windows)",
     )
     parser.add_argument(
         "--size", type=int, default=_SIZE, help=f"longest side of the LR image (default: {_SIZE})"
@@ -94,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """Look at each network's layers, print a table, write the report."""
     jobs: list[tuple[Subject, list[str], list[Layer]]] = []
     for subject in subjects_of(args):
+        refuse_compiled(subject)
         shown = stage_names(subject) if args.layers is None else _named(subject, args.layers)
         attention: list[str] = []
         if args.modules is not None or has_attention(subject.net):
@@ -103,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     tile = math.lcm(*(tile_of(subject.net, [layer.name for layer in layers]) for subject, _, layers in jobs))
     lr = central_lr(args.image, args.size, tile, tile, scale)
     height, width = lr.shape[:2]
-    x, y = args.query or (width // 2, height // 2)
+    # near the centre, which is a corner of windows: inside of regular and of half-shifted ones
+    x, y = args.query or (width // 2 + tile // 4, height // 2 + tile // 4)
     if not (0 <= x < width and 0 <= y < height):
         raise UserError(f"--query {x} {y} does not lie in the LR image of {width}×{height}.")
     make_folder(args.output)
@@ -118,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         found, failures = of_those_that_work(look, jobs)
     rows, drawn = [row for row, _ in found], [one for _, one in found]
     caption = _caption(args, [subject for subject, _, _ in jobs], rows, lr, (x, y))
+    caption += note_on_failures(failures)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {
@@ -150,6 +156,8 @@ def stage_names(subject: Subject) -> list[str]:
     ]
     if not lists:
         children = ", ".join(name for name, _ in subject.net.named_children())
+        if not children:
+            raise UserError(f"{subject.name}: it has no layers to look into.")
         raise UserError(f"{subject.name}: it has no list of layers; name some by --layers, of: {children}.")
     depth = min(name.count(".") for name, _ in lists)
     nearest = [(name, module) for name, module in lists if name.count(".") == depth]

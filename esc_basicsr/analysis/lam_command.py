@@ -36,6 +36,7 @@ from esc_basicsr.analysis.local_attribution import (
 from esc_basicsr.analysis.networks import (
     Subject,
     add_network_arguments,
+    note_on_failures,
     note_on_weights,
     of_those_that_work,
     subjects_of,
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         found, failures = of_those_that_work(map_of, subjects)
     rows, columns = [row for row, _ in found], [column for _, column in found]
     caption = _caption(args, scene, subjects)
+    caption += note_on_failures(failures)
     text = f"{_table(rows)}\n\n{caption}"
     print(text)
     settings = {

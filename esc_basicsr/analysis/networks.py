@@ -19,6 +19,7 @@ from esc_basicsr.zoo import SpandrelNetwork, build, check_forms, scale_of, weigh
 __all__ = [
     "Subject",
     "add_network_arguments",
+    "note_on_failures",
     "note_on_weights",
     "of_those_that_work",
     "subjects_of",
@@ -162,6 +163,11 @@ def note_on_weights(subjects: Sequence[Subject]) -> str:
     if all(subject.weights != "random" for subject in subjects):
         return ""
     return "Random weights show what an architecture connects, not what a trained network uses."
+
+
+def note_on_failures(failures: str) -> str:
+    """What a figure must say of networks that are missing from it."""
+    return f" Left out: {failures}" if failures else ""
 
 
 def unclamped(net: nn.Module) -> nn.Module:

@@ -26,12 +26,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from esc_basicsr.analysis.attention_maps import Layer, attention_names, group_of, locate, see, tile_of
+from esc_basicsr.analysis.attention_maps import (
+    Layer,
+    attention_names,
+    group_of,
+    locate,
+    refuse_compiled,
+    see,
+    tile_of,
+)
 from esc_basicsr.analysis.crops import central_lr
 from esc_basicsr.analysis.images import Pixels, add_images_argument, image_names, to_tensor
 from esc_basicsr.analysis.networks import (
     Subject,
     add_network_arguments,
+    note_on_failures,
     note_on_weights,
     of_those_that_work,
     subjects_of,
@@ -163,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
     jobs: list[tuple[Subject, list[Layer]]] = []
     tiles, least = [], 1
     for subject in subjects_of(args):
+        refuse_compiled(subject)
         modules = attention_names(subject.net, subject.name, args.modules)
         if len(modules) < 2:
             raise UserError(f"{subject.name}: layers are compared, and there is but one: {modules[0]}.")
@@ -184,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.output)
     with tqdm(total=len(jobs) * len(images), desc="similarity", unit="image") as bar:
         found, failures = of_those_that_work(lambda job: _measure(*job, images, args, bar), jobs)
-    caption = _caption(args, found, names)
+    caption = _caption(args, found, names) + note_on_failures(failures)
     text = f"{_table(found)}\n\n{caption}"
     print(text)
     settings = {

@@ -188,7 +188,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not is_there:
         what = "it is no regular file" if path.exists() else "there is no such checkpoint file"
-        raise UserError(f"{path}: {what}. Check path.pretrain_network_g.")
+        raise UserError(f"{path}: {what}. Check the path; in an option file it is path.pretrain_network_g.")
     return path
 
 

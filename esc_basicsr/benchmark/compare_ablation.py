@@ -97,12 +97,15 @@ def run(args: argparse.Namespace) -> int:
     get_root_logger(log_level=logging.WARNING)  # else each model's layers are listed
     with tempfile.TemporaryDirectory() as folder:
         sets = _test_sets(args, Path(folder))
-        make_folder(args.output)
         sources = args.train
         if sources is None:
             photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
             sources = build_lmdb_sets(photos, Path(folder), PHOTOGRAPHS, crop_size=0).values()
-        source = batches([*sources], SCALE, args.patch, args.batch, args.iterations)
+        try:
+            source = batches([*sources], SCALE, args.patch, args.batch, args.iterations)
+        except UserError as error:
+            raise UserError(f"--patch {args.patch}, on what is trained on: {error}") from error
+        make_folder(args.output)
         way = _way(device)
         models = {
             name: build(options_of(way, network, SCALE, args.iterations, device))
@@ -200,19 +203,21 @@ def _published(name: str, test: str) -> str:
 
 
 def draw(rows: Sequence[Row], moments: Sequence[int]) -> "Figure":
-    """PSNR against iterations, and how far each row is from ESC."""
+    """PSNR against iterations, and, in the second half, how far each row is from ESC."""
     from matplotlib.figure import Figure
 
     sets = list(rows[0].psnr)
     figure = Figure(figsize=(12, 4.5 * len(sets)), layout="constrained")
-    grid = figure.subplots(len(sets), 2, squeeze=False, sharex=True)
+    grid = figure.subplots(len(sets), 2, squeeze=False)
     curves: Mapping[str, Row] = {row.name: row for row in rows}
+    late = slice(len(moments) // 2, None)  # before, differences are of how fast rows start
     for (left, right), test in zip(grid, sets, strict=True):
         for number, (name, row) in enumerate(curves.items()):
             style = {"color": f"C{number}", "marker": ".", "label": name}
             left.plot(moments, row.psnr[test], **style)
             if YARDSTICK in curves:
-                right.plot(moments, np.subtract(row.psnr[test], curves[YARDSTICK].psnr[test]), **style)
+                apart = np.subtract(row.psnr[test], curves[YARDSTICK].psnr[test])
+                right.plot(moments[late], apart[late], **style)
         left.set_ylabel(f"PSNR on Y, {test} (dB)")
         right.set_ylabel("above ESC (dB)")
         for axis in (left, right):

@@ -17,6 +17,7 @@ ablation.*).
 
 import argparse
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.benchmark.bench_command import measure
@@ -32,6 +34,7 @@ from esc_basicsr.benchmark.measure import add_measuring_arguments, describe_mach
 from esc_basicsr.benchmark.report import make_folder, write_report
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
 from esc_basicsr.config.recipes import BENCHMARKS, option_files, recipes
+from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.published import (
     ABLATION,
@@ -89,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
     device = device_to_measure_on(args)
     _check(args)
     with contextlib.ExitStack() as stack:
-        make_folder(args.output)
-        folder = args.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan = {2: _ablation(folder)} if args.ablation else {s: _comparison(args, s) for s in args.scale}
         weights = _weights(args.weights, plan)
+        make_folder(args.output)
         entries: list[Entry] = []
         missing: list[str] = []
         for scale, candidates in plan.items():
@@ -117,7 +120,7 @@ def _write(
     settings = {"repeats": args.repeats, "warmup": args.warmup, "machine": describe_machine(device)}
     settings |= {"selective_scan": implementation(device), "left_out": [*missing]}
     rows = [
-        {"method": entry.method, **entry.row._asdict()}
+        {**entry.row._asdict(), "network": entry.method}
         | {key: value for key, value in entry._asdict().items() if key not in ("method", "row")}
         for entry in entries
     ]
@@ -136,7 +139,10 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
         return
     for scale in [2] if args.ablation else args.scale:
-        if not any(pairs_of_set(args.data, name, scale) for name in BENCHMARKS):
+        pairs = [pair for name in BENCHMARKS for pair in pairs_of_set(args.data, name, scale)]
+        for file in tqdm(itertools.chain(*pairs), desc=f"test sets, ×{scale}", unit="image", leave=False):
+            read_rgb(file)  # a damaged one is told now, not when hours went by
+        if not pairs:
             raise UserError(
                 f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
                 f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
@@ -152,7 +158,7 @@ def _comparison(args: argparse.Namespace, scale: int) -> list[Candidate]:
 
 
 def _ablation(folder: Path) -> list[Candidate]:
-    """Each row is built from the option file that ships for it; these are left where results are wanted."""
+    """Each row is built from the option file that ships for it, a copy of which goes into ``folder``."""
     texts = {path.name: text for path, text in option_files().items() if path.parts[0] == "train"}
     candidates = []
     for recipe in recipes():

@@ -128,7 +128,7 @@ def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device
     """What a reader must know: where figures come from, what differs by more than it should."""
     said = [
         f"In brackets: {PUBLICATION}, 1280×720 output, on its authors' GPU. A dash: not measured; quality is "
-        "where trained weights were given, or ship.",
+        "where --data and trained weights were given, or ship.",
         "Peak memory growth leaves weights and input out, the paper's memory does not.",
     ]
     said += [f"Left out, as the memory was not enough: {', '.join(missing)}."] if missing else []
@@ -161,7 +161,7 @@ def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device
 def draw(entries: Sequence[Entry]) -> "Figure":
     """The paper's teaser: quality, as published, against latency as a multiple of ESC's, there and here."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     scales = sorted({entry.row.scale for entry in entries})
     figure = Figure(figsize=(11, 4.2 * len(scales)), layout="constrained")
@@ -197,6 +197,10 @@ def draw(entries: Sequence[Entry]) -> "Figure":
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            if not points:
+                said = f"nothing published, or no {YARDSTICK} to compare with"
+                axis.text(0.5, 0.5, said, transform=axis.transAxes, ha="center")
             axis.set_title(f"×{scale}, {title}")
             axis.set_xlabel("latency ÷ ESC's")
             axis.margins(0.15, 0.15)

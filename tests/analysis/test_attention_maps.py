@@ -15,6 +15,7 @@ from esc_basicsr.analysis.attention_maps import (
     group_of,
     locate,
     match_names,
+    refuse_compiled,
     see,
     tile_of,
 )
@@ -251,8 +252,8 @@ def test_compiled_networks_are_told(tmp_path):
     torch.jit.save(
         torch.jit.trace(tiny_esc().eval(), torch.rand(1, 3, 8, 8), check_trace=False), tmp_path / "net.pt"
     )
-    with pytest.raises(UserError, match="net is compiled: its layers cannot be looked into"):
-        locate(Subject("net", torch.jit.load(tmp_path / "net.pt"), 2, 0, "random", "net"), ["blocks.0.attn"])
+    with pytest.raises(UserError, match=r"net is compiled \(TorchScript\): its layers cannot be looked into"):
+        refuse_compiled(Subject("net", torch.jit.load(tmp_path / "net.pt"), 2, 0, "random", "net"))
 
 
 def test_as_many_channels_as_rows_are_not_taken_for_rows():

@@ -91,7 +91,7 @@ def test_stages_are_the_largest_list_nearest_to_the_root():
         (["--query", "18", "0"], "--query 18 0 does not lie in the LR image of 18×18"),
         (["--layers", "head.*"], "no module is called 'head.*'. Candidates: conv_first, body"),
         (["--modules", "attn"], "no module is called 'attn'. None of its modules is called like attention"),
-        (["--network", "Bicubic"], "Bicubic: it has no list of layers"),
+        (["--network", "Bicubic"], "Bicubic: it has no layers to look into"),
         (["--size", "0"], "astronaut is too small"),
         (["--image", "absent"], "absent: there is no such file"),
         (["-o", __file__], "cannot write into this folder"),

@@ -127,6 +127,7 @@ def test_one_network_without_a_map_leaves_the_others(tmp_path, monkeypatch, caps
     assert analyze("--network", "Bicubic", TINY, *arguments) == 2
     assert f"{TINY}: the attribution is zero but for rounding" in capsys.readouterr().err
     assert [row["network"] for row in json.loads((out / "lam.json").read_text())["rows"]] == ["Bicubic"]
+    assert f"Left out: {TINY}: the attribution is zero" in (out / "lam.md").read_text()
 
 
 def test_a_map_of_one_pixel_is_drawn_without_density():

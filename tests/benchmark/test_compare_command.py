@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from esc_basicsr.__main__ import main
@@ -86,7 +87,7 @@ def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: py
     (tmp_path / "elsewhere").mkdir()
 
     def measure(names: list[str], scale: int, lq: torch.Tensor, repeats: int, warmup: int) -> list[Row]:
-        seen.extend(names)
+        seen.extend(yaml.safe_load(Path(name).read_text())["name"] for name in names)
         size = (lq.shape[-2], lq.shape[-1])
         return [
             Row(name, scale, size, [1.0 + 0.1 * n], 2**20, 10**9, 10**6, None, None)
@@ -95,7 +96,7 @@ def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(compare_command, "measure", measure)
     assert main(["compare", "--ablation", "--device", "cpu", "-o", str(tmp_path)]) == 0
-    assert [Path(name).exists() for name in seen] == [True] * 8
+    assert seen == ["ESC_x2_DIV2K", *(f"ESC_x2_DIV2K_{row}" for row in ROWS)]
     rows, text = read(tmp_path, "ablation")
     assert {row["network"] for row in rows} == {"ESC", *ROWS}
     by_name = {row["network"]: row for row in rows}
@@ -145,6 +146,10 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     sets, wrong = tmp_path / "sets", tmp_path / "x4.pth"
     lay_out(sets, "Set5")
     data = ("--data", str(sets))
+    damaged = tmp_path / "damaged"
+    lay_out(damaged, "Set5")
+    hr = damaged / "Set5/HR/X2/coffee.png"
+    hr.write_bytes(hr.read_bytes()[:2000])
     torch.save({"params": build_variant("ESC-light", 4).state_dict()}, wrong)
     for arguments, message in (
         (["--weights", "ESC=a.pth", *data], "expected NETWORK_xSCALE=FILE"),
@@ -156,12 +161,15 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ),
         (["--weights", f"ESC-light_x2={wrong}", "--scale", "2", *data], "holds weights of scale ×4, not ×2"),
         (["--weights", f"kernel9_x2={wrong}", "--ablation", *data], "holds weights of scale ×4, not ×2"),
+        (["--weights", f"HiT-SRF_x4={wrong}", "--scale", "4", *data], "missing from the file ("),
+        (["--scale", "2", "--data", str(damaged)], "coffee.png"),
         (["--ablation", "--scale", "4"], "--ablation takes no --network and no --scale"),
         (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 is there at ×2"),
         (["--weights", f"ESC_x2={__file__}"], "give their folder by --data"),
     ):
-        assert main(["compare", *arguments]) == 2
+        assert main(["compare", *arguments, "-o", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_published_figures_are_complete() -> None:
