@@ -26,12 +26,19 @@ import torch
 
 from esc_basicsr import kernels
 from esc_basicsr.__main__ import run_command
-from esc_basicsr.benchmark.compare_training import CPU_KERNELS, UNTIMED, batches, build, options_of, train
+from esc_basicsr.benchmark.compare_training import (
+    CPU_KERNELS,
+    UNTIMED,
+    batches,
+    build,
+    options_of,
+    train,
+    training_sources,
+)
+from esc_basicsr.benchmark.comparison_table import YARDSTICK
 from esc_basicsr.benchmark.measure import describe_machine
 from esc_basicsr.benchmark.report import make_folder, markdown_table, write_report
-from esc_basicsr.config.recipes import ABLATION, BENCHMARKS, recipes
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.config.recipes import ABLATION, BENCHMARKS, ablation_rows
 from esc_basicsr.demo import TRAINING_PHOTOGRAPHS, lay_out_held_out
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.published import ABLATION as PUBLISHED
@@ -41,7 +48,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALE = 2
-YARDSTICK = "ESC"
 PHOTOGRAPHS = "photographs"
 # what --small makes of each row: about a tenth of its multiply-adds
 SMALL = {"dim": 32, "pdim": 8, "n_blocks": 2, "num_heads": 2}
@@ -81,12 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def networks(names: Sequence[str], small: bool) -> dict[str, dict[str, Any]]:
     """``network_g`` of rows, as their option files have it."""
-    found = {
-        recipe.row or YARDSTICK: {**recipe.network, **(SMALL if small else {})}
-        for recipe in recipes()
-        if (recipe.variant, recipe.scale, recipe.data) == ("ESC", SCALE, "DIV2K")
-    }
-    return {name: found[name] for name in names}
+    rows = ablation_rows()
+    return {name: {**rows[name].network, **(SMALL if small else {})} for name in names}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,12 +99,9 @@ def run(args: argparse.Namespace) -> int:
     get_root_logger(log_level=logging.WARNING)  # else each model's layers are listed
     with tempfile.TemporaryDirectory() as folder:
         sets = _test_sets(args, Path(folder))
-        sources = args.train
-        if sources is None:
-            photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
-            sources = build_lmdb_sets(photos, Path(folder), PHOTOGRAPHS, crop_size=0).values()
         try:
-            source = batches([*sources], SCALE, args.patch, args.batch, args.iterations)
+            sources = training_sources(args.train, Path(folder))
+            source = batches(sources, SCALE, args.patch, args.batch, args.iterations)
         except UserError as error:
             raise UserError(f"--patch {args.patch}, on what is trained on: {error}") from error
         make_folder(args.output)

@@ -17,7 +17,6 @@ ablation.*).
 
 import argparse
 import contextlib
-import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +28,11 @@ from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.benchmark.bench_command import measure
-from esc_basicsr.benchmark.comparison_table import RELEASE, YARDSTICK, Entry, draw, markdown, notes, table
+from esc_basicsr.benchmark.comparison_table import RELEASE, Entry, draw, markdown, notes, table
 from esc_basicsr.benchmark.measure import add_measuring_arguments, describe_machine, device_to_measure_on
 from esc_basicsr.benchmark.report import make_folder, write_report
 from esc_basicsr.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
-from esc_basicsr.config.recipes import BENCHMARKS, option_files, recipes
+from esc_basicsr.config.recipes import BENCHMARKS, ablation_rows, option_files
 from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.errors import UserError
 from esc_basicsr.evaluation.published import (
@@ -90,7 +89,11 @@ class Candidate(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write it down where asked: after each scale, as they take long."""
     device = device_to_measure_on(args)
-    _check(args)
+    if args.ablation and (args.network or args.scale):
+        raise UserError("--ablation takes no --network and no --scale: its rows are the paper's, at ×2.")
+    args.network = args.network or METHODS
+    args.scale = [2] if args.ablation else args.scale or list(SCALES)
+    sets = _test_sets(args)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan = {2: _ablation(folder)} if args.ablation else {s: _comparison(args, s) for s in args.scale}
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         entries: list[Entry] = []
         missing: list[str] = []
         for scale, candidates in plan.items():
-            measured = _measure(candidates, scale, weights, device, args)
+            measured = _measure(candidates, scale, weights, sets[scale], device, args)
             entries += measured
             kept = {entry.method for entry in measured}
             missing += [f"{one.method} ×{scale}" for one in candidates if one.method not in kept]
@@ -129,24 +132,29 @@ def _write(
     write_csv(args.output / f"{stem}.csv", *table(entries))
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse what does not go together, and a folder without test sets, before the measuring."""
-    if args.ablation and (args.network or args.scale):
-        raise UserError("--ablation takes no --network and no --scale: its rows are the paper's, at ×2.")
-    args.network, args.scale = args.network or METHODS, args.scale or list(SCALES)
+# HR and LR files of a scale's test sets, by name
+Sets = Mapping[str, Sequence[tuple[Path, Path]]]
+
+
+def _test_sets(args: argparse.Namespace) -> dict[int, Sets]:
+    """The test sets that are there, by scale; all images are read once, before the measuring."""
     if args.data is None:
         if args.weights:
             raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
-        return
-    for scale in [2] if args.ablation else args.scale:
-        pairs = [pair for name in BENCHMARKS for pair in pairs_of_set(args.data, name, scale)]
-        for file in tqdm(itertools.chain(*pairs), desc=f"test sets, ×{scale}", unit="image", leave=False):
-            read_rgb(file)  # a damaged one is told now, not when hours went by
-        if not pairs:
+        return {scale: {} for scale in args.scale}
+    found: dict[int, Sets] = {}
+    for scale in args.scale:
+        sets = {name: pairs_of_set(args.data, name, scale) for name in BENCHMARKS}
+        found[scale] = {name: pairs for name, pairs in sets.items() if pairs}
+        if not found[scale]:
             raise UserError(
                 f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
                 f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
             )
+        files = [file for pairs in sets.values() for pair in pairs for file in pair]
+        for file in tqdm(files, desc=f"test sets, ×{scale}", unit="image", leave=False):
+            read_rgb(file)  # a damaged one is told now, not when hours went by
+    return found
 
 
 def _comparison(args: argparse.Namespace, scale: int) -> list[Candidate]:
@@ -161,12 +169,11 @@ def _ablation(folder: Path) -> list[Candidate]:
     """Each row is built from the option file that ships for it, a copy of which goes into ``folder``."""
     texts = {path.name: text for path, text in option_files().items() if path.parts[0] == "train"}
     candidates = []
-    for recipe in recipes():
-        if (recipe.variant, recipe.scale, recipe.data) == ("ESC", 2, "DIV2K") and recipe.row in ABLATION:
-            file, figures = folder / f"{recipe.name}.yml", ABLATION[recipe.row]
-            write_text(file, texts[file.name])
-            costs = Costs(figures.milliseconds, None, None, None)
-            candidates.append(Candidate(recipe.row or YARDSTICK, str(file), costs, _psnr_alone(figures)))
+    for name, recipe in ablation_rows().items():
+        file, figures = folder / f"{recipe.name}.yml", ABLATION[recipe.row]
+        write_text(file, texts[file.name])
+        costs = Costs(figures.milliseconds, None, None, None)
+        candidates.append(Candidate(name, str(file), costs, _psnr_alone(figures)))
     return candidates
 
 
@@ -199,6 +206,7 @@ def _measure(
     candidates: Sequence[Candidate],
     scale: int,
     weights: Mapping[tuple[str, int], str],
+    sets: Sets,
     device: torch.device,
     args: argparse.Namespace,
 ) -> list[Entry]:
@@ -210,14 +218,13 @@ def _measure(
     for one in candidates:
         if one.name not in rows:
             continue
-        file = None if args.data is None else weights.get((one.method, scale))
+        file = weights.get((one.method, scale)) if sets else None
         quality = {}
         if file is not None:
             net = _trained(one, file, scale).to(device).eval()
-            for test in BENCHMARKS:
-                if pairs := pairs_of_set(args.data, test, scale):
-                    bar = f"{one.method} ×{scale}, {test}"
-                    quality[test] = measure_quality(net, pairs, scale, device, bar)
+            for test, pairs in sets.items():
+                bar = f"{one.method} ×{scale}, {test}"
+                quality[test] = measure_quality(net, pairs, scale, device, bar)
         entries.append(Entry(one.method, rows[one.name], one.published, file, quality, one.published_quality))
     return entries
 

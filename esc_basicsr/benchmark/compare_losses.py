@@ -25,6 +25,7 @@ from esc_basicsr.archs import ESC, Bicubic
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.errors import UserError
+from esc_basicsr.evaluation.quality import super_resolve
 from esc_basicsr.losses.y_channel_loss import RGB_TO_YCBCR, YChannelL1Loss
 
 Image = npt.NDArray[np.uint8]
@@ -77,13 +78,6 @@ def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Te
             crop = np.rot90(photo[top : top + size, left : left + size], int(random.integers(4)))
             crops.append(np.ascontiguousarray(crop[:, :: random.choice((1, -1))]))
         yield to_tensor([reduce_uint8(crop, scale) for crop in crops]), to_tensor(crops)
-
-
-def super_resolve(net: nn.Module, lq: Image) -> Image:
-    """Run a network on an 8-bit image."""
-    with torch.no_grad():
-        sr = net(to_tensor([lq]))[0].clamp(0, 1)
-    return (sr * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def ycbcr(image: Image) -> npt.NDArray[np.float64]:
@@ -212,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     }
 
     def method(net: nn.Module) -> Callable[[Image], Image]:
-        return lambda lq: super_resolve(net.eval(), lq)
+        return lambda lq: super_resolve(net.eval(), lq, torch.device("cpu"))
 
     methods = {name: method(net) for name, net in nets.items()}
     table = {

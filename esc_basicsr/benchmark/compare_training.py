@@ -126,6 +126,14 @@ def build(opt: dict[str, Any]) -> ESCModel:
     return ESCModel(opt)
 
 
+def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
+    """HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
+    if given is not None:
+        return [*given]
+    photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
+    return [*build_lmdb_sets(photos, folder, "photographs", crop_size=0).values()]
+
+
 def batches(sources: Sequence[Path], scale: int, patch: int, batch: int, iterations: int) -> DataLoader[Any]:
     """Random crops of HR LMDBs with their reductions, ``patch`` LR pixels wide, the same in each call."""
     roots = [{"dataroot_gt": str(source)} for source in sources]
@@ -273,11 +281,8 @@ def run(args: argparse.Namespace) -> int:
     get_root_logger(log_level=logging.WARNING)  # else each model's layers are listed
     network = VARIANTS[args.network] if args.network else {"type": "ESC", **NETWORK}
     with tempfile.TemporaryDirectory() as folder:
-        sources = args.train
-        if sources is None:
-            photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
-            sources = build_lmdb_sets(photos, Path(folder), "photographs", crop_size=0).values()
-        source = batches([*sources], args.scale, args.patch, args.batch, args.iterations)
+        sources = training_sources(args.train, Path(folder))
+        source = batches(sources, args.scale, args.patch, args.batch, args.iterations)
         models = {
             name: build(options_of(name, network, args.scale, args.iterations, device)) for name in args.runs
         }

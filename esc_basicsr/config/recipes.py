@@ -138,6 +138,15 @@ def recipes() -> list[Recipe]:
     return plain + dflip + ablation + shipped
 
 
+def ablation_rows() -> dict[str, Recipe]:
+    """The rows of the paper's ablation by name: ESC itself first, then those of `ABLATION`."""
+    return {
+        recipe.row or recipe.variant: recipe
+        for recipe in recipes()
+        if (recipe.variant, recipe.scale, recipe.data) == ("ESC", 2, "DIV2K")
+    }
+
+
 def option_files() -> dict[PurePosixPath, str]:
     """Path below ``options/`` and text of every shipped file."""
     files = {}
