@@ -1,14 +1,14 @@
 """ESC super-resolution (ICCV 2025, arXiv:2503.06671) as a plugin for BasicSR.
 
-Importing this package mends what stock BasicSR 1.4.2 breaks on today's stack (`esc_basicsr.compat`) and
-registers ESC's networks, model, loss and data sets with BasicSR. Where BasicSR is not installed the
-networks in `esc_basicsr.archs` work all the same, with torch alone.
+Importing this package mends what stock BasicSR 1.4.2 breaks on today's stack
+(`esc_basicsr.basicsr_host.patches`) and registers ESC's networks, model, loss and data sets with BasicSR.
+Where BasicSR is not installed the networks in `esc_basicsr.archs` work all the same, with torch alone.
 """
 
 import importlib.util
 import warnings
 
-from esc_basicsr.version import __version__
+from esc_basicsr.common.version import __version__
 
 __all__ = ["__version__"]
 

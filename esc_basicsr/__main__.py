@@ -5,49 +5,54 @@ called, so that a command's packages are needed by that command only.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from esc_basicsr.errors import UserError
-from esc_basicsr.version import __version__
+from esc_basicsr.common.command_line import run_command
+from esc_basicsr.common.version import __version__
 
 COMMANDS = {
-    "demo": ("esc_basicsr.demo", "train a small ESC on embedded photographs and compare it with bicubic"),
-    "upscale": ("esc_basicsr.upscale.upscale_command", "upscale pictures with a trained network"),
+    "demo": (
+        "esc_basicsr.commands.demo",
+        "train a small ESC on embedded images and compare it with bicubic",
+    ),
+    "upscale": ("esc_basicsr.commands.upscale", "upscale pictures with a trained network"),
     "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
     "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
-    "lmdb": ("esc_basicsr.data.lmdb_command", "make LMDB training sets from folders of images"),
+    "lmdb": ("esc_basicsr.commands.lmdb", "make LMDB training sets from folders of images"),
     "benchmark-set": (
-        "esc_basicsr.data.benchmark_command",
+        "esc_basicsr.commands.benchmark_set",
         "lay out a test set: HR and bicubic LR per scale",
     ),
     "options": (
-        "esc_basicsr.config.options_command",
+        "esc_basicsr.commands.options",
         "write the shipped option files, or check one of yours",
     ),
     "report": (
-        "esc_basicsr.report.report_command",
+        "esc_basicsr.commands.report",
         "draw up trainings as one HTML page: curves, metrics, pictures",
     ),
     "export": (
-        "esc_basicsr.export.export_command",
+        "esc_basicsr.commands.export",
         "write a trained network as ONNX, TorchScript, torch.export or .safetensors",
     ),
     "bench": (
-        "esc_basicsr.benchmark.bench_command",
+        "esc_basicsr.commands.bench",
         "measure latency, memory and multiply-adds of networks, in turn",
     ),
     "analyze": (
-        "esc_basicsr.analysis.analyze_command",
+        "esc_basicsr.commands.analyze",
         "look into networks: attribution maps, receptive fields",
     ),
     "compare": (
-        "esc_basicsr.benchmark.compare_command",
+        "esc_basicsr.commands.compare",
         "measure ESC beside its rivals, or its ablation, as the paper's tables do",
     ),
-    "doctor": ("esc_basicsr.doctor", "tell what is installed, what works here, and what is wrong"),
-    "complexity": ("esc_basicsr.complexity", "count parameters and multiply-adds of the ESC networks"),
+    "doctor": ("esc_basicsr.commands.doctor", "report what is installed, and what is wrong"),
+    "complexity": (
+        "esc_basicsr.lab.measure.complexity",
+        "count parameters and multiply-adds of ESC",
+    ),
 }
 
 
@@ -73,30 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(arguments[:1]).command
     module_name, _ = COMMANDS[command]
     return run_command(module_name, arguments[1:], prog=f"python -m esc_basicsr {command}")
-
-
-def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
-    """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
-    try:
-        module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(
-            prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(parser)
-        return module.run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("esc_basicsr"):
-            raise
-        package = error.name.split(".")[0]
-        where = " (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)" if package == "basicsr" else ""
-        print(f"error: {prog} needs the package {package}: install it with pip{where}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

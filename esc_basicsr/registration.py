@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import esc_basicsr.compat as compat
+import esc_basicsr.basicsr_host.patches as compat
 
 
 def register() -> None:
@@ -13,12 +13,12 @@ def register() -> None:
 
     from esc_basicsr.archs import ESC, ESCFP, Bicubic
     from esc_basicsr.data.dflip_dataset import DFLIPDataset
-    from esc_basicsr.losses.y_channel_loss import YChannelL1Loss
-    from esc_basicsr.models.esc_model import ESCModel
-    from esc_basicsr.rivals.hitsrf_arch import HiT_SRF
-    from esc_basicsr.rivals.mambairv2_arch import MambaIRv2Light
-    from esc_basicsr.rivals.spandrel_arch import Spandrel
-    from esc_basicsr.rivals.swinir_arch import PaddedSwinIR
+    from esc_basicsr.lab.networks.hitsrf_arch import HiT_SRF
+    from esc_basicsr.lab.networks.mambairv2_arch import MambaIRv2Light
+    from esc_basicsr.lab.networks.spandrel_arch import Spandrel
+    from esc_basicsr.lab.networks.swinir_arch import PaddedSwinIR
+    from esc_basicsr.training.esc_model import ESCModel
+    from esc_basicsr.training.y_channel_loss import YChannelL1Loss
 
     for registry, what in (
         (ARCH_REGISTRY, (ESC, ESCFP, Bicubic, HiT_SRF, MambaIRv2Light, PaddedSwinIR, Spandrel)),

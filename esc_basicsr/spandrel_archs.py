@@ -21,9 +21,9 @@ from spandrel import (
     StateDict,
 )
 
-from esc_basicsr.archs.checkpoint import infer_network_options
 from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.weights.checkpoint import infer_network_options
 
 __all__ = ["ESCArch", "ESCFPArch", "install"]
 

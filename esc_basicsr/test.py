@@ -10,8 +10,8 @@ What it writes goes to results/NAME under the working directory; NAME is the opt
 import argparse
 import sys
 
-from esc_basicsr import pipeline
-from esc_basicsr.__main__ import run_command
+from esc_basicsr.basicsr_host import pipeline
+from esc_basicsr.common.command_line import run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn as nn
 
-from esc_basicsr import log
 from esc_basicsr.archs.variants import NETWORKS
-from esc_basicsr.log import logger
+from esc_basicsr.common import log
+from esc_basicsr.common.log import logger
 
 # As many test processes as cores (pytest-xdist): each, and what it starts, has its share of them.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

@@ -8,8 +8,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from esc_basicsr import heartbeat
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.training import heartbeat
 
 
 def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from esc_basicsr.__main__ import COMMANDS, main
 from esc_basicsr.archs.variants import VARIANTS, build_variant
-from esc_basicsr.benchmark import bench_command, compare_command
+from esc_basicsr.commands import bench as bench_command
+from esc_basicsr.commands import compare as compare_command
 from esc_basicsr.data.photos import load_photograph
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -139,8 +139,9 @@ def checkpoint(folder: Path, iteration: int) -> dict[str, Any]:
 
 def _befall(at: str, count: Any, number: int | None) -> None:
     """Have something happen to this process the ``count``th time that it gets somewhere."""
-    from esc_basicsr import checkpoints, files
-    from esc_basicsr.models.esc_model import ESCModel
+    from esc_basicsr.common import files
+    from esc_basicsr.training import checkpoints
+    from esc_basicsr.training.esc_model import ESCModel
 
     place: tuple[Any, str] = {
         "weights": (files.os, "fsync"),  # written, and not yet in place
@@ -188,7 +189,7 @@ def _run_rank(life: dict[str, Any], rank: int, log: Path, port: int) -> NoReturn
 
 
 def _run_lives(lives: list[dict[str, Any]]) -> None:
-    import esc_basicsr.models.esc_model  # noqa: F401 - imported once for all lives
+    import esc_basicsr.training.esc_model  # noqa: F401 - imported once for all lives
 
     with Path("lives.jsonl").open("w") as said:
         for index, life in enumerate(lives):

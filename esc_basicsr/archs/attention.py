@@ -9,10 +9,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr import kernels
 from esc_basicsr.archs.layers import Conv1x1, pad_to_multiple
-from esc_basicsr.archs.strips import add_by_strips
-from esc_basicsr.log import info_once, warn_once
+from esc_basicsr.common.log import info_once, warn_once
+from esc_basicsr.fast import kernels
+from esc_basicsr.fast.row_chunks import add_by_strips
 
 __all__ = ["ATTN_TYPES", "WindowAttention", "expand_position_bias"]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from esc_basicsr.bicubic import imresize
+from esc_basicsr.archs.resize import imresize
 
 __all__ = ["Bicubic"]
 

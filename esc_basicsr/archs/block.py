@@ -8,7 +8,7 @@ from torch import Tensor
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernel
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, add
-from esc_basicsr.archs.strips import map_by_strips
+from esc_basicsr.fast.row_chunks import map_by_strips
 
 __all__ = ["ESCBlock"]
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.exporting import is_exporting
 from esc_basicsr.archs.layers import Conv1x1, ConvFFN, LayerNorm2d, add, without_autocast
-from esc_basicsr.archs.strips import (
+from esc_basicsr.fast.exporting import is_exporting
+from esc_basicsr.fast.frequency_tiles import SymmetricKernel
+from esc_basicsr.fast.row_chunks import (
     add_by_strips,
     is_plain_inference,
 )
-from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 
 __all__ = [
     "AttentionMixer",

@@ -14,9 +14,9 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
 )
 from esc_basicsr.archs.layers import add
-from esc_basicsr.archs.strips import map_by_strips
-from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 from esc_basicsr.archs.validation import check_flags, check_network_options, require
+from esc_basicsr.fast.frequency_tiles import SymmetricKernel
+from esc_basicsr.fast.row_chunks import map_by_strips
 
 __all__ = ["ESC"]
 

@@ -9,8 +9,8 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.block import ESCBlock
 from esc_basicsr.archs.conv_attention import ConvAttention, SeparableLargeKernelConv
 from esc_basicsr.archs.layers import LayerNorm2d, add
-from esc_basicsr.archs.strips import map_by_strips
 from esc_basicsr.archs.validation import check_network_options, require
+from esc_basicsr.fast.row_chunks import map_by_strips
 
 __all__ = ["ESCFP"]
 

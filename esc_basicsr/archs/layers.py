@@ -7,9 +7,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr import kernels
-from esc_basicsr.archs.exporting import is_exporting
-from esc_basicsr.archs.strips import empty_map, is_plain_inference, map_by_strips, overlapping_strips
+from esc_basicsr.fast import kernels
+from esc_basicsr.fast.exporting import is_exporting
+from esc_basicsr.fast.row_chunks import empty_map, is_plain_inference, map_by_strips, overlapping_strips
 
 __all__ = ["Conv1x1", "ConvFFN", "LayerNorm2d", "add", "pad_to_multiple", "without_autocast"]
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from esc_basicsr.bicubic import imresize
+from esc_basicsr.archs.resize import imresize
 
 __all__ = ["make_pair", "reduce_uint8"]
 

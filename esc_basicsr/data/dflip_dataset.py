@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.errors import UserError
 
 __all__ = ["DFLIPDataset"]
 

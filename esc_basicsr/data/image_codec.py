@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.stored_png import encode_stored_png, has_stored_form
-from esc_basicsr.errors import UserError
 
 __all__ = ["decode_image", "encode_png"]
 

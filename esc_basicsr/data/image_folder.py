@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.source_image import decode_source_image
-from esc_basicsr.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "check_scales", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 
 __all__ = ["check_pages"]
 

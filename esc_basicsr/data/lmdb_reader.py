@@ -11,11 +11,11 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_codec import decode_image
 from esc_basicsr.data.lmdb_pages import check_pages
 from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.data.stored_png import crop_stored_png
-from esc_basicsr.errors import UserError
 
 __all__ = ["ImageLMDB", "shared_environment"]
 

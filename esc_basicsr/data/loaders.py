@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
-from esc_basicsr.errors import UserError
 
 __all__ = ["MAX_UNREADABLE", "batch_of_process", "create_train_val_dataloader"]
 
@@ -55,7 +55,7 @@ def create_train_val_dataloader(
     """Make the loaders of BasicSR's train_pipeline, in place of BasicSR's own function of this name.
 
     Args:
-        opt: All options; ``resume``, which `esc_basicsr.checkpoints.load_resume_state` puts in, says where in
+        opt: All options; ``resume``, which `training.checkpoints.load_resume_state` puts in, says where in
             the data an interrupted training was.
         log: For what BasicSR's function logs.
 

@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 
 __all__ = ["Keys", "read_meta_info"]
 

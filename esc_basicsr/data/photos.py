@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 
 __all__ = ["load_photograph", "photograph_names"]
 

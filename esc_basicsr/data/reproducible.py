@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from esc_basicsr import stopping
-from esc_basicsr.errors import UserError
-from esc_basicsr.log import logger
+from esc_basicsr.common import signals as stopping
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
 
 __all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 
 __all__ = [
     "RefusedImageError",

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from esc_basicsr.archs.checkpoint import is_safetensors, read_safetensors_metadata
-from esc_basicsr.pretrained import TrainedNetwork, model_list
-from esc_basicsr.version import __version__
+from esc_basicsr.common.version import __version__
+from esc_basicsr.weights.checkpoint import is_safetensors, read_safetensors_metadata
+from esc_basicsr.weights.shipped import TrainedNetwork, model_list
 
 __all__ = ["describe"]
 

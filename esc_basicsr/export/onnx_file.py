@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_basicsr.archs import ESC, ESCFP
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.onnx_network import INPUT, OUTPUT, build_onnx
 
 __all__ = ["read_onnx", "write_onnx"]

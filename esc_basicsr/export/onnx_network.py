@@ -29,8 +29,8 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
 )
 from esc_basicsr.archs.layers import ConvFFN
-from esc_basicsr.archs.symmetric_conv import SymmetricKernel
 from esc_basicsr.export.onnx_graph import Graph
+from esc_basicsr.fast.frequency_tiles import SymmetricKernel
 
 __all__ = ["INPUT", "OUTPUT", "build_onnx"]
 

@@ -15,8 +15,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.exporting import exporting
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast.exporting import exporting
 
 __all__ = ["METADATA_FILE", "read_exported", "read_torchscript", "write_exported", "write_torchscript"]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 
 __all__ = ["TOLERANCES", "Comparison", "compare", "verify"]
 

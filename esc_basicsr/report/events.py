@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.report.curves import Curves, joined, put
 
 __all__ = ["Events", "SheetPlace", "events_files", "read_events"]

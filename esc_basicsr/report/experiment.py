@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esc_basicsr.config.loader import load_options
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.options.loader import load_options
 from esc_basicsr.report.curves import Curves, joined, put
 from esc_basicsr.report.events import SheetPlace, events_files, read_events
 from esc_basicsr.report.text_log import read_logs

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from esc_basicsr.evaluation.sheets import WITH_GT, WITHOUT_GT, Panel, cut
+from esc_basicsr.common.version import __version__
+from esc_basicsr.metrics.comparison_images import WITH_GT, WITHOUT_GT, Panel, cut
 from esc_basicsr.report.events import SheetPlace
 from esc_basicsr.report.experiment import Experiment
-from esc_basicsr.version import __version__
 
 __all__ = ["MAX_PICTURES", "MAX_POINTS", "render"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.report.curves import Curves, joined, put
 
 __all__ = ["TextLog", "read_logs"]

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import RefusedImageError, check_single, is_deep, open_image, refusing
 from esc_basicsr.data.stored_png import png_chunk
-from esc_basicsr.errors import UserError
-from esc_basicsr.files import written_whole
-from esc_basicsr.log import logger
 
 __all__ = ["FORMATS", "Picture", "read_picture", "write_picture"]
 

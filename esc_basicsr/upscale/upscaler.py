@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from esc_basicsr import kernels
-from esc_basicsr.errors import UserError
-from esc_basicsr.log import info_once, logger, warn_once
-from esc_basicsr.memory import available_memory, is_out_of_memory
-from esc_basicsr.pretrained import default_model, load_network
-from esc_basicsr.upscale.tiles import least_pixels, run_in_tiles, tile_side
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import info_once, logger, warn_once
+from esc_basicsr.common.memory import available_memory, is_out_of_memory
+from esc_basicsr.fast import kernels
+from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
+from esc_basicsr.weights.shipped import default_model, load_network
 
 __all__ = ["PRECISIONS", "Upscaler"]
 
@@ -41,7 +41,7 @@ class Upscaler:
     >>> sr = upscale(image)
 
     Pictures of any size are worked through strip by strip inside each layer, which gives what the network
-    gives and needs a few feature maps (`esc_basicsr.archs.strips`). What is too large even for that is cut
+    gives and needs a few feature maps (`esc_basicsr.fast.row_chunks`). What is too large even for that is cut
     into tiles that lie on the grid of the network's windows; the log says so.
 
     Args:

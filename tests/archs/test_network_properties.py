@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from esc_basicsr import kernels
-from esc_basicsr.archs import VARIANTS, attention, strips
+from esc_basicsr.archs import VARIANTS, attention
 from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention, expand_position_bias
 from esc_basicsr.archs.layers import pad_to_multiple
-from esc_basicsr.archs.symmetric_conv import average_over_symmetries
 from esc_basicsr.archs.variants import NETWORKS, build_variant
-from esc_basicsr.benchmark.reference import ReferenceNetwork
+from esc_basicsr.fast import kernels
+from esc_basicsr.fast import row_chunks as strips
+from esc_basicsr.fast.frequency_tiles import average_over_symmetries
+from esc_basicsr.lab.networks.reference import ReferenceNetwork
 
 
 @pytest.fixture(params=NETWORKS)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets
+from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.photos import load_photograph
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from esc_basicsr.bicubic import resize_matrix
+from esc_basicsr.archs.resize import resize_matrix
 from esc_basicsr.data.degradation import make_pair, reduce_uint8
 from esc_basicsr.data.photos import load_photograph
 

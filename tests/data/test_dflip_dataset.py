@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.degradation import make_pair, reduce_uint8
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets
-from esc_basicsr.errors import UserError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import find_images
-from esc_basicsr.errors import UserError
 
 
 def test_links_that_lead_round_in_a_circle_lead_to_no_images(tmp_path: Path):

@@ -7,9 +7,9 @@ import lmdb
 import numpy as np
 import pytest
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.lmdb_pages import check_pages
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.errors import UserError
 
 PAGE = 4096
 

@@ -7,10 +7,10 @@ import lmdb
 import numpy as np
 import pytest
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data import lmdb_reader
+from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets
-from esc_basicsr.errors import UserError
 
 
 def _read(images, index, queue):

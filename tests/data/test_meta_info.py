@@ -4,11 +4,11 @@ import pickle
 import numpy as np
 import pytest
 
-from esc_basicsr.config.data_check import count_images, data_problems
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data import meta_info
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.meta_info import read_meta_info
-from esc_basicsr.errors import UserError
+from esc_basicsr.options.data_check import count_images, data_problems
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from skimage import data
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data import photos
 from esc_basicsr.data.photos import load_photograph, photograph_names
-from esc_basicsr.errors import UserError
 
 GRAY = {"brick", "camera", "grass", "gravel"}
 

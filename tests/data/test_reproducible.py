@@ -14,10 +14,10 @@ import pytest
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
 from esc_basicsr.data.loaders import batch_of_process, create_train_val_dataloader
 from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
-from esc_basicsr.errors import UserError
-from esc_basicsr.log import logger
 
 
 class Noise:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import read_image
 from esc_basicsr.data.source_image import decode_source_image, source_image_size
-from esc_basicsr.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ import json
 import pytest
 import torch
 
-from esc_basicsr.archs.exporting import is_exporting
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.torch_formats import (
     METADATA_FILE,
     read_exported,
@@ -13,6 +12,7 @@ from esc_basicsr.export.torch_formats import (
     write_exported,
     write_torchscript,
 )
+from esc_basicsr.fast.exporting import is_exporting
 
 SIZES = [(1, 3, 2), (1, 4, 8), (2, 13, 11), (3, 1, 9), (2, 9, 2)]
 FORMATS = {"torchscript": (write_torchscript, read_torchscript), "export": (write_exported, read_exported)}

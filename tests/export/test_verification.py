@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from esc_basicsr.errors import UserError
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.verification import verify
 
 

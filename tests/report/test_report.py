@@ -18,11 +18,11 @@ from browser import dom_after, find
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.evaluation.result_files import write_csv
-from esc_basicsr.evaluation.sheets import Sheets
+from esc_basicsr.metrics.comparison_images import Sheets
+from esc_basicsr.metrics.result_files import write_csv
 from esc_basicsr.report import render
 from esc_basicsr.report.events import events_files, read_events
-from esc_basicsr.tensorboard_writer import TensorBoardWriter
+from esc_basicsr.training.tensorboard_writer import TensorBoardWriter
 
 LOG = "2026-01-02 03:04:05,678 INFO: "
 needs_browser = pytest.mark.skipif(find() is None, reason="no Chromium or Chrome is installed")

@@ -27,20 +27,20 @@ from tiny_training import SCALE, paired, training_options, write_images
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
-from esc_basicsr.archs.checkpoint import load_weights, read_safetensors_metadata, read_weights
-from esc_basicsr.checkpoints import load_resume_state
-from esc_basicsr.config.check import check_options
-from esc_basicsr.config.data_check import data_problems
-from esc_basicsr.config.loader import load_options
-from esc_basicsr.config.recipes import option_files
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.data.building.lmdb_verification import verify_lmdb
+from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.image_codec import decode_image
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.lmdb_verification import verify_lmdb
-from esc_basicsr.data.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.loaders import create_train_val_dataloader
 from esc_basicsr.data.source_image import decode_source_image, source_image_size
-from esc_basicsr.errors import UserError
-from esc_basicsr.models.esc_model import ESCModel
+from esc_basicsr.options.check import check_options
+from esc_basicsr.options.data_check import data_problems
+from esc_basicsr.options.loader import load_options
+from esc_basicsr.options.recipes import option_files
+from esc_basicsr.training.checkpoints import load_resume_state
+from esc_basicsr.training.esc_model import ESCModel
+from esc_basicsr.weights.checkpoint import load_weights, read_safetensors_metadata, read_weights
 
 Attempt = Callable[[], Any]  # gives an exit code, or None
 

@@ -27,7 +27,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from esc_basicsr.demo import NAME, prepare_data, write_option_files
+from esc_basicsr.commands.demo import NAME, prepare_data, write_option_files
 
 ITERATIONS = 400
 DAMAGED = 0.1  # share of kills after which the newest state is damaged

@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.errors import UserError
 from esc_basicsr.upscale.picture import Picture, read_picture, write_picture
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from esc_basicsr.archs.checkpoint import read_weights, write_safetensors
 from esc_basicsr.archs.variants import VARIANTS, build_variant
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.errors import UserError
-from esc_basicsr.pretrained import load_network
+from esc_basicsr.fast.tiles import MARGIN, run_in_tiles, tile_side, tiles
 from esc_basicsr.upscale import Upscaler, upscaler
-from esc_basicsr.upscale.tiles import MARGIN, run_in_tiles, tile_side, tiles
+from esc_basicsr.weights.checkpoint import read_weights, write_safetensors
+from esc_basicsr.weights.shipped import load_network
 
 
 @pytest.fixture(scope="module")

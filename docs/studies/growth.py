@@ -1,0 +1,291 @@
+"""Time and peak memory of networks against the size of their output, and the power of the pixels that fits.
+
+    python docs/studies/growth.py -o DIR
+    python docs/studies/growth.py --network ESC ESC-light --sizes 256x256 512x512 1024x1024
+
+Sizes are measured from the smallest. What a network will take at the next one is estimated from those before,
+and it is left out from the size on that would take more than --memory-limit. Prints a table, and for each
+network the exponent of a least-squares line through the larger half of its sizes, in logarithms: 1 is linear.
+Networks are named as in ``python -m esc_basicsr bench``. Writes growth.json, growth.md and growth.png.
+"""
+
+import argparse
+import functools
+import math
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from esc_basicsr.archs.variants import SCALES
+from esc_basicsr.common.command_line import run_command
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.lab.measure.measure import (
+    add_measuring_arguments,
+    add_memory_limit_argument,
+    describe_machine,
+    device_to_measure_on,
+    largest_difference,
+    memory_limit,
+    peak_memory_growth,
+    time_networks,
+)
+from esc_basicsr.lab.measure.report import (
+    make_folder,
+    markdown_table,
+    mebibytes,
+    milliseconds,
+    write_report,
+)
+from esc_basicsr.lab.networks.by_name import build, check_forms, network_of, scale_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZES = ["64x64", "128x128", "256x256", "512x512", "1024x1024", "2048x2048", "4096x4096", "7680x4320"]
+NETWORKS = ["ESC:release", "ESC", "ESC:kernels"]
+ONCE_ABOVE = 10.0  # seconds from which a run is not repeated
+
+
+class Row(NamedTuple):
+    """One network's figures at one size.
+
+    Attributes:
+        network: As it was named.
+        output: Width and height of the output.
+        seconds: Each latency measured.
+        memory: Bytes of peak memory growth.
+        difference: Largest absolute difference of the output from that of the first form of the network.
+    """
+
+    network: str
+    output: tuple[int, int]
+    seconds: list[float]
+    memory: int
+    difference: float | None
+
+    @property
+    def latency(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        return math.prod(self.output)
+
+
+def output_size(text: str) -> tuple[int, int]:
+    """Read a size, WIDTHxHEIGHT."""
+    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, as 1280x720")
+    return int(found[1]), int(found[2])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    names = " ".join(NETWORKS)
+    parser.add_argument("--network", nargs="+", default=NETWORKS, help=f"what to measure (default: {names})")
+    parser.add_argument("--scale", type=int, choices=SCALES, default=4, help="upscaling factor (default: 4)")
+    parser.add_argument(
+        "--sizes",
+        type=output_size,
+        nargs="+",
+        default=[output_size(text) for text in SIZES],
+        metavar="WxH",
+        help=f"sizes of the output, multiples of the scale (default: {' '.join(SIZES)})",
+    )
+    add_measuring_arguments(parser, repeats=3)
+    add_memory_limit_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print a table and the exponents, and write them down where asked."""
+    device = device_to_measure_on(args)
+    limit = memory_limit(args, device)
+    names = list(dict.fromkeys(args.network))
+    sizes = sorted(set(args.sizes), key=math.prod)
+    for width, height in sizes:
+        if width % args.scale or height % args.scale:
+            raise UserError(f"--sizes {width}x{height}: not a multiple of the scale, {args.scale}.")
+    check_forms(names, device, torch.float32)
+    for name in names:
+        found = scale_of(name, args.scale)
+        if found != args.scale:
+            raise UserError(f"{name}: upscales ×{found}: give it --scale {found}, or leave it out here.")
+    make_folder(args.output)
+    rows, left_out = measure(names, args.scale, sizes, args.repeats, args.warmup, device, limit)
+    text = markdown(rows, left_out)
+    print(text)
+    if args.output is not None:
+        settings = {"scale": args.scale, "repeats": args.repeats, "warmup": args.warmup, "precision": "fp32"}
+        settings |= {"memory_limit": limit, "machine": describe_machine(device)}
+        results = {
+            "settings": settings,
+            "rows": [row._asdict() for row in rows],
+            "exponents": {name: exponents(rows, name) for name in names},
+            "left_out": left_out,
+        }
+        write_report(args.output, "growth", results, text, draw(rows))
+    return 0
+
+
+def measure(
+    names: Sequence[str],
+    scale: int,
+    sizes: Sequence[tuple[int, int]],
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    limit: float,
+) -> tuple[list[Row], list[str]]:
+    """Measure networks at growing sizes, in turn at each.
+
+    Returns:
+        The figures, and why what is missing was left out.
+    """
+    nets = {name: build(name, scale).to(device).eval() for name in names}
+    rows: list[Row] = []
+    left_out: list[str] = []
+    # as work grows with the pixels, so does the bar
+    with tqdm(total=sum(map(math.prod, sizes)), desc="growth", unit="pixel", unit_scale=True) as bar:
+        for width, height in sizes:
+            shape = (1, 3, height // scale, width // scale)
+            lq = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            present = {}
+            for name, net in list(nets.items()):
+                if min(shape[2:]) < getattr(net, "smallest_input", 1):
+                    left_out.append(f"{name} does not take the input for {width}×{height}: it is too small.")
+                    continue
+                expected = expected_memory([row for row in rows if row.network == name], width * height)
+                if expected > limit:
+                    left_out.append(
+                        f"{name} is left out from {width}×{height} on: it would take about "
+                        f"{mebibytes(expected)}, and the limit is {mebibytes(limit)}."
+                    )
+                    del nets[name]
+                    continue
+                present[name] = net
+            memory = {n: peak_memory_growth(functools.partial(build, n, scale), lq) for n in present}
+            times, outputs = time_networks(present, lq, repeats, warmup, once_above=ONCE_ABOVE)
+            first: dict[str, torch.Tensor] = {}
+            for name in present:
+                known = first.setdefault(network_of(name), outputs[name])
+                difference = largest_difference(outputs[name], known)
+                rows.append(Row(name, (width, height), times[name], memory[name], difference))
+            bar.update(width * height)
+    return rows, left_out
+
+
+def expected_memory(measured: Sequence[Row], pixels: int) -> float:
+    """Bytes that a network will take, from what it took at smaller sizes; 0 if nothing is known.
+
+    It is taken to grow as between the last two sizes, at least linearly, at most with the square.
+    """
+    if not measured:
+        return 0.0
+    *_, last = measured
+    power = 1.0
+    if len(measured) > 1:
+        before = measured[-2]
+        growth = math.log(max(last.memory, 1) / max(before.memory, 1))
+        power = min(max(growth / math.log(last.pixels / before.pixels), 1.0), 2.0)
+    return float(last.memory * (pixels / last.pixels) ** power)
+
+
+def exponents(rows: Sequence[Row], network: str) -> dict[str, float] | None:
+    """Powers of the pixels with which time and memory grow over the larger half of a network's sizes.
+
+    Returns:
+        ``seconds`` and ``memory``; None where there are fewer than two sizes.
+    """
+    measured = [row for row in rows if row.network == network]
+    half = measured[-max(len(measured) // 2, 2) :]
+    if len(half) < 2:
+        return None
+    pixels = np.log([row.pixels for row in half])
+
+    def power(values: Sequence[float]) -> float:
+        return float(np.polyfit(pixels, np.log(values), 1)[0])
+
+    return {
+        "seconds": power([row.latency for row in half]),
+        "memory": power([max(row.memory, 1) for row in half]),
+    }
+
+
+def markdown(rows: Sequence[Row], left_out: Sequence[str]) -> str:
+    """The table of figures, that of exponents, and what was left out."""
+    head = [
+        "network",
+        "output",
+        "runs",
+        "latency",
+        "for a pixel",
+        "peak memory growth",
+        "for a pixel",
+        "difference",
+    ]
+    figures = [
+        [
+            row.network,
+            "×".join(map(str, row.output)),
+            str(len(row.seconds)),
+            milliseconds(row.latency),
+            f"{row.latency / row.pixels * 1e9:,.0f} ns",
+            mebibytes(row.memory),
+            f"{row.memory / row.pixels:,.0f} B",
+            "" if row.difference is None else f"{row.difference:.1e}",
+        ]
+        for row in rows
+    ]
+    fits = []
+    for name in dict.fromkeys(row.network for row in rows):
+        powers: Mapping[str, float] | None = exponents(rows, name)
+        if powers is not None:
+            fits.append([name, f"{powers['seconds']:.2f}", f"{powers['memory']:.2f}"])
+    parts = [markdown_table(head, figures)]
+    if fits:
+        parts.append(markdown_table(["network", "time grows with pixels to the", "memory to the"], fits))
+    parts.append(f"A run of more than {ONCE_ABOVE:.0f} s is not repeated. " + " ".join(left_out))
+    return "\n\n".join(parts).rstrip()
+
+
+def draw(rows: Sequence[Row]) -> "Figure":
+    """Time and memory against pixels, in logarithms; dotted lines through the last figures are linear."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, name in enumerate(dict.fromkeys(row.network for row in rows)):
+        measured = [row for row in rows if row.network == name]
+        pixels = [row.pixels / 1e6 for row in measured]
+        powers = exponents(rows, name)
+        figures = {
+            "seconds": [row.latency for row in measured],
+            "memory": [row.memory / 2**20 for row in measured],
+        }
+        for axis, (key, values) in zip((left, right), figures.items(), strict=True):
+            label = name if powers is None else f"{name}: pixels to the {powers[key]:.2f}"
+            axis.plot(pixels, values, marker="os^D"[number % 4], color=f"C{number}", label=label)
+            linear = [values[-1] * size / pixels[-1] for size in pixels]
+            axis.plot(pixels, linear, color=f"C{number}", linestyle=":", linewidth=1)
+    left.set_ylabel("latency (s)")
+    right.set_ylabel("peak memory growth (MiB)")
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("pixels of the output (millions); dotted: linear")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("growth", sys.argv[1:], prog="python docs/studies/growth.py"))

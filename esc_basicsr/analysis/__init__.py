@@ -1,1 +1,0 @@
-"""Looking into networks: the paper's analyses, and their kin, for any network."""

@@ -1,1 +1,0 @@
-"""Measurements behind the figures in docs/; each module is run with ``python -m``."""

@@ -1,0 +1,247 @@
+"""Local attribution maps: which LR pixels a network uses for the detail in a window of its output.
+
+The photograph is cropped around the window, reduced by Pillow's bicubic filter, and upscaled by each network;
+gradients are integrated from a blurred LR image to the sharp one (Gu and Dong, arXiv:2011.11265). The
+diffusion index says how widely the map is spread, from near 0 to 100; it compares maps of one size.
+
+  python -m esc_basicsr analyze lam --network ESC EDSR,num_in_ch=3,num_out_ch=3 -o DIR
+  python -m esc_basicsr analyze lam --network a.pth b.pth --image photo.png --window 110 150 -o DIR
+
+A network is what 'python -m esc_basicsr bench --help' lists. Writes lam.json, lam.md and lam.png.
+"""
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.lab.analysis.attribution_drawing import Column, draw
+from esc_basicsr.lab.analysis.images import IMAGE_HELP, Pixels, load_image, reduce_by_pillow, to_tensor
+from esc_basicsr.lab.analysis.local_attribution import (
+    FOLD,
+    INTEGRATIONS,
+    LARGEST_SIGMA,
+    LEAST_SIDE,
+    Window,
+    attribute,
+    blur,
+    detail,
+    diffusion_index,
+    relative_map,
+)
+from esc_basicsr.lab.analysis.networks import (
+    Subject,
+    add_network_arguments,
+    note_on_failures,
+    note_on_weights,
+    of_those_that_work,
+    subjects_of,
+)
+from esc_basicsr.lab.measure.measure import describe_machine
+from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
+
+# gray, which red shows on, with a pattern that repeats
+DEFAULT_IMAGE = "brick"
+_PATCH = 16
+_CROP = 256
+
+
+class Scene(NamedTuple):
+    """What the networks are given.
+
+    Attributes:
+        hr: The part of the photograph that is looked at, (H, W, 3).
+        lr: Its reduction.
+        left: Column of the photograph where it begins.
+        top: Row of the photograph where it begins.
+        window: The window, in ``hr``.
+    """
+
+    hr: Pixels
+    lr: Pixels
+    left: int
+    top: int
+    window: Window
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the analysis' arguments."""
+    add_network_arguments(parser)
+    parser.add_argument("--image", default=DEFAULT_IMAGE, help=f"{IMAGE_HELP} (default: {DEFAULT_IMAGE})")
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="X Y [SIZE]: left column, top row and side of the window, in the photograph's pixels "
+        f"(default: {_PATCH}×{_PATCH}, centred)",
+    )
+    parser.add_argument(
+        "--crop",
+        type=int,
+        default=_CROP,
+        metavar="SIDE",
+        help="of the square around the window that the networks are given, in the photograph's pixels; a "
+        f"smaller photograph is taken whole (default: {_CROP})",
+    )
+    parser.add_argument("--fold", type=int, default=FOLD, help=f"steps of the path (default: {FOLD})")
+    parser.add_argument(
+        "--integration",
+        choices=INTEGRATIONS,
+        default=INTEGRATIONS[0],
+        help="where a step's gradient is taken: at its right end, as the source does, or at its midpoint, "
+        "which is more exact (default: right)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Map each network, print a table, write the report."""
+    if args.fold < 1:
+        raise UserError(f"--fold must be at least 1, got {args.fold}.")
+    image = load_image(args.image)
+    subjects = subjects_of(args)
+    scene = make_scene(image, args.image, args.window, args.crop, subjects[0].scale)
+    make_folder(args.output)
+    device = torch.device(args.device)
+    with tqdm(total=args.fold * len(subjects), desc="attribution", unit="step") as bar:
+
+        def map_of(subject: Subject) -> tuple[dict[str, Any], Column]:
+            bar.set_postfix_str(subject.network)
+            return _map(subject, scene, device, args, bar)
+
+        found, failures = of_those_that_work(map_of, subjects)
+    rows, columns = [row for row, _ in found], [column for _, column in found]
+    caption = _caption(args, scene, subjects)
+    caption += note_on_failures(failures)
+    text = f"{_table(rows)}\n\n{caption}"
+    print(text)
+    settings = {
+        "image": args.image,
+        "crop": [scene.left, scene.top, scene.hr.shape[1], scene.hr.shape[0]],
+        "window": [scene.left + scene.window.x, scene.top + scene.window.y, scene.window.size],
+        "lr_size": list(scene.lr.shape[:2]),
+        "scale": subjects[0].scale,
+        "fold": args.fold,
+        "integration": args.integration,
+        "largest_sigma": LARGEST_SIGMA,
+        "machine": describe_machine(device),
+    }
+    figure = draw(scene.hr, scene.lr, scene.window, columns, caption)
+    write_report(args.output, "lam", {"settings": settings, "rows": rows}, text, figure)
+    if failures:
+        raise UserError(failures)
+    return 0
+
+
+def make_scene(image: Pixels, name: str, window: list[int] | None, crop: int, scale: int) -> Scene:
+    """Crop a photograph around a window, and reduce it.
+
+    Args:
+        image: (H, W, 3).
+        name: What messages call it.
+        window: X, Y and, if wanted, SIZE; None for the centre.
+        crop: Side of the square that is kept, rounded down to a multiple of ``scale``.
+        scale: Reduction factor.
+
+    Raises:
+        UserError: The window is none, or does not fit into the photograph or the crop.
+    """
+    height, width = image.shape[:2]
+    if window is not None and len(window) not in (2, 3):
+        raise UserError(f"--window: expected X Y or X Y SIZE, got {len(window)} numbers.")
+    size = window[2] if window is not None and len(window) == 3 else _PATCH
+    kept_height, kept_width = (min(side, crop) // scale * scale for side in (height, width))
+    least = max(size + 1, LEAST_SIDE * scale)
+    if size < 1:
+        raise UserError(f"--window: SIZE must be at least 1, got {size}.")
+    if min(kept_height, kept_width) < least:
+        raise UserError(
+            f"a window of {size} pixels at ×{scale} needs --crop and a photograph of at least "
+            f"{-(-least // scale) * scale} pixels a side; got --crop {crop} and {name} of {width}×{height}."
+        )
+    x, y = window[:2] if window is not None else ((width - 1 - size) // 2, (height - 1 - size) // 2)
+    if min(x, y) < 0 or x + size > width - 1 or y + size > height - 1:
+        raise UserError(
+            f"--window {x} {y} {size} does not lie in {name}: of {width}×{height} pixels X can be 0 to "
+            f"{width - 1 - size} and Y 0 to {height - 1 - size}, as each pixel needs neighbours to its right "
+            "and below."
+        )
+    left = min(max(x - (kept_width - 1 - size) // 2, 0), width - kept_width)
+    top = min(max(y - (kept_height - 1 - size) // 2, 0), height - kept_height)
+    hr = np.ascontiguousarray(image[top : top + kept_height, left : left + kept_width])
+    return Scene(hr, reduce_by_pillow(hr, scale), left, top, Window(x - left, y - top, size))
+
+
+def _map(
+    subject: Subject, scene: Scene, device: torch.device, args: argparse.Namespace, bar: "tqdm[Any]"
+) -> tuple[dict[str, Any], Column]:
+    """One network's figures, and what is drawn of it."""
+    lq = to_tensor(scene.lr, device)
+    start = time.perf_counter()
+
+    def functional(image: Tensor) -> Tensor:
+        return detail(subject(image), scene.window)
+
+    attribution = attribute(functional, subject.gradient, lq, args.fold, args.integration, bar.update)
+    seconds = time.perf_counter() - start
+    try:
+        relative = relative_map(attribution)
+    except ValueError as error:
+        raise UserError(f"{subject.name}: {error}, so there is no map. Try another --window.") from error
+    left, top, size = scene.window
+    with torch.no_grad():
+        sr = subject(lq)
+        gained = detail(sr, scene.window) - functional(blur(lq.double(), LARGEST_SIGMA).to(lq.dtype))
+    shown = sr[0, :, top : top + size, left : left + size].clamp(0, 1).mul(255).round().byte()
+    index = diffusion_index(relative)
+    row = {
+        "network": subject.network,
+        "weights": subject.weights,
+        "params": subject.params,
+        "diffusion_index": index,
+        "sum": float(attribution.values.sum()),
+        "detail_gained": float(gained),
+        "seconds": seconds,
+    }
+    return row, Column(subject.label, relative, index, shown.permute(1, 2, 0).cpu().numpy())
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = ["network", "weights", "parameters", "diffusion index", "sum of attributions", "detail gained"]
+    return markdown_table(
+        [*head, "time"],
+        [
+            [
+                row["network"],
+                row["weights"],
+                f"{row['params']:,}",
+                f"{row['diffusion_index']:.2f}",
+                f"{row['sum']:.4g}",
+                f"{row['detail_gained']:.4g}",
+                f"{row['seconds']:.1f} s",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _caption(args: argparse.Namespace, scene: Scene, subjects: list[Subject]) -> str:
+    height, width = scene.lr.shape[:2]
+    window = Window(scene.left + scene.window.x, scene.top + scene.window.y, scene.window.size)
+    where = "right ends" if args.integration == "right" else "midpoints"
+    parts = [
+        f"Local attribution maps of {args.image}: what each LR pixel contributed to the detail in a window "
+        f"of the ×{subjects[0].scale} output, {window.size}×{window.size} at x {window.x}, y {window.y}. "
+        f"Gradients at the {where} of {args.fold} steps from a blur of sigma {LARGEST_SIGMA} to the sharp "
+        f"image; LR {width}×{height} by Pillow's bicubic filter. Attributions would add up to the detail "
+        "gained on this path if steps were infinitely small. Diffusion indices compare maps of one size.",
+        "Definition: Gu and Dong, arXiv:2011.11265; ours are the centred window where none is named, the "
+        "crop, and a gradient of zero where the output is flat.",
+        note_on_weights(subjects),
+    ]
+    return " ".join(parts).rstrip()

@@ -1,0 +1,233 @@
+"""The paper's table, measured here: ESC and the networks that it is compared with, or its ablation.
+
+All networks take turns in one run: latency, peak memory, multiply-adds and parameters as 'bench' measures
+them, each beside the paper's figure; with --data, PSNR and SSIM on Y of those whose weights are at hand.
+
+  python -m esc_basicsr compare -o DIR
+  python -m esc_basicsr compare --scale 4 --weights HiT-SRF_x4=HiT-SRF_x4.pth --data datasets -o DIR
+  python -m esc_basicsr compare --ablation -o DIR
+  python -m esc_basicsr compare --ablation --weights kernel9_x2=kernel9.pth --data datasets -o DIR
+
+Ratios are to ESC of the same scale. The paper's latencies are of its authors' GPU: compare the ratios. ESC
+is as this package computes it, HiT-SRF with its attention factored, MambaIRv2 by our scan; ESC:release is
+as ESC's authors released it, on a CPU by naive attention; the others are as BasicSR and spandrel have them.
+Rivals of spandrel need the extra esc-basicsr[spandrel]. Writes comparison.json, .csv, .md and .png (or
+ablation.*).
+"""
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.commands.bench import measure
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.data.image_folder import read_rgb
+from esc_basicsr.lab.measure.comparison_table import RELEASE, Entry, draw, markdown, notes, table
+from esc_basicsr.lab.measure.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
+from esc_basicsr.lab.measure.measure import add_measuring_arguments, describe_machine, device_to_measure_on
+from esc_basicsr.lab.measure.report import make_folder, write_report
+from esc_basicsr.lab.networks.by_name import build, network_of
+from esc_basicsr.lab.networks.selective_scan import implementation
+from esc_basicsr.lab.networks.variants import RIVALS
+from esc_basicsr.metrics.published import (
+    ABLATION,
+    AblationFigures,
+    Costs,
+    published_costs,
+    published_figures,
+)
+from esc_basicsr.metrics.quality import measure_quality, pairs_of_set
+from esc_basicsr.metrics.result_files import write_csv, write_text
+from esc_basicsr.options.recipes import BENCHMARKS, ablation_rows, option_files
+from esc_basicsr.weights.shipped import model_list
+
+METHODS = [*VARIANTS, RELEASE, *RIVALS]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--network", nargs="+", choices=METHODS, help="default: all")
+    parser.add_argument("--scale", type=int, nargs="+", choices=SCALES, help="default: 2 3 4")
+    parser.add_argument("--ablation", action="store_true", help="the rows of the paper's ablation, at ×2")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NETWORK_xS=FILE",
+        help="trained weights; those that ship need not be named",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with Set5, Set14 ... as 'benchmark-set' lays them out"
+    )
+    add_measuring_arguments(parser, repeats=3)
+
+
+class Candidate(NamedTuple):
+    """A network that is to be measured.
+
+    Attributes:
+        method: What the paper calls it.
+        name: What `build` knows it by.
+        published: The paper's costs; None where it has none.
+        published_quality: The paper's, on DIV2K; of the ablation, PSNR alone.
+    """
+
+    method: str
+    name: str
+    published: Costs | None
+    published_quality: Mapping[str, Mapping[str, float]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, and write it down where asked: after each scale, as they take long."""
+    device = device_to_measure_on(args)
+    if args.ablation and (args.network or args.scale):
+        raise UserError("--ablation takes no --network and no --scale: its rows are the paper's, at ×2.")
+    args.network = args.network or METHODS
+    args.scale = [2] if args.ablation else args.scale or list(SCALES)
+    sets = _test_sets(args)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        plan = {2: _ablation(folder)} if args.ablation else {s: _comparison(args, s) for s in args.scale}
+        weights = _weights(args.weights, plan)
+        make_folder(args.output)
+        entries: list[Entry] = []
+        missing: list[str] = []
+        for scale, candidates in plan.items():
+            measured = _measure(candidates, scale, weights, sets[scale], device, args)
+            entries += measured
+            kept = {entry.method for entry in measured}
+            missing += [f"{one.method} ×{scale}" for one in candidates if one.method not in kept]
+            text = f"{markdown(entries)}\n\n{notes(entries, missing, device)}"
+            if args.output is not None:
+                _write(args, device, entries, missing, text)
+    print(text)
+    return 0
+
+
+def _write(
+    args: argparse.Namespace,
+    device: torch.device,
+    entries: Sequence[Entry],
+    missing: Sequence[str],
+    text: str,
+) -> None:
+    settings = {"repeats": args.repeats, "warmup": args.warmup, "machine": describe_machine(device)}
+    settings |= {"selective_scan": implementation(device), "left_out": [*missing]}
+    rows = [
+        {**entry.row._asdict(), "network": entry.method}
+        | {key: value for key, value in entry._asdict().items() if key not in ("method", "row")}
+        for entry in entries
+    ]
+    stem = "ablation" if args.ablation else "comparison"
+    write_report(args.output, stem, {"settings": settings, "rows": rows}, text, draw(entries))
+    write_csv(args.output / f"{stem}.csv", *table(entries))
+
+
+# HR and LR files of a scale's test sets, by name
+Sets = Mapping[str, Sequence[tuple[Path, Path]]]
+
+
+def _test_sets(args: argparse.Namespace) -> dict[int, Sets]:
+    """The test sets that are there, by scale; all images are read once, before the measuring."""
+    if args.data is None:
+        if args.weights:
+            raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
+        return {scale: {} for scale in args.scale}
+    found: dict[int, Sets] = {}
+    for scale in args.scale:
+        sets = {name: pairs_of_set(args.data, name, scale) for name in BENCHMARKS}
+        found[scale] = {name: pairs for name, pairs in sets.items() if pairs}
+        if not found[scale]:
+            raise UserError(
+                f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
+                f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
+            )
+        files = [file for pairs in sets.values() for pair in pairs for file in pair]
+        for file in tqdm(files, desc=f"test sets, ×{scale}", unit="image", leave=False):
+            read_rgb(file)  # a damaged one is told now, not when hours went by
+    return found
+
+
+def _comparison(args: argparse.Namespace, scale: int) -> list[Candidate]:
+    costs, figures = published_costs(scale), published_figures("DIV2K", scale)
+    return [
+        Candidate(method, method, costs.get(network_of(method)), figures.get(network_of(method), {}))
+        for method in args.network
+    ]
+
+
+def _ablation(folder: Path) -> list[Candidate]:
+    """Each row is built from the option file that ships for it, a copy of which goes into ``folder``."""
+    texts = {path.name: text for path, text in option_files().items() if path.parts[0] == "train"}
+    candidates = []
+    for name, recipe in ablation_rows().items():
+        file, figures = folder / f"{recipe.name}.yml", ABLATION[recipe.row]
+        write_text(file, texts[file.name])
+        costs = Costs(figures.milliseconds, None, None, None)
+        candidates.append(Candidate(name, str(file), costs, _psnr_alone(figures)))
+    return candidates
+
+
+def _weights(given: Sequence[str], plan: Mapping[int, Sequence[Candidate]]) -> dict[tuple[str, int], str]:
+    """Trained weights by method and scale: those that ship, then the user's, which are tried."""
+    found = {(listed.variant, listed.scale): name for name, listed in reversed(model_list().items())}
+    for text in given:
+        key, _, file = text.partition("=")
+        known = {
+            f"{one.method}_x{scale}": (one, scale)
+            for scale, candidates in plan.items()
+            for one in candidates
+            if one.method != RELEASE
+        }
+        if not file or key not in known:
+            raise UserError(
+                f"--weights {text}: expected NETWORK_xSCALE=FILE, of what is measured: {', '.join(known)}."
+            )
+        candidate, scale = known[key]
+        _trained(candidate, file, scale)
+        found[candidate.method, scale] = file
+    return found
+
+
+def _trained(candidate: Candidate, file: str, scale: int) -> nn.Module:
+    return build(f"{candidate.name},weights={file}", scale)
+
+
+def _measure(
+    candidates: Sequence[Candidate],
+    scale: int,
+    weights: Mapping[tuple[str, int], str],
+    sets: Sets,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> list[Entry]:
+    height, width = OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale
+    lq = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    names = [candidate.name for candidate in candidates]
+    rows = {row.network: row for row in measure(names, scale, lq, args.repeats, args.warmup)}
+    entries = []
+    for one in candidates:
+        if one.name not in rows:
+            continue
+        file = weights.get((one.method, scale)) if sets else None
+        quality = {}
+        if file is not None:
+            net = _trained(one, file, scale).to(device).eval()
+            for test, pairs in sets.items():
+                bar = f"{one.method} ×{scale}, {test}"
+                quality[test] = measure_quality(net, pairs, scale, device, bar)
+        entries.append(Entry(one.method, rows[one.name], one.published, file, quality, one.published_quality))
+    return entries
+
+
+def _psnr_alone(figures: AblationFigures) -> dict[str, dict[str, float]]:
+    return {"Set5": {"psnr": figures.set5}, "Urban100": {"psnr": figures.urban100}}

@@ -1,0 +1,194 @@
+"""Write a trained network for other programs: ONNX, TorchScript, torch.export, or .safetensors.
+
+The file takes any number of images of any size (batch×3×height×width, RGB in [0, 1]; from one pixel, of no
+multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever the precision
+inside. Before it gets its name it is run, on the CPU, and compared with the network at several sizes.
+
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4.onnx
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4_fp16.onnx --precision fp16 --opset 20
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4.pt --time 180x320
+
+ONNX needs the packages onnx and onnxruntime: pip install 'esc-basicsr[onnx]'.
+"""
+
+import argparse
+import functools
+import importlib
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import make_folder_of, written_whole
+from esc_basicsr.export import torch_formats
+from esc_basicsr.export.description import describe
+from esc_basicsr.export.verification import TOLERANCES, verify
+from esc_basicsr.fast import kernels
+from esc_basicsr.lab.measure.measure import median_times
+from esc_basicsr.weights.checkpoint import write_safetensors
+from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
+
+Run = Callable[[Tensor], Tensor]
+
+# format -> ending of the files' names
+_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2", "safetensors": ".safetensors"}
+_OPSETS = range(17, 25)
+_DEFAULT_OPSET = 18
+_REPEATS = 5
+# of a network that has no windows
+_WINDOW = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    names = ", ".join(model_list())
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"checkpoint (.pth, .safetensors), or a name ({names})"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    endings = ", ".join(f"{suffix}: {name}" for name, suffix in _SUFFIXES.items())
+    parser.add_argument("--format", choices=[*_SUFFIXES], help=f"default: by OUT's ending ({endings})")
+    tolerances = ", ".join(f"{name} {value:g}" for name, value in TOLERANCES.items())
+    parser.add_argument(
+        "--precision",
+        choices=[*TOLERANCES],
+        default="fp32",
+        help="of weights and features (default: fp32). What differs from the network by more is not written, "
+        f"for outputs up to 1: {tolerances}",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=_OPSETS,
+        metavar="N",
+        help=f"of ONNX, {_OPSETS[0]} to {_OPSETS[-1]} (default: {_DEFAULT_OPSET})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument(
+        "--time",
+        metavar="HxW",
+        help=f"then time it on the CPU for one image of this size, such as 180x320, in turn with the network "
+        f"itself: medians of {_REPEATS}",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file, once what is to be in it has been found to give what the network gives."""
+    kind = _format(args)
+    size = _size_to_time(args.time)
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output} exists. Add --overwrite to replace it, or name another file.")
+    make_folder_of(args.output)
+    opset = args.opset or _DEFAULT_OPSET
+    # what is missing should be told before the work
+    onnx_file = _import_onnx() if kind == "onnx" else None
+    trained = load_network(args.model)
+    half, about = args.precision == "fp16", describe(trained, args.precision)
+    exported: Run
+    if onnx_file is not None:
+        content = onnx_file.write_onnx(trained.network, half, about, opset)
+        exported = onnx_file.read_onnx(content)
+    elif kind == "torchscript":
+        content = torch_formats.write_torchscript(trained.network, half, about)
+        exported = torch_formats.read_torchscript(content)
+    elif kind == "torch-export":
+        content = torch_formats.write_exported(trained.network, half, about)
+        exported = torch_formats.read_exported(content)
+    else:
+        content, exported = _safetensors(trained, half, about)
+    window = int(trained.options.get("window_size", _WINDOW))
+    for (batch, height, width), difference, allowed in verify(
+        trained.network, exported, args.precision, window
+    ):
+        shape = f"{batch}×3×{height}×{width}"
+        print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
+    with written_whole(args.output) as file:
+        file.write(content)
+    what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"
+    with_opset = f", opset {opset}" if kind == "onnx" else ""
+    print(f"{args.output}: {what}{with_opset}, {len(content) / 1e6:.1f} MB")
+    if size is not None:
+        _time(trained, exported, kind, size)
+    return 0
+
+
+def _format(args: argparse.Namespace) -> str:
+    by_suffix = {suffix: name for name, suffix in _SUFFIXES.items()}
+    kind = args.format or by_suffix.get(args.output.suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_suffix)}."
+        )
+    if args.opset is not None and kind != "onnx":
+        raise UserError(f"--opset is ONNX's, and {args.output} is to be {kind}: leave it out.")
+    if args.time is not None and kind == "safetensors":
+        raise UserError("--time: a .safetensors file holds weights, nothing that runs. Leave it out.")
+    return str(kind)
+
+
+def _size_to_time(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text)
+    if match is None:
+        raise UserError(f"--time {text}: expected height and width of an image to upscale, such as 180x320.")
+    return int(match[1]), int(match[2])
+
+
+def _import_onnx() -> ModuleType:
+    try:
+        return importlib.import_module("esc_basicsr.export.onnx_file")
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnx", "onnxruntime"):
+            raise
+        raise UserError(
+            f"ONNX needs the package {error.name}, which is not installed: pip install 'esc-basicsr[onnx]', "
+            "or pip install onnx onnxruntime."
+        ) from error
+
+
+def _safetensors(trained: TrainedNetwork, half: bool, about: dict[str, str]) -> tuple[bytes, Run]:
+    """A .safetensors file, and the network that is read from it."""
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.to(dtype) for name, value in trained.network.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        write_safetensors(path, weights, about)
+        return path.read_bytes(), load_network(path).network
+
+
+def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, int]) -> None:
+    """Print a table of what runs it, how long it takes, and how far the results are apart."""
+    lr = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    name = "ONNX Runtime" if kind == "onnx" else kind
+
+    def by_kernels(lr: Tensor) -> Tensor:
+        with kernels.in_use():
+            sr: Tensor = trained.network(lr)
+        return sr
+
+    runs: dict[str, Run] = {"esc_basicsr": trained.network, name: exported}
+    try:
+        kernels.load()
+        runs["esc_basicsr, C++ kernels"] = by_kernels
+    except UserError as error:
+        print(f"without the C++ kernels: {error}")
+    outputs: dict[str, Tensor] = {}
+
+    def call(name: str) -> None:
+        outputs[name] = runs[name](lr)
+
+    with torch.inference_mode():
+        calls = {name: functools.partial(call, name) for name in runs}
+        seconds = median_times(calls, _REPEATS, warmup=1, device=lr.device)
+    own = next(iter(runs))
+    print(f"\n1×3×{size[0]}×{size[1]}, CPU, {torch.get_num_threads()} threads, medians of {_REPEATS}\n")
+    print("| runs by | time | ratio | largest difference |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        apart = float((outputs[name] - outputs[own]).abs().max())
+        print(f"| {name} | {1e3 * value:,.1f} ms | {value / seconds[own]:.2f} | {apart:.1e} |")

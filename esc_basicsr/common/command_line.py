@@ -1,0 +1,32 @@
+"""Running a command: a module with ``add_arguments(parser)`` and ``run(args) -> int``."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from esc_basicsr.common.errors import UserError
+
+
+def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
+    """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
+    try:
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(
+            prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("esc_basicsr"):
+            raise
+        package = error.name.split(".")[0]
+        where = " (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)" if package == "basicsr" else ""
+        print(f"error: {prog} needs the package {package}: install it with pip{where}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,77 @@
+"""``map`` over processes, with few results waiting at a time so that memory stays flat."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+import torch
+
+from esc_basicsr.common import signals as stopping
+from esc_basicsr.common.errors import UserError
+
+__all__ = ["in_order"]
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def in_order(
+    function: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int
+) -> Generator[_Result, None, None]:
+    """Give ``function(task)`` of each task, in the tasks' order. Close the generator to end its processes.
+
+    Args:
+        function: What a process does with a task; both can be pickled.
+        tasks: Read only 2 * ``workers`` tasks ahead of what is given.
+        workers: Processes. With 1 it all happens in this process.
+
+    Raises:
+        UserError: A process died.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    pending: deque[Future[_Result]] = deque()
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+        try:
+            for task in tasks:
+                # Raised while the pool starts a thread, they would keep it from ending.
+                with stopping.held():
+                    pending.append(pool.submit(function, task))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a worker process died, perhaps for want of memory: use fewer than {workers} --workers"
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # they were held while it was forked
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    # One thread each: the workers fill the cores, and thread pools do not survive the fork.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _end_with_main_process() -> None:
+    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    main_process = multiprocessing.parent_process()
+    if main_process is not None:
+        main_process.join()
+        os._exit(1)

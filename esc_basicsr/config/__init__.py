@@ -1,1 +1,0 @@
-"""Option files: reading, checking and writing them."""

@@ -1,0 +1,1 @@
+"""Sets from folders of images."""

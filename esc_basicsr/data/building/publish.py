@@ -1,0 +1,149 @@
+"""Output folders that appear whole or not at all."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
+
+__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove", "sigterm_raises"]
+
+
+@contextmanager
+def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> Iterator[list[Path]]:
+    """Lend an empty ``<target>.partial`` for each target; rename all of them at the end.
+
+    On an exception, Ctrl-C and SIGTERM included, they are removed, and what was under the final names is
+    there as before. What a killed process left under a ``.partial`` name is replaced by the next run.
+
+    Args:
+        targets: The final folders.
+        contents: Patterns of the files that such a folder holds. A folder that holds anything else was not
+            made by us, and is never replaced.
+        overwrite: Replace existing targets, once the new ones are complete.
+
+    Raises:
+        UserError: A target exists and ``overwrite`` is false, or it holds something else, or writing fails.
+    """
+    targets = [target.resolve() for target in targets]
+    check_replaceable(targets, contents, overwrite)
+    partials = [partial_of(target) for target in targets]
+    with sigterm_raises():
+        try:
+            for partial in partials:
+                remove(partial)
+                partial.mkdir(parents=True)
+            yield partials
+            put_in_place(targets)
+        except BaseException as error:
+            for partial in partials:
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise UserError(f"{targets[0]} cannot be written: {error}") from error
+            raise
+
+
+def partial_of(target: Path) -> Path:
+    """Where a folder is written that is to be ``target``."""
+    return target.with_name(target.name + ".partial")
+
+
+def _aside_of(target: Path) -> Path:
+    return target.with_name(target.name + ".replaced")
+
+
+def put_in_place(targets: Sequence[Path]) -> None:
+    """Rename ``<target>.partial`` to each target, replacing what is there.
+
+    Targets without such a folder are passed over: when a process was killed in here, calling it once more
+    completes what it began.
+
+    Raises:
+        OSError: Renaming failed; then all is named as before.
+    """
+    waiting = [target for target in targets if partial_of(target).exists()]
+    _rename([partial_of(target) for target in waiting], waiting, [_aside_of(target) for target in waiting])
+    for target in targets:
+        try:
+            remove(_aside_of(target))
+        except OSError as error:
+            logger.warning("%s is complete; what it replaced cannot be removed: %s", target, error)
+
+
+def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[Path]) -> None:
+    """Rename all, the targets that exist to their asides first; on failure all is named as before."""
+    for aside in asides:
+        remove(aside)
+    were_there = [target.exists() for target in targets]
+    try:
+        for target, aside in zip(targets, asides, strict=True):
+            if target.exists():
+                target.rename(aside)
+        for partial, target in zip(partials, targets, strict=True):
+            partial.rename(target)
+    except BaseException:
+        for partial, target, aside, was_there in zip(partials, targets, asides, were_there, strict=True):
+            is_aside = aside.exists()
+            if not partial.exists() and (is_aside or not was_there):
+                target.rename(partial)
+            if is_aside:
+                aside.rename(target)
+        raise
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which would end the process at once, raises SystemExit, so that what was begun is cleaned up.
+
+    Only in the main thread, where signals arrive, and not where another handler is at work.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> None:
+    """Refuse targets that exist and must not be replaced, as `publishing` says.
+
+    Raises:
+        UserError: There is one.
+    """
+    for target in targets:
+        if target.exists():
+            _check_replaceable(target, contents, overwrite)
+
+
+def _check_replaceable(target: Path, contents: Sequence[str], overwrite: bool) -> None:
+    if not overwrite:
+        raise UserError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
+    if not target.is_dir():
+        raise UserError(f"{target} is a file, where a folder is to be: move it away or choose another name")
+    for path in target.iterdir():
+        if not any(path.match(pattern) for pattern in contents):
+            raise UserError(
+                f"{target} is not replaced, as it holds {path.name} and not only {', '.join(contents)}: "
+                "move it away or choose another name"
+            )
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,1 +1,0 @@
-"""Validation and testing: shared by all ranks, with results as tables beside the published ones."""

@@ -1,0 +1,1 @@
+"""How the networks run fast: row chunks, frequency tiles, C++ kernels."""

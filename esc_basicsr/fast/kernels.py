@@ -1,0 +1,173 @@
+"""C++ kernels for ESC's layers on a CPU, float32: optional, compiled where they run.
+
+    from esc_basicsr.fast import kernels
+
+    kernels.load()               # compiles once (some seconds) and keeps the result; needs a C++ compiler
+    with kernels.in_use():
+        sr = net(lq)
+
+They give what the networks give without them, to rounding. Window attention has gradients and so serves
+training too; the rest serves inference. In other precisions, on other devices and for unusual sizes layers
+run as they do without.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from esc_basicsr.fast.kernels_build import load
+
+__all__ = ["conv_ffn", "in_use", "load", "serves", "serves_heads_of", "use", "window_attention"]
+
+_in_use = ContextVar("_in_use", default=False)
+
+
+def use(on: bool) -> None:
+    """Run networks by the kernels from now on, in this thread; or, with False, without them.
+
+    Raises:
+        UserError: They cannot be compiled.
+    """
+    if on:
+        load()
+    _in_use.set(on)
+
+
+@contextlib.contextmanager
+def in_use() -> Iterator[None]:
+    """Run networks by the kernels within this context, in this thread.
+
+    Raises:
+        UserError: They cannot be compiled.
+    """
+    before = _in_use.get()
+    use(True)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels are in use, ``x`` is of their kind, and nobody records operations for later."""
+    if not _in_use.get() or torch.compiler.is_compiling() or is_tracing():
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def serves_heads_of(x: Tensor, channels: int) -> bool:
+    """Whether the attention kernel serves ``x`` with so many channels a head."""
+    return serves(x) and channels <= 4 * load().lanes
+
+
+def _call(function: Callable[..., int], tensors: Sequence[Tensor | None], *sizes: int) -> None:
+    """Call a function of cpu.cpp, which reads and writes whatever it is pointed at."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ValueError(
+                f"expected contiguous float32 tensors on a CPU, got {tensor.dtype} on {tensor.device} of "
+                f"strides {tensor.stride()}."
+            )
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if function(*pointers, *sizes, torch.get_num_threads()):
+        raise MemoryError(f"no memory for the CPU kernels' scratch ({torch.get_num_threads()} threads).")
+
+
+class _WindowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv: Tensor, table: Tensor, window_size: int) -> Tensor:  # type: ignore[no-untyped-def]
+        out, log_sums = _attend(qkv, table, window_size, with_log_sums=True)
+        ctx.save_for_backward(qkv, table, out, log_sums)
+        ctx.window_size = window_size
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, out_grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
+        qkv, table, out, log_sums = ctx.saved_tensors
+        B, H, W, _ = qkv.shape
+        w, heads = ctx.window_size, len(table)
+        rows, columns = H // w, W // w
+        qkv_grad = torch.empty_like(qkv)
+        table_grad = table.new_empty(B * rows * columns, *table.shape)
+        upstream = out_grad.contiguous()
+        tensors = (qkv, table, out, log_sums, upstream, qkv_grad, table_grad)
+        sizes = (B, rows, columns, w, heads, out.shape[-1] // heads)
+        _call(load().window_attention_backward, tensors, *sizes)
+        return qkv_grad, table_grad.sum(0), None
+
+
+def _attend(
+    qkv: Tensor, table: Tensor, window_size: int, with_log_sums: bool
+) -> tuple[Tensor, Tensor | None]:
+    B, H, W, channels = qkv.shape
+    w, heads = window_size, len(table)
+    if H % w or W % w:
+        raise ValueError(f"the sides of the map must be multiples of the window {w}, got {H}x{W}.")
+    rows, columns = H // w, W // w
+    out = qkv.new_empty(B, H, W, channels // 3)
+    log_sums = qkv.new_empty(B * rows * columns * heads * w * w) if with_log_sums else None
+    tensors = (qkv, table, out, log_sums)
+    sizes = (B, rows, columns, w, heads, channels // 3 // heads)
+    _call(load().window_attention, tensors, *sizes)
+    return out, log_sums
+
+
+def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    """Window self-attention with a relative position bias.
+
+    Args:
+        qkv: Queries, keys and values, channels ordered (q k v, head, channel), of a kind that
+            `serves_heads_of` takes.
+        table: The bias by relative position, key minus query.
+        window_size: Side w of a window.
+
+    Shape:
+        qkv: (B, H, W, 3·dim), H and W multiples of w. table: (heads, (2w-1)²). Output: (B, H, W, dim).
+    """
+    qkv, table = qkv.contiguous(), table.contiguous()
+    if torch.is_grad_enabled() and (qkv.requires_grad or table.requires_grad):
+        out: Tensor = _WindowAttention.apply(qkv, table, window_size)
+        return out
+    return _attend(qkv, table, window_size, with_log_sums=False)[0]
+
+
+def conv_ffn(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor] | None,
+    proj: tuple[Tensor, Tensor],
+    dwc: tuple[Tensor, Tensor],
+    last: tuple[Tensor, Tensor],
+    split: int = 0,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A ConvFFN whose last 1×1 convolution may be another than its own, without gradients.
+
+    Args:
+        x: Features, laid out channels last.
+        norm: Weight and bias of a LayerNorm over channels before it, eps 1e-6.
+        proj: Weight and bias of the first 1×1 convolution.
+        dwc: Weight and bias of the depthwise 3×3 convolution.
+        last: Weight (split + dim, hidden) and bias of the last 1×1 convolution.
+        split: How many of the last one's channels are for the first result.
+        residual: Whether the second result is added to ``x``, which may be overwritten.
+
+    Shape:
+        x: (B, dim, H, W). Output: (B, split, H, W) and (B, dim, H, W), laid out channels last.
+    """
+    B, dim, H, W = x.shape
+    x = x.permute(0, 2, 3, 1).contiguous()
+    first, out = x.new_empty(B, H, W, split), x if residual else torch.empty_like(x)
+    weights = [tensor.contiguous() for pair in (proj, dwc, last) for tensor in pair]
+    norms = [None, None] if norm is None else [tensor.contiguous() for tensor in norm]
+    tensors = (x, *norms, *weights, first, out)
+    sizes = (int(residual), B, H, W, dim, len(proj[1]), split)
+    _call(load().conv_ffn, tensors, *sizes)
+    return first.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)

@@ -1,0 +1,127 @@
+"""Working through a feature map strip by strip, where no gradients are recorded.
+
+A layer that looks no further than some rows up and down gives the same result strip by strip, when each strip
+brings its neighbouring rows along. What lies between its operations is then as large as a strip, not as the
+map: it stays in the processor's cache, its memory is used again, and an image of any size needs no more than
+the few maps that outlive a layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from esc_basicsr.fast.exporting import is_exporting
+
+__all__ = ["add_by_strips", "empty_map", "is_plain_inference", "map_by_strips", "overlapping_strips"]
+
+# Pixels of a strip over all of its columns. On a CPU a strip should fit the cache; a GPU should be kept busy.
+_STRIP_PIXELS = {"cpu": 2**14}
+_STRIP_PIXELS_ELSEWHERE = 2**21
+# Neighbouring rows are worked on twice: in strips that are too low, most of the work would be.
+_LEAST_ROWS = 16
+
+# rows that a 3×3 convolution sees above and below
+_HALO = 1
+
+
+class Strip(NamedTuple):
+    """A strip of a map.
+
+    Attributes:
+        rows: The strip's rows in the map.
+        surrounded: The strip with the row above and the row below it, where the map has them: (B, C, h, W).
+        inner: The strip's rows in ``surrounded``.
+    """
+
+    rows: slice
+    surrounded: Tensor
+    inner: slice
+
+
+def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
+    """A map of ``size``, (B, C, H, W), for values of ``like``'s kind; laid out channels last."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def is_plain_inference() -> bool:
+    """Whether layers may go by strips, overwrite and skip modules: no gradients, no tracing, no compiling."""
+    if is_exporting() or torch.is_grad_enabled():
+        return False
+    return not (torch.compiler.is_compiling() or is_tracing())
+
+
+def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:
+    """Rows of each strip of a map (B, C, H, W): a multiple of ``multiple``, but for the last.
+
+    The last has at least ``multiple`` if the map has, so that a reflection at the bottom stays within it.
+    """
+    height = x.shape[-2]
+    pixels = _STRIP_PIXELS.get(x.device.type, _STRIP_PIXELS_ELSEWHERE)
+    rows = max(pixels // (x.shape[-1] * len(x)), _LEAST_ROWS)
+    step = max(rows // multiple, 1) * multiple
+    top = 0
+    while top + step + multiple <= height:
+        yield slice(top, top + step)
+        top += step
+    yield slice(top, height)
+
+
+def overlapping_strips(x: Tensor) -> Iterator[Strip]:
+    """The strips of a map, (B, C, H, W), each with its neighbouring rows.
+
+    The caller may overwrite a strip's rows of ``x`` before taking the next: that one still sees them as they
+    were.
+    """
+    before: Tensor | None = None
+    for rows in _rows_of_strips(x, 1):
+        first = max(rows.start - _HALO, 0)
+        above = x[:, :, first : rows.start]
+        overwritten = above.clone()
+        if before is not None:
+            above.copy_(before)
+        before = x[:, :, rows.stop - _HALO : rows.stop].clone()
+        surrounded = x[:, :, first : rows.stop + _HALO]
+        yield Strip(rows, surrounded, slice(rows.start - first, rows.stop - first))
+        above.copy_(overwritten)
+
+
+def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``layer(x)`` for a layer that sees one row up and down, and may enlarge.
+
+    Shape:
+        x: (B, C, H, W). Output: (B, C', H·s, W·s), laid out in memory as ``layer`` does.
+    """
+    if not is_plain_inference() or len(list(_rows_of_strips(x, 1))) == 1:
+        return layer(x)
+    out: Tensor | None = None
+    for rows, surrounded, inner in overlapping_strips(x):
+        y = layer(surrounded)
+        scale = y.shape[-1] // x.shape[-1]
+        if out is None:
+            size = (len(y), y.shape[1], x.shape[-2] * scale, y.shape[-1])
+            out = y.new_empty(size) if y.is_contiguous() else empty_map(size, like=y)
+        out[:, :, rows.start * scale : rows.stop * scale] = y[:, :, inner.start * scale : inner.stop * scale]
+    assert out is not None
+    return out
+
+
+def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, multiple: int) -> Tensor:
+    """``x + layer(source)``, by strips in ``x``'s place, which must be the caller's own.
+
+    Args:
+        x: What is added to.
+        layer: Works on each group of ``multiple`` rows, counted from the top, alone.
+        source: The layer's input; may be ``x`` itself.
+        multiple: Rows of a group.
+
+    Shape:
+        x, output: (B, C, H, W). source: (B, C', H, W).
+    """
+    if not is_plain_inference():
+        return x + layer(source)
+    for rows in _rows_of_strips(source, multiple):
+        x[:, :, rows] += layer(source[:, :, rows])
+    return x

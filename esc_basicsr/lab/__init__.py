@@ -1,0 +1,1 @@
+"""Comparing networks, and looking into them."""

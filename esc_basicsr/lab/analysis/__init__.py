@@ -1,0 +1,1 @@
+"""Attribution maps, receptive fields, similarity, features."""

@@ -1,0 +1,210 @@
+"""The table of a comparison: as Markdown, as CSV, with its notes, and as the paper's teaser picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from esc_basicsr.commands.bench import Row
+from esc_basicsr.lab.measure.report import markdown_table, milliseconds
+from esc_basicsr.lab.networks.selective_scan import implementation
+from esc_basicsr.metrics.published import PUBLICATION, Costs
+from esc_basicsr.options.recipes import BENCHMARKS
+from esc_basicsr.weights.shipped import model_list
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RELEASE", "YARDSTICK", "Entry", "draw", "markdown", "notes", "table"]
+
+YARDSTICK = "ESC"
+RELEASE = "ESC:release"
+_NOTHING = "—"
+# method -> what its figures are of
+_REMARKS = {
+    RELEASE: "ESC:release is ESC as its authors released it, on a CPU by naive attention.",
+    "HiT-SRF": "HiT-SRF's latency and memory are of factored attention, its multiply-adds of the plain one.",
+    "MambaIRv2-light": "MambaIRv2's selective scan is that of {scan}.",
+    "OmniSR": "OmniSR's published parameters leave out position biases, norms and temperatures.",
+}
+_TOLERANCE = 0.01  # of multiply-adds and parameters
+
+
+class Entry(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        method: What the paper calls it.
+        row: What was measured.
+        published: The paper's costs; None where it has none.
+        weights: What quality was measured with; None if it was not.
+        quality: What was measured with trained weights: test set -> ``psnr`` and ``ssim``.
+        published_quality: The paper's, on DIV2K; of the ablation, PSNR alone.
+    """
+
+    method: str
+    row: Row
+    published: Costs | None
+    weights: str | None
+    quality: Mapping[str, Mapping[str, float]]
+    published_quality: Mapping[str, Mapping[str, float]]
+
+
+def _ratio(entry: Entry, entries: Sequence[Entry]) -> tuple[float | None, float | None]:
+    """Latency as a multiple of ESC's at this scale: measured here, published."""
+    for other in entries:
+        if other.method == YARDSTICK and other.row.scale == entry.row.scale:
+            times = [costs and costs.milliseconds for costs in (entry.published, other.published)]
+            published = times[0] / times[1] if times[0] and times[1] else None
+            return entry.row.latency / other.row.latency, published
+    return None, None
+
+
+def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
+    """Head and rows of the CSV file: every figure, the paper's behind each."""
+    sets = [name for name in BENCHMARKS if any(name in {*e.quality, *e.published_quality} for e in entries)]
+    head = ["network", "scale", "ms", "paper ms", "ratio", "paper ratio", "memory bytes", "paper MB"]
+    head += ["multiply-adds", "paper G", "parameters", "paper K"]
+    head += [
+        f"{origin}{name} {kind}" for name in sets for origin in ("", "paper ") for kind in ("psnr", "ssim")
+    ]
+    rows: list[list[object]] = []
+    for entry in entries:
+        paper = entry.published or Costs(None, None, None, None)
+        ratio, published_ratio = _ratio(entry, entries)
+        row = entry.row
+        cells: list[object] = [entry.method, row.scale, row.latency * 1e3, paper.milliseconds]
+        cells += [ratio, published_ratio, row.memory, paper.mebibytes, row.flops, paper.giga]
+        cells += [row.params, paper.thousands]
+        for name in sets:
+            for quality in (entry.quality, entry.published_quality):
+                cells += [quality.get(name, {}).get(kind) for kind in ("psnr", "ssim")]
+        rows.append(cells)
+    return head, rows
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The table; what is published stands in brackets."""
+    sets = [name for name in BENCHMARKS if any(name in e.quality for e in entries)]
+    if not sets:
+        sets = [name for name in BENCHMARKS if any(name in e.published_quality for e in entries)]
+    head = ["network", "scale", "latency", "÷ ESC", "peak memory growth", "multiply-adds", "parameters"]
+    lines = []
+    for entry in entries:
+        row, paper = entry.row, entry.published or Costs(None, None, None, None)
+        cells = [
+            entry.method,
+            f"×{row.scale}",
+            _beside(milliseconds(row.latency), _text(paper.milliseconds, 1)),
+            _beside(*(_text(value, 2) for value in _ratio(entry, entries))),
+            _beside(_text(row.memory and row.memory / 2**20, 0, " MiB"), _text(paper.mebibytes, 0)),
+            _beside(_text(row.flops and row.flops / 1e9, 1, " G"), _text(paper.giga, 1)),
+            _beside(f"{row.params / 1e3:,.0f} K", _text(paper.thousands, 0)),
+        ]
+        for name in sets:
+            qualities = (entry.quality, entry.published_quality)
+            cells.append(_beside(*(_figures(quality.get(name)) for quality in qualities)))
+        lines.append(cells)
+    return markdown_table(head + sets, lines)
+
+
+def _text(value: float | None, digits: int, unit: str = "") -> str | None:
+    return None if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def _beside(measured: str | None, published: str | None) -> str:
+    return f"{measured or _NOTHING}{f' ({published})' if published else ''}"
+
+
+def _figures(values: Mapping[str, float] | None) -> str | None:
+    if not values:
+        return None
+    return " / ".join(
+        f"{values[kind]:.{digits}f}" for kind, digits in (("psnr", 2), ("ssim", 4)) if kind in values
+    )
+
+
+def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device) -> str:
+    """What a reader must know: where figures come from, what differs by more than it should."""
+    said = [
+        f"In brackets: {PUBLICATION}, 1280×720 output, on its authors' GPU. A dash: not measured; quality is "
+        "where --data and trained weights were given, or ship.",
+        "Peak memory growth leaves weights and input out, the paper's memory does not.",
+    ]
+    said += [f"Left out, as the memory was not enough: {', '.join(missing)}."] if missing else []
+    said += [
+        f"{entry.method} ×{entry.row.scale}: PSNR and SSIM by {entry.weights}"
+        + (f", trained on {model_list()[entry.weights].data}." if entry.weights in model_list() else ".")
+        for entry in entries
+        if entry.weights
+    ]
+    said += [
+        note.format(scan=implementation(device))
+        for method, note in _REMARKS.items()
+        if any(entry.method == method for entry in entries)
+    ]
+    for entry in entries:
+        row, paper = entry.row, entry.published
+        if paper is None:
+            continue
+        compared = {
+            "multiply-adds": (row.flops and row.flops / 1e9, paper.giga),
+            "parameters": (row.params / 1e3, paper.thousands),
+        }
+        for what, (ours, theirs) in compared.items():
+            if ours and theirs and abs(ours / theirs - 1) > _TOLERANCE:
+                by = f"{100 * (ours / theirs - 1):+.1f} %"
+                said.append(f"{entry.method} ×{row.scale}: {what} differ from the paper's by {by}.")
+    return "\n".join(said)
+
+
+def draw(entries: Sequence[Entry]) -> "Figure":
+    """The paper's teaser: quality, as published, against latency as a multiple of ESC's, there and here."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    scales = sorted({entry.row.scale for entry in entries})
+    figure = Figure(figsize=(11, 4.2 * len(scales)), layout="constrained")
+    colours = {
+        method: f"C{number % 10}" for number, method in enumerate(dict.fromkeys(e.method for e in entries))
+    }
+    grid = figure.subplots(len(scales), 2, squeeze=False, sharex=True, sharey="row")
+    for axes, scale in zip(grid, scales, strict=True):
+        shown = [entry for entry in entries if entry.row.scale == scale]
+        for axis, place, title in (
+            (axes[0], 1, "published: the authors' GPU"),
+            (axes[1], 0, "measured here"),
+        ):
+            points = []
+            for entry in shown:
+                ratio = _ratio(entry, entries)[place]
+                psnr = entry.published_quality.get("Urban100", {}).get("psnr")
+                # what is published of the release's form is what is published of ESC
+                if ratio is not None and psnr is not None and not (place and entry.method == RELEASE):
+                    points.append((ratio, psnr, entry))
+            for number, (ratio, psnr, entry) in enumerate(sorted(points, key=lambda point: point[:2])):
+                axis.scatter(
+                    ratio, psnr, s=30 + entry.row.params / 1e4, color=colours[entry.method], alpha=0.7
+                )
+                axis.annotate(
+                    entry.method,
+                    (ratio, psnr),
+                    xytext=(0, -16 if number % 2 else 9),  # neighbours' names do not overlap
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            if not points:
+                said = f"nothing published, or no {YARDSTICK} to compare with"
+                axis.text(0.5, 0.5, said, transform=axis.transAxes, ha="center")
+            axis.set_title(f"×{scale}, {title}")
+            axis.set_xlabel("latency ÷ ESC's")
+            axis.margins(0.15, 0.15)
+            axis.grid(alpha=0.3, which="both")
+        axes[0].set_ylabel("PSNR on Urban100, published (dB)")
+    figure.suptitle("area: parameters", fontsize=8, x=0.99, ha="right")
+    return figure

@@ -1,0 +1,302 @@
+"""Measuring networks fairly on a noisy machine: in turn, in one run, by medians."""
+
+import argparse
+import contextlib
+import ctypes
+import functools
+import math
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.memory import available_memory, is_out_of_memory
+from esc_basicsr.common.version import __version__
+
+__all__ = [
+    "NotEnoughMemoryError",
+    "add_measuring_arguments",
+    "add_memory_limit_argument",
+    "describe_machine",
+    "device_to_measure_on",
+    "largest_difference",
+    "median_times",
+    "memory_limit",
+    "peak_memory_growth",
+    "time_networks",
+    "times_in_turn",
+]
+
+
+class NotEnoughMemoryError(UserError):
+    """A network's forward pass takes more memory than there is.
+
+    Attributes:
+        network: Its name.
+    """
+
+    def __init__(self, network: str, x: Tensor) -> None:
+        size = f"{x.shape[-2]}×{x.shape[-1]}"
+        super().__init__(
+            f"{network}: the memory is not enough for an input of {size}: measure a smaller one."
+        )
+        self.network = network
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
+    """Declare what every measurement has: ``--device``, ``--repeats``, ``--warmup``, ``--output``."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"timed runs of each (default: {repeats})"
+    )
+    parser.add_argument("--warmup", type=int, default=1, help="runs before them (default: 1)")
+    parser.add_argument("-o", "--output", type=Path, help="folder for a JSON file, a table and a picture")
+
+
+def device_to_measure_on(args: argparse.Namespace) -> torch.device:
+    """Check what `add_measuring_arguments` declared, and make the device ready: strict float32 on CUDA.
+
+    Raises:
+        UserError: A number is out of range, or there is no such device.
+    """
+    if args.repeats < 1 or args.warmup < 0:
+        raise UserError(f"--repeats must be at least 1 and --warmup 0, got {args.repeats} and {args.warmup}.")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise UserError(f"--device {args.device}: expected cpu, cuda, or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {args.device}: expected cpu, cuda, or cuda:N.")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {args.device}: there are {torch.cuda.device_count()} GPUs, from cuda:0."
+            )
+        torch.cuda.set_device(device)  # events and synchronisation are those of the current device
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def add_memory_limit_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--memory-limit``, see `memory_limit`."""
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        metavar="GIB",
+        help="leave out what would take more memory than this (default: 0.8 of what is free)",
+    )
+
+
+def memory_limit(args: argparse.Namespace, device: torch.device) -> float:
+    """Bytes that one forward pass may take.
+
+    Raises:
+        UserError: The limit that was given is not positive.
+    """
+    if args.memory_limit is None:
+        return 0.8 * available_memory(device)
+    if not args.memory_limit > 0:
+        raise UserError(f"--memory-limit must be above 0, got {args.memory_limit}.")
+    return float(args.memory_limit * 2**30)
+
+
+def times_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    once_above: float = math.inf,
+) -> dict[str, list[float]]:
+    """Time several calls in turn, so that a slow minute of the machine slows all of them.
+
+    Args:
+        calls: What to time, by name.
+        repeats: Timed rounds; each times every call once.
+        warmup: Rounds before them.
+        device: Where the calls run; CUDA is timed by events.
+        once_above: A call whose first run takes more seconds than this is run once only; that is its time.
+
+    Returns:
+        Seconds of each timed run, by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    once: set[str] = set()
+    rounds = warmup + repeats
+    with tqdm(total=rounds * len(calls), desc="timing", unit="call", leave=False) as bar:
+        for number in range(rounds):
+            for name, call in calls.items():
+                bar.update()
+                if name in once:
+                    continue
+                seconds = _time_cuda(call) if device.type == "cuda" else _time_cpu(call)
+                if number == 0 and seconds > once_above:
+                    once.add(name)
+                if number >= warmup or name in once:
+                    times[name].append(seconds)
+    return times
+
+
+def median_times(
+    calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds by name, of `times_in_turn`."""
+    times = times_in_turn(calls, repeats, warmup, device)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def time_networks(
+    nets: Mapping[str, torch.nn.Module],
+    x: Tensor,
+    repeats: int,
+    warmup: int,
+    once_above: float = math.inf,
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Time forward passes on one input in turn, see `times_in_turn`.
+
+    Returns:
+        Seconds of each timed pass, and the last output, by name.
+
+    Raises:
+        NotEnoughMemoryError: Of the first network that needs more than there is.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def call(name: str) -> None:
+        try:
+            outputs[name] = nets[name](x)
+        except Exception as failure:
+            if not is_out_of_memory(failure):
+                raise
+            raise NotEnoughMemoryError(name, x) from failure
+
+    calls = {name: functools.partial(call, name) for name in nets}
+    with torch.inference_mode():
+        times = times_in_turn(calls, repeats, warmup, x.device, once_above)
+    return times, outputs
+
+
+def largest_difference(sr: Tensor, reference: Tensor | None) -> float | None:
+    """Largest absolute difference of two outputs; None if there is nothing to compare with."""
+    if reference is None or reference is sr:
+        return None
+    return float((sr.float() - reference.float()).abs().max())
+
+
+def _time_cpu(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _time_cuda(call: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def peak_memory_growth(build: Callable[[], torch.nn.Module], lq: Tensor) -> int:
+    """Bytes by which one forward pass raises the peak of memory in use, weights and input left out.
+
+    On a CPU it is the growth of a fresh process's largest resident set, as the allocator keeps what an
+    earlier pass has freed. ``build`` must then be picklable.
+
+    Raises:
+        UserError: The process was killed, as happens where memory runs out.
+    """
+    if lq.device.type == "cuda":
+        net = build().to(lq.device, lq.dtype).eval()
+        with torch.inference_mode():
+            net(lq)  # libraries load and compile
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            net(lq)
+        return torch.cuda.max_memory_allocated() - before
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        task = pool.submit(_resident_growth, build, tuple(lq.shape), lq.dtype, torch.get_num_threads())
+        try:
+            return task.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"the process that measured memory for an input of {tuple(lq.shape)} was killed: memory ran "
+                "out, most likely. Measure a smaller input, or leave that network out."
+            ) from error
+
+
+def _resident_growth(
+    build: Callable[[], torch.nn.Module], shape: tuple[int, ...], dtype: torch.dtype, threads: int
+) -> int:
+    torch.set_num_threads(threads)
+    net = build().to(dtype).eval()
+    with torch.inference_mode():
+        for height in (64, 96):  # libraries load and compile; for any shape once they have seen two
+            net(torch.rand(*shape[:2], height, 64, dtype=dtype))
+        lq = torch.rand(shape, dtype=dtype)
+        _give_back_freed_memory()
+        before = _peak_resident(restart=True)
+        net(lq)
+    return _peak_resident() - before
+
+
+def _give_back_freed_memory() -> None:
+    """Return what the allocator keeps to the system, where it is glibc's: a pass would use it unseen."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _peak_resident(restart: bool = False) -> int:
+    """Bytes of this process's largest resident set, on Linux since it was last restarted."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    if restart:
+        Path("/proc/self/clear_refs").write_text("5")
+    return _bytes_in(status, "VmHWM:")
+
+
+def _bytes_in(file: Path, key: str) -> int:
+    """Bytes that a line "KEY  NUMBER kB" of one of Linux's status files stands for."""
+    line = next(line for line in file.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "esc_basicsr": __version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

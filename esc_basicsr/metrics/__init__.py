@@ -1,0 +1,1 @@
+"""Quality, results tables, published figures."""

@@ -1,0 +1,165 @@
+"""The table that a test run ends with: this network by test sets, beside what is published."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esc_basicsr.lab.measure.report import markdown_table
+from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
+from esc_basicsr.metrics.result_files import write_csv, write_text
+
+__all__ = ["ResultsTable", "SetResult"]
+
+_NOTHING = "—"
+_OTHER_NAMES = {"bsd100": "b100", "bsds100": "b100"}
+
+
+class SetResult(NamedTuple):
+    """What was measured on a test set: the mean of each metric over ``images`` images."""
+
+    images: int
+    metrics: Mapping[str, float]
+
+
+class _Row(NamedTuple):
+    method: str
+    trained_on: str
+    figures_from: str
+    is_this_network: bool
+    values: Mapping[str, Mapping[str, float]]  # test set -> metric -> value
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """Methods by test sets.
+
+    Args:
+        name: What this run's network is called.
+        scale: Upscaling factor; None if unknown.
+        checkpoint: The file its weights are from; None if there is none.
+        variant: The published variant that the network is; None for another one.
+        metrics: The options' ``val.metrics``.
+        results: What was measured, by test set.
+    """
+
+    name: str
+    scale: int | None
+    checkpoint: str | None
+    variant: str | None
+    metrics: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, SetResult]
+
+    def write(self, folder: Path) -> None:
+        """Write results.md and results.csv into ``folder``, each whole or not at all.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        write_text(folder / "results.md", f"# {_one_line(self.name)}\n\n{self.markdown()}\n")
+        columns = [(name, metric) for name in self.results for metric in self._measured()]
+        write_csv(
+            folder / "results.csv",
+            ["method", "trained_on", "figures_from", "same_network"]
+            + [f"{name} {metric}" for name, metric in columns],
+            [
+                [row.method, row.trained_on, row.figures_from, "yes" if row.is_this_network else "no"]
+                + [row.values.get(name, {}).get(metric) for name, metric in columns]
+                for row in self._rows()
+            ],
+        )
+
+    def markdown(self) -> str:
+        """The table in Markdown, and where its figures come from."""
+        rows = self._rows()
+        head = ["method", "trained on", *self.results]
+        lines = [
+            [self._label(row), row.trained_on or _NOTHING]
+            + [self._cell(row.values.get(name, {})) for name in self.results]
+            for row in rows
+        ]
+        table = markdown_table(_escaped(head), map(_escaped, lines))
+        return "\n\n".join([table, *self._notes(rows)])
+
+    def _measured(self) -> list[str]:
+        """Metrics that were measured on any of the sets, in the options' order."""
+        return [
+            metric
+            for metric in self.metrics
+            if any(metric in result.metrics for result in self.results.values())
+        ]
+
+    def _rows(self) -> list[_Row]:
+        trained_on = self._training_sets()
+        own = {name: result.metrics for name, result in self.results.items()}
+        rows = [_Row(self.name, trained_on[0] if len(trained_on) == 1 else "", "measured", True, own)]
+        comparable = {metric: kind for metric in self._measured() if (kind := self._published_kind(metric))}
+        if self.scale is None or not comparable:
+            return rows
+        for training_set in trained_on:
+            for method, figures in published_figures(training_set, self.scale).items():
+                by_set = {name.casefold(): values for name, values in figures.items()}
+                values = {}
+                for name in self.results:
+                    known = by_set.get(_OTHER_NAMES.get(name.casefold(), name.casefold()), {})
+                    values[name] = {m: known[kind] for m, kind in comparable.items() if kind in known}
+                if any(values.values()):
+                    rows.append(_Row(method, training_set, PUBLICATION, method == self.variant, values))
+        return rows
+
+    def _training_sets(self) -> Sequence[str]:
+        """What the network was trained on, if its name or else its checkpoint's path says so; else all."""
+        for text in (self.name, self.checkpoint or ""):
+            said = [training_set for training_set in TRAINING_SETS if training_set in text]
+            if len(said) == 1:
+                return said
+        return TRAINING_SETS
+
+    def _published_kind(self, metric: str) -> str | None:
+        """Which of the published metrics a metric is, measured the same way; None if it is another one."""
+        options = self.metrics[metric]
+        if options.get("test_y_channel") is not True or options.get("crop_border") != self.scale:
+            return None
+        return {"calculate_psnr": "psnr", "calculate_ssim": "ssim"}.get(str(options.get("type")))
+
+    def _label(self, row: _Row) -> str:
+        if row.figures_from == "measured":
+            return f"**{row.method}, measured**"
+        return f"**{row.method}, published**" if row.is_this_network else row.method
+
+    def _cell(self, values: Mapping[str, float]) -> str:
+        if not values:
+            return _NOTHING
+        return " / ".join(
+            f"{values[metric]:.{self._digits(metric)}f}" if metric in values else _NOTHING
+            for metric in self._measured()
+        )
+
+    def _digits(self, metric: str) -> int:
+        return 2 if self.metrics[metric].get("type") == "calculate_psnr" else 4
+
+    def _notes(self, rows: Sequence[_Row]) -> list[str]:
+        counts = ", ".join(f"{_one_line(name)} {result.images}" for name, result in self.results.items())
+        measured = " / ".join(map(_one_line, self._measured())) or "nothing measured"
+        notes = [f"Each cell: {measured}, means over all images of a set ({counts})."]
+        published = {row.trained_on: None for row in rows if row.figures_from != "measured"}
+        if published:
+            notes.append(
+                f"Published figures: {PUBLICATION}, networks trained on {' or '.join(published)}; PSNR in "
+                f"dB and SSIM on Y, a border of {self.scale} pixels cropped."
+            )
+        elif self._measured() and not any(map(self._published_kind, self._measured())):
+            notes.append(
+                "Published figures are left out, as they are measured otherwise: calculate_psnr and "
+                f"calculate_ssim with test_y_channel: true and crop_border: {self.scale}."
+            )
+        return notes
+
+
+def _escaped(cells: Sequence[str]) -> list[str]:
+    return [_one_line(cell).replace("|", "\\|") for cell in cells]
+
+
+def _one_line(text: str | os.PathLike[str]) -> str:
+    return " ".join(str(text).split())

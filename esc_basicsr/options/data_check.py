@@ -1,0 +1,326 @@
+"""Whether the data that an option file names is there, and enough of it.
+
+Each function gives what it finds wrong as (key within the section, message).
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import is_file, is_folder
+from esc_basicsr.data.meta_info import read_meta_info
+from esc_basicsr.options.keys import LOADER, SOURCE, TEMPLATE, is_whole
+
+Problem = tuple[str, str]
+Size = tuple[int, int]  # height, width
+Sizes = npt.NDArray[np.integer[Any]]  # (images, 2)
+
+GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
+
+_PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
+_LONGEST_SIDE = 10**9  # pixels
+_ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
+
+
+def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool) -> Iterator[Problem]:
+    """Folders and lists of one data set section that are missing, empty or do not belong together.
+
+    Args:
+        dataset: The section.
+        scale: ``scale`` of the file.
+        is_training_set: Whether crops of ``gt_size`` are taken from it.
+    """
+    backend = _backend(dataset)
+    if backend == "memcached":
+        return
+    found = True
+    for key in ("dataroot_gt", "dataroot_lq"):
+        if isinstance(dataset.get(key), str):
+            for problem in _root_problems(key, dataset[key], backend):
+                found = False
+                yield problem
+    for index, root, _ in _sources(dataset):
+        key = f"sources[{index}].dataroot_gt"
+        problems = [*_lmdb_problems(key, root)]
+        yield from problems
+        if not problems and is_training_set:
+            yield from _crop_problems(root, *read_meta_info(_list_of(root)), dataset.get("gt_size"))
+    listing = dataset.get("meta_info_file")
+    if isinstance(listing, str) and not is_file(listing):
+        found = False
+        yield "meta_info_file", f"there is no list of images '{listing}'."
+    if found and dataset.get("type") == "PairedImageDataset" and (listing is None or backend == "lmdb"):
+        yield from _pair_problems(dataset, backend, scale, is_training_set)
+
+
+def count_images(dataset: Mapping[str, Any]) -> int | None:
+    """How many images an epoch over a data set section visits; None where that cannot be told."""
+    if "sources" in dataset:
+        # As DFLIPDataset counts: a weight says how often an epoch visits each image.
+        return sum(round(_count_listed(root) * weight) for _, root, weight in _sources(dataset))
+    root = dataset.get("dataroot_gt") or dataset.get("dataroot_lq")
+    backend = _backend(dataset)
+    if not isinstance(root, str) or backend not in ("disk", "lmdb"):
+        return None
+    if backend == "lmdb":
+        return _count_listed(root)
+    if isinstance(dataset.get("meta_info_file"), str):
+        return _count_lines(Path(dataset["meta_info_file"]))
+    return len(_image_names(expand(root)))
+
+
+def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterator[Problem]:
+    """A batch that processes cannot share, or that a training set is too small for: nothing to train on."""
+    images = count_images(dataset)
+    key = "batch_size_per_gpu" if dataset.get("global_batch_size") is None else "global_batch_size"
+    batch: Any = dataset.get(key)
+    ratio: Any = dataset.get("dataset_enlarge_ratio", 1)
+    kinds = {key: batch, "dataset_enlarge_ratio": ratio}
+    if not images or not all(LOADER[name].accepts(value) for name, value in kinds.items()):
+        return
+    processes, of_each, needed = _process_count(opt), "", batch
+    if key == "global_batch_size" and batch % processes:
+        yield key, f"got {batch}, expected a multiple of the number of processes, {processes}."
+        return
+    if key == "batch_size_per_gpu":
+        # Without a launcher one process feeds all devices, with a batch that is so much larger.
+        devices = _device_count(opt) if processes == 1 else processes
+        of_each = f" on each of {devices} GPUs or processes" if devices > 1 else ""
+        needed = batch * devices
+    samples = math.ceil(images * ratio)
+    if samples < needed:
+        yield (
+            key,
+            f"got {batch}{of_each}, but {images} images × dataset_enlarge_ratio {ratio} make only {samples} "
+            "samples an epoch, less than one batch, and incomplete batches are dropped: nothing would be "
+            "trained on. Lower it or raise dataset_enlarge_ratio.",
+        )
+
+
+def _backend(dataset: Mapping[str, Any]) -> str:
+    backend = dataset.get("io_backend")
+    kind = backend.get("type") if isinstance(backend, Mapping) else None
+    return kind if isinstance(kind, str) else "disk"
+
+
+def expand(path: str) -> Path:
+    """``path``, whose beginning may be ~; as it is, where that is unknown."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - like BasicSR, no error for an unknown ~user
+
+
+def _sources(dataset: Mapping[str, Any]) -> Iterator[tuple[int, str, float]]:
+    """Place, folder and weight of each LMDB of a DFLIPDataset that is given as it should be."""
+    sources = dataset.get("sources")
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
+        root = source.get("dataroot_gt") if isinstance(source, Mapping) else None
+        weight: Any = source.get("weight", 1) if isinstance(source, Mapping) else None
+        if isinstance(root, str) and SOURCE["weight"].accepts(weight):
+            yield index, root, weight
+
+
+def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:
+    if backend == "lmdb" and not root.endswith(".lmdb"):
+        yield key, f"got '{root}', expected a folder whose name ends in .lmdb (io_backend: type: lmdb)."
+    elif backend == "lmdb":
+        yield from _lmdb_problems(key, root)
+    elif not is_folder(expand(root)):
+        yield key, f"there is no folder of images '{root}'."
+    elif not _image_names(expand(root)):
+        yield key, f"got '{root}', a folder without files; expected one of images."
+
+
+def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
+    folder = expand(root)
+    absent = [name for name in ("data.mdb", "meta_info.txt") if not is_file(folder / name)]
+    if not is_folder(folder):
+        yield key, f"there is no LMDB folder '{root}'."
+    elif absent:
+        lacking = " and no ".join(absent)
+        yield (
+            key,
+            f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew.",
+        )
+    else:
+        try:
+            read_meta_info(_list_of(root))
+        except UserError as error:
+            yield key, f"{error}."
+
+
+def _pair_problems(
+    dataset: Mapping[str, Any], backend: str, scale: Any, is_training_set: bool
+) -> Iterator[Problem]:
+    """Where HR and LR do not belong together one to one, which BasicSR finds late or never."""
+    gt, lq, template = (
+        dataset.get("dataroot_gt"),
+        dataset.get("dataroot_lq"),
+        dataset.get("filename_tmpl", "{}"),
+    )
+    if not (isinstance(gt, str) and isinstance(lq, str) and TEMPLATE.accepts(template)):
+        return
+    if backend == "lmdb":
+        yield from _lmdb_pair_problems(gt, lq, scale, is_training_set, dataset.get("gt_size"))
+        return
+    names, lq_names = _image_names(expand(gt)), _image_names(expand(lq))
+    lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
+    problems = [*_match_problems(lq_of, lq_names, lq, template)]
+    if problems:
+        yield from problems
+        return
+    looked_at = sorted(names)[:_PAIRS_LOOKED_AT]
+    files = {"dataroot_gt": looked_at, "dataroot_lq": [lq_of[name] for name in looked_at]}
+    sizes: dict[str, Sizes] = {}
+    for (key, of_root), root in zip(files.items(), (gt, lq), strict=True):
+        try:
+            sizes[key] = np.array([_file_size(expand(root) / name) for name in of_root])
+        except UserError as error:
+            yield key, str(error)
+            return
+    yield from _scale_problems(looked_at, sizes["dataroot_gt"], sizes["dataroot_lq"], scale, is_training_set)
+    if is_training_set:
+        yield from _crop_problems(gt, looked_at, sizes["dataroot_gt"], dataset.get("gt_size"))
+
+
+def _lmdb_pair_problems(
+    gt: str, lq: str, scale: Any, is_training_set: bool, gt_size: Any
+) -> Iterator[Problem]:
+    keys, sizes = read_meta_info(_list_of(gt))
+    lq_keys, lq_sizes = read_meta_info(_list_of(lq))
+    if keys != lq_keys:  # as they are for sets that were made together
+        problems = [*_match_problems({key: key for key in keys}, {*lq_keys}, lq, None)]
+        if problems:
+            yield from problems
+            return
+        place_of = {key: place for place, key in enumerate(lq_keys)}
+        lq_sizes = lq_sizes[[place_of[key] for key in keys]]
+    yield from _scale_problems(keys, sizes, lq_sizes, scale, is_training_set)
+    if is_training_set:
+        yield from _crop_problems(gt, keys, sizes, gt_size)
+
+
+def _match_problems(
+    lq_of: Mapping[str, str], lq_names: set[str], lq: str, template: str | None
+) -> Iterator[Problem]:
+    """HR images without LR image: ``lq_of`` says how each one's is named (by ``template``, in a folder)."""
+    unmatched = sorted(name for name, wanted in lq_of.items() if wanted not in lq_names)
+    if len(lq_of) != len(lq_names):
+        yield (
+            "dataroot_lq",
+            f"has {len(lq_names)} images, dataroot_gt has {len(lq_of)}; expected one LR for each HR.",
+        )
+    elif unmatched and template is None:
+        yield (
+            "dataroot_lq",
+            f"got '{lq}', which has no '{unmatched[0]}' as dataroot_gt has ({len(unmatched)} of {len(lq_of)} "
+            "such in all); expected the LR images of these HR images.",
+        )
+    elif unmatched:
+        yield (
+            "filename_tmpl",
+            f"got '{template}', by which the LR image of {unmatched[0]} is '{lq_of[unmatched[0]]}'; '{lq}' "
+            "has no such file. Expected such as '{}x4' where LR names are HR names with x4 behind.",
+        )
+
+
+def _scale_problems(
+    names: Sequence[str], sizes: Sizes, lq_sizes: Sizes, scale: Any, is_training_set: bool
+) -> Iterator[Problem]:
+    """Pairs, by name with the sizes of HR and LR, whose HR image is not ``scale`` times the LR image.
+
+    To validate or test by, BasicSR crops HR images to that, however much there is to crop; right is less than
+    ``scale`` pixels, where the LR size was rounded down.
+    """
+    if not (is_whole(scale) and scale >= 1):
+        return
+    surplus = 0 if is_training_set else scale - 1
+    # No side has so many pixels: more would be as wrong, but overflow.
+    rest = sizes - lq_sizes.astype(np.int64) * int(min(scale, _LONGEST_SIDE))
+    (wrong,) = np.nonzero(((rest < 0) | (rest > surplus)).any(axis=1))
+    if len(wrong):
+        first = wrong[0]
+        height, width = lq_sizes[first].tolist()
+        expected = _say_size((height * scale, width * scale))
+        more = f", or up to {surplus} more on a side" if surplus else ""
+        yield (
+            "dataroot_lq",
+            f"at scale {scale} the LR image of '{names[first]}', {_say_size((height, width))}, goes with an "
+            f"HR image of {expected}{more}; got {_say_size(sizes[first].tolist())} ({len(wrong)} of "
+            f"{len(names)} pairs do not fit). Give HR and LR of this scale.",
+        )
+
+
+def _crop_problems(root: str, names: Sequence[str], sizes: Sizes, gt_size: Any) -> Iterator[Problem]:
+    if not is_whole(gt_size):
+        return
+    (small,) = np.nonzero(sizes.min(axis=1) < gt_size)
+    if len(small):
+        first = small[0]
+        yield (
+            "gt_size",
+            f"got {gt_size}, but '{names[first]}' of '{root}' is {_say_size(sizes[first].tolist())} "
+            f"({len(small)} of {len(names)} images are smaller than a crop). Lower gt_size, or take them "
+            "out.",
+        )
+
+
+def _list_of(root: str) -> Path:
+    return expand(root) / "meta_info.txt"
+
+
+def _count_listed(root: str) -> int:
+    """Images of an LMDB; 0 where its list cannot be read, which is told elsewhere."""
+    try:
+        return len(read_meta_info(_list_of(root))[0])
+    except UserError:
+        return 0
+
+
+def _file_size(file: Path) -> Size:
+    """Height and width by the file's header. Raises UserError if it is no image."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            is_turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f"'{file}' cannot be read as an image. Replace or remove it.") from None
+    return (width, height) if is_turned else (height, width)
+
+
+def _say_size(size: Sequence[int]) -> str:
+    return f"{size[1]}×{size[0]}"
+
+
+def _image_names(folder: Path) -> set[str]:
+    """The files that BasicSR takes for images: all that are not hidden."""
+    if not is_folder(folder):
+        return set()
+    return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError:
+        return 0
+
+
+def _process_count(opt: Mapping[str, Any]) -> int:
+    """Training processes: as BasicSR counted them, or as torchrun announces them."""
+    count = str(opt.get("world_size") or os.environ.get("WORLD_SIZE", "1"))
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
+def _device_count(opt: Mapping[str, Any]) -> int:
+    count = opt.get("num_gpu")
+    if count == "auto":
+        return max(1, torch.cuda.device_count())
+    return max(1, count) if is_whole(count) else 1

@@ -1,0 +1,385 @@
+"""The shipped option files, from one source.
+
+Each file is complete and flat, for BasicSR's own parser and for people to copy, edit and send on. Numbers
+come from the tables below and from `VARIANTS`; the recipe is the release's (arXiv:2503.06671, Sec. 4.1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.lab.networks.variants import RIVALS
+
+PHOTOGRAPHS = "photographs"  # what the networks that ship were trained on (docs/models.md)
+BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+DFLIP_SOURCES = (
+    "DIV2K/DIV2K_train_HR",
+    "Flickr2K/Flickr2K_HR",
+    "LSDIR/LSDIR_HR",
+    "DiverSeg-IP/DiverSeg-IP_HR",
+)
+
+# The rows of the paper's ablation: name -> what differs from ESC, and what the row shows.
+ABLATION: dict[str, tuple[dict[str, Any], str]] = {
+    "attention_only": (
+        {"token_mixer": "attention", "conv_blocks": 2},
+        "window attention in place of each ConvAttn; fewer layers, as attention costs more",
+    ),
+    "conv_attention_only": (
+        {"token_mixer": "conv_attention", "conv_blocks": 7},
+        "no window attention; more ConvAttn layers for what it costs",
+    ),
+    "kernel9": ({"kernel_size": 9}, "a smaller large kernel"),
+    "kernel17": ({"kernel_size": 17}, "a larger large kernel"),
+    "no_dynamic_kernel": ({"dynamic_kernel": False}, "the large kernel alone, none made from the image"),
+    "unshared_no_dynamic_kernel": (
+        {"share_large_kernel": False, "dynamic_kernel": False},
+        "a large kernel for each ConvAttn, none made from the image",
+    ),
+    "window16": (
+        {"window_size": 16, "conv_blocks": 6},
+        "smaller attention windows; more ConvAttn layers for what they save",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a network is trained, and by what batches; the published one if nothing is given.
+
+    Attributes:
+        lr_patch: Side of a training patch, in LR pixels.
+        batch: Patches of a step, on all GPUs.
+        batch_per_gpu: Patches at a time.
+        enlarge: How often an epoch visits each image.
+        iterations: Steps.
+        warmup: Steps in which the learning rate rises.
+        learning_rate: Largest.
+        milestones: Steps at which it is halved; if there are none it falls by half a cosine.
+        ema_decay: Of the averaged weights.
+        every: Steps between checkpoints, and between validations.
+    """
+
+    lr_patch: int = 64
+    batch: int = 64  # published: 16 on each of 4 GPUs
+    batch_per_gpu: int = 16
+    enlarge: int = 1
+    iterations: int = 500_000
+    warmup: int = 20_000
+    learning_rate: float = 5e-4
+    milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000, 490_000)
+    ema_decay: float = 0.999
+    every: int = 5_000
+
+
+# For an hour on two CPU cores; a GPU has time for more (docs/models.md).
+SHORT = Schedule(
+    lr_patch=32,
+    batch=8,
+    batch_per_gpu=8,
+    enlarge=10,
+    iterations=1_500,
+    warmup=100,
+    learning_rate=1e-3,
+    milestones=(),
+    ema_decay=0.995,
+    every=250,
+)
+# from the trained ×2
+SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One network on one training set: a file to train by, a file to test by."""
+
+    variant: str
+    scale: int
+    data: str
+    network: Mapping[str, Any] = field(hash=False)
+    row: str = ""
+    remark: str = ""
+    scale_key: str = "upscaling_factor"
+    schedule: Schedule = Schedule()
+
+    @property
+    def name(self) -> str:
+        """Stem of the files, ``name:`` in them, folder of the checkpoints."""
+        return "_".join(part for part in (self.variant, f"x{self.scale}", self.data, self.row) if part)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the files, below ``train`` and ``test``."""
+        return "ablation" if self.row else self.variant
+
+    @property
+    def title(self) -> str:
+        """What the files are about, for people."""
+        title = f"{self.variant} ×{self.scale}" + (f" trained on {self.data}" if self.data else "")
+        return f"{title}. Ablation: {self.remark}" if self.remark else title
+
+
+def recipes() -> list[Recipe]:
+    """All trained networks."""
+    plain = [
+        Recipe(variant, scale, "DIV2K", network) for variant, network in VARIANTS.items() for scale in SCALES
+    ]
+    dflip = [Recipe("ESC", scale, "DFLIP", VARIANTS["ESC"]) for scale in SCALES]
+    ablation = [
+        Recipe("ESC", 2, "DIV2K", {**VARIANTS["ESC"], **changes}, row, remark)
+        for row, (changes, remark) in ABLATION.items()
+    ]
+    shipped = [
+        Recipe("ESC-light", scale, PHOTOGRAPHS, VARIANTS["ESC-light"], schedule=schedule)
+        for scale, schedule in ((2, SHORT), (4, SHORTER))
+    ]
+    return plain + dflip + ablation + shipped
+
+
+def ablation_rows() -> dict[str, Recipe]:
+    """The rows of the paper's ablation by name: ESC itself first, then those of `ABLATION`."""
+    return {
+        recipe.row or recipe.variant: recipe
+        for recipe in recipes()
+        if (recipe.variant, recipe.scale, recipe.data) == ("ESC", 2, "DIV2K")
+    }
+
+
+def option_files() -> dict[PurePosixPath, str]:
+    """Path below ``options/`` and text of every shipped file."""
+    files = {}
+    for recipe in recipes():
+        files[PurePosixPath("train", recipe.folder, f"{recipe.name}.yml")] = training_text(recipe)
+        files[PurePosixPath("test", recipe.folder, f"{recipe.name}.yml")] = benchmark_text(recipe)
+    for scale in SCALES:
+        baseline = Recipe("Bicubic", scale, "", {"type": "Bicubic"})
+        files[PurePosixPath("test", baseline.folder, f"{baseline.name}.yml")] = benchmark_text(baseline)
+        for variant, rival in RIVALS.items():
+            other = Recipe(variant, scale, "DIV2K", rival.network, scale_key=rival.scale_key)
+            files[PurePosixPath("test", other.folder, f"{other.name}.yml")] = benchmark_text(other)
+    return files
+
+
+def training_text(recipe: Recipe) -> str:
+    """Text of the file to train ``recipe`` by."""
+    make = {"DFLIP": _dflip, "DIV2K": _div2k, PHOTOGRAPHS: _photographs}[recipe.data]
+    data, schedule = make(recipe.scale, recipe.schedule), recipe.schedule
+    sections = [
+        _head(recipe, "train"),
+        f"datasets:\n{_indent(data)}\n\n{_indent(_benchmark('val', 'Set5', recipe.scale))}",
+        _network(recipe.network),
+        _start(recipe),
+        _training(schedule),
+        f"val:\n  val_freq: {schedule.every}\n  save_img: false\n  pbar: true\n{_METRICS}",
+        _logger(schedule),
+        _DISTRIBUTED,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def benchmark_text(recipe: Recipe) -> str:
+    """Text of the file to measure ``recipe`` on the benchmarks by."""
+    names = BENCHMARKS[:2] if recipe.data == PHOTOGRAPHS else BENCHMARKS
+    sets = [_indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(names, 1)]
+    checkpoint = f"experiments/{recipe.name}/models/net_g_latest.pth" if recipe.data else "~"
+    if recipe.variant in RIVALS:
+        released = "BasicSR's model zoo has it" if recipe.variant == "RCAN" else "its authors released it"
+        checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
+    if recipe.data == PHOTOGRAPHS:
+        checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
+    sections = [
+        _head(recipe, "test"),
+        "datasets:\n" + "\n\n".join(sets),
+        _network(recipe.network, recipe.scale_key),
+        _path(checkpoint),
+        f"val:\n  save_img: false # true: into results/{recipe.name}/visualization\n"
+        f"  suffix: ~ # of the images' names; ~: the name above\n  pbar: true\n{_METRICS}",
+        _DISTRIBUTED,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(recipe: Recipe, command: str) -> str:
+    file = f"options/{command}/{recipe.folder}/{recipe.name}.yml"
+    is_for_cpus = recipe.data == PHOTOGRAPHS and command == "train"
+    kernels = (
+        "\ncpu_kernels: true # without a GPU: three times as fast; needs a C++ compiler"
+        if is_for_cpus
+        else ""
+    )
+    return f"""\
+# Generated by: python -m esc_basicsr options --write options. Copy it under another name to change it.
+# {recipe.title}.
+# python -m esc_basicsr {command} -opt {file}
+# datasets/README.md says how to get the data.
+
+name: {recipe.name}
+model_type: ESCModel
+scale: &scale {recipe.scale}
+num_gpu: auto # all GPUs there are; 0: the CPU
+manual_seed: 0{kernels}"""
+
+
+def _div2k(scale: int, schedule: Schedule) -> str:
+    return _pairs("DIV2K", "DIV2K_train", scale, schedule)
+
+
+def _photographs(scale: int, schedule: Schedule) -> str:
+    return _pairs(PHOTOGRAPHS, PHOTOGRAPHS, scale, schedule)
+
+
+def _pairs(name: str, prefix: str, scale: int, schedule: Schedule) -> str:
+    return f"""\
+train:
+  name: {name}
+  type: PairedImageDataset
+  dataroot_gt: datasets/{name}/{prefix}_HR_sub.lmdb
+  dataroot_lq: datasets/{name}/{prefix}_LR_bicubic_X{scale}_sub.lmdb
+  io_backend:
+    type: lmdb
+{_indent(_patches(scale, schedule))}"""
+
+
+def _dflip(scale: int, schedule: Schedule) -> str:
+    sources = "\n".join(
+        f"    - dataroot_gt: datasets/{source}_sub.lmdb\n      weight: 1.0" for source in DFLIP_SOURCES
+    )
+    return f"""\
+train:
+  name: DFLIP
+  type: DFLIPDataset # LR is made of each HR patch on the fly
+  sources: # weight: how often an epoch visits each image of the set
+{sources}
+{_indent(_patches(scale, schedule))}"""
+
+
+def _patches(scale: int, schedule: Schedule) -> str:
+    return f"""\
+gt_size: {schedule.lr_patch * scale} # {schedule.lr_patch} × scale
+use_hflip: true
+use_rot: true
+global_batch_size: {schedule.batch} # on any number of GPUs that divides it
+batch_size_per_gpu: {schedule.batch_per_gpu} # at a time: less needs less memory, the steps are the same
+num_worker_per_gpu: 8
+persistent_workers: true
+pin_memory: true
+prefetch_mode: ~
+dataset_enlarge_ratio: {schedule.enlarge}"""
+
+
+def _benchmark(phase: str, name: str, scale: int) -> str:
+    return f"""\
+{phase}:
+  name: {name}
+  type: PairedImageDataset
+  dataroot_gt: datasets/{name}/HR/X{scale}
+  dataroot_lq: datasets/{name}/LR_bicubic/X{scale}
+  filename_tmpl: '{{}}x{scale}'
+  io_backend:
+    type: disk"""
+
+
+def _network(network: Mapping[str, Any], scale_key: str = "upscaling_factor") -> str:
+    options = {"type": network["type"], scale_key: "*scale", **network}
+    lines = [f"  {key}: {_scalar(value)}" for key, value in options.items()]
+    if network["type"] in ("ESC", "ESCFP"):
+        lines.append("  attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
+    return "\n".join(["network_g:", *lines])
+
+
+def _start(recipe: Recipe) -> str:
+    if recipe.scale == 2:
+        return f"{_path('~')}\n{_RESUME}"
+    first = Recipe(recipe.variant, 2, recipe.data, recipe.network, recipe.row)
+    comment = f"  # ×{recipe.scale} starts from the trained ×2; ~ trains from scratch."
+    path = _path(f"experiments/{first.name}/models/net_g_latest.pth")
+    return path.replace("path:\n", f"path:\n{comment}\n") + f"\n{_RESUME}"
+
+
+def _path(checkpoint: str) -> str:
+    return f"""\
+path:
+  pretrain_network_g: {checkpoint}
+  param_key_g: params_ema
+  strict_load_g: true"""
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" if line else line for line in text.split("\n"))
+
+
+_RESUME = "  resume_state: ~"
+
+
+def _training(schedule: Schedule) -> str:
+    if schedule.milestones:
+        fall = f"""\
+    type: MultiStepLR
+    milestones: [{", ".join(map(str, schedule.milestones))}]
+    gamma: 0.5"""
+    else:
+        fall = f"""\
+    type: CosineAnnealingRestartLR
+    periods: [{schedule.iterations}] # as total_iter
+    restart_weights: [1]
+    eta_min: 1.0e-6"""
+    mantissa, _, exponent = f"{schedule.learning_rate:.1e}".partition("e")
+    return f"""\
+train:
+  total_iter: {schedule.iterations}
+  warmup_iter: {schedule.warmup} # -1: none
+  ema_decay: {schedule.ema_decay}
+
+  optim_g:
+    type: AdamW
+    lr: {mantissa}e{int(exponent)}
+    weight_decay: 0
+    betas: [0.9, 0.9]
+
+  scheduler:
+{fall}
+
+  pixel_opt:
+    # L1 on luma, plus a light chroma term that keeps edges free of tints (chroma_weight: 0 is the paper's).
+    # For L1 on RGB, as in the authors' released files, write here: type: L1Loss
+    type: YChannelL1Loss
+    loss_weight: 1.0
+    reduction: mean"""
+
+
+def _logger(schedule: Schedule) -> str:
+    return f"""\
+logger:
+  print_freq: 100
+  save_checkpoint_freq: {schedule.every}
+  keep_checkpoints: ~ # all; a number: the newest ones
+  safetensors: true # beside each .pth, its EMA weights
+  use_tb_logger: true
+  wandb:
+    project: ~
+    resume_id: ~"""
+
+
+_METRICS = """\
+  metrics: # on luma, a border of scale pixels cropped
+    psnr:
+      type: calculate_psnr
+      crop_border: *scale
+      test_y_channel: true
+      better: higher
+    ssim:
+      type: calculate_ssim
+      crop_border: *scale
+      test_y_channel: true
+      better: higher"""
+
+_DISTRIBUTED = """\
+dist_params:
+  backend: nccl
+  port: 29500"""

@@ -1,0 +1,1 @@
+"""A training's life: model, loss, states, validation."""

@@ -1,0 +1,328 @@
+"""What training leaves on the disk to be resumed from: networks' weights, and states that say the rest.
+
+A checkpoint of iteration k is ``models/net_g_k.pth`` and ``training_states/k.state``. The state is written
+last and holds the SHA-256 of the weights, so that it stands for all of it.
+"""
+
+import hashlib
+import importlib
+import io
+import random
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.log import logger
+from esc_basicsr.weights.checkpoint import read_weights, refuse_bombs
+
+__all__ = [
+    "check_form",
+    "load_resume_state",
+    "newest_state",
+    "on_first_rank",
+    "prune",
+    "random_state",
+    "restore_random_state",
+    "write_state",
+    "write_torch",
+]
+
+
+_LARGEST = 2**62  # of whole numbers in a state
+# What `ReproducibleSampler.place` gives.
+_PLACE = {"seed", "samples", "batch", "epoch", "done"}
+
+
+# Writing
+
+
+def write_torch(path: str | Path, content: object) -> str:
+    """Write what `torch.save` writes, whole or not at all.
+
+    Returns:
+        The file's SHA-256, in hexadecimal.
+
+    Raises:
+        UserError: It cannot be written, as when the disk is full.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getbuffer()
+    with written_whole(path) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_state(opt: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the training state of ``state["iter"]``, which replaces one of the same iteration."""
+    write_torch(Path(opt["path"]["training_states"]) / f"{state['iter']}.state", dict(state))
+
+
+def prune(opt: Mapping[str, Any], kept: int) -> None:
+    """Remove all but the ``kept`` newest checkpoints. ``net_g_latest`` and what others put there stays."""
+    models = Path(opt["path"]["models"])
+    for state in _states(opt)[kept:]:
+        # The state first: none is ever without its weights.
+        state.unlink(missing_ok=True)
+        for label in _labels(opt):
+            for suffix in (".pth", ".safetensors"):
+                (models / f"net_{label}_{state.stem}{suffix}").unlink(missing_ok=True)
+
+
+def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
+    """Have no state beyond the one that is resumed: a later resumption would take it, and pruning keep it."""
+    for state in _states(opt):
+        if int(state.stem) > iteration:
+            aside = state.with_name(f"{state.name}.abandoned")
+            state.replace(aside)
+            logger.warning(
+                "Training goes on from iteration %d: %s is renamed %s.", iteration, state, aside.name
+            )
+
+
+def newest_state(opt: Mapping[str, Any]) -> Path | None:
+    """The experiment's newest training state, if it has any."""
+    return next(iter(_states(opt)), None)
+
+
+def on_first_rank(work: Callable[[], None]) -> None:
+    """Have rank 0 do something, and every rank know if it failed.
+
+    Raises:
+        UserError: It raised one on rank 0.
+    """
+    problems: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            problems = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(problems)
+    if problems[0] is not None:
+        raise UserError(problems[0])
+
+
+# Random numbers
+
+
+def random_state() -> dict[str, Any]:
+    """The state of this process's global random numbers, in values that a training state may hold."""
+    name, numbers, position, has_normal, normal = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(numbers, np.int64)), position, has_normal, normal],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers of a process whose `random_state` it was."""
+    random.setstate(state["python"])
+    name, numbers, position, *others = state["numpy"]
+    if not 0 <= position <= len(numbers):
+        raise ValueError(f"random numbers at {position} of {len(numbers)}")
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), position, *others))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+# Resuming
+
+
+def load_resume_state(opt: dict[str, Any]) -> Any:
+    """The training state to resume from, on the CPU; None to start anew.
+
+    With ``--auto_resume`` the newest state of this experiment that is whole, its networks' weights included,
+    if it has any; else ``path.resume_state``. ``opt["resume"]`` is set to where in the data it was.
+
+    Raises:
+        UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is
+            to start anew in an experiment that has states, which BasicSR would archive.
+    """
+    found: list[Any] = [None]
+
+    def find() -> None:
+        found[0] = _find_resume_state(opt)
+
+    # One process chooses: on another node a file may be there a little later.
+    on_first_rank(find)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if found[0] is None:
+        return None
+    path, state = found[0]
+    if Path(path).parent.resolve() == Path(opt["path"]["training_states"]).resolve():
+        on_first_rank(lambda: _set_aside_newer(opt, state["iter"]))
+    opt["path"]["resume_state"] = path
+    opt["resume"] = {**state.get("data", {}), "epoch": state["epoch"], "iter": state["iter"]}
+    for folder in {"experiments_root", "models", "training_states", "visualization"} & opt["path"].keys():
+        # BasicSR makes them for new experiments alone; the state may be another one's.
+        Path(opt["path"][folder]).mkdir(parents=True, exist_ok=True)
+    importlib.import_module("basicsr.utils").check_resume(opt, state["iter"])
+    for label, weights in zip(_labels(opt), _weights_of(opt, state, Path(path)), strict=True):
+        opt["path"][f"pretrain_network_{label}"] = str(weights)  # of another experiment, if the state is
+    return state
+
+
+def _find_resume_state(opt: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    states = _states(opt)
+    given = opt["path"].get("resume_state")
+    if opt["auto_resume"] and states:
+        if given is not None:
+            logger.info("--auto_resume: %s goes before path.resume_state, %s.", states[0].parent, given)
+        for file in states:
+            try:
+                return str(file), _read_state(opt, file)
+            except UserError as error:
+                logger.warning("--auto_resume passes over a state: %s", error)
+        raise UserError(
+            f"--auto_resume: none of the {len(states)} training states in {states[0].parent} can be resumed "
+            "from. To start anew, move that folder away."
+        )
+    if given is not None:
+        return str(given), _read_state(opt, Path(given))
+    if states and not opt["name"].startswith("debug_"):
+        raise UserError(
+            f"{opt['path']['experiments_root']} holds an experiment of this name, at iteration "
+            f"{states[0].stem}. Add --auto_resume to go on from there; to start anew, give another name or "
+            "move that folder away."
+        )
+    return None
+
+
+def _states(opt: Mapping[str, Any]) -> list[Path]:
+    """The experiment's training states, newest first."""
+    files = Path(opt["path"]["training_states"]).glob("*.state")
+    return sorted(
+        (file for file in files if file.stem.isdecimal()), key=lambda file: int(file.stem), reverse=True
+    )
+
+
+def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read a training state, if the weights that belong to it can be read too: check_resume sets them."""
+    try:
+        refuse_bombs(path)
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load checks no sums
+                raise ValueError(damaged)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such training state. Use another one.") from None
+    except Exception as error:  # a damaged file can make torch raise anything
+        raise UserError(
+            f"{path}: not a readable training state: it is cut short or damaged. Use an older one."
+        ) from error
+    if not _is_state(state):
+        raise UserError(f"{path}: not a training state, which holds epoch, iter, optimizers and schedulers.")
+    for weights in _weights_of(opt, state, path):
+        if not weights.is_file():
+            raise UserError(f"{path}: the weights that belong to it, {weights}, are missing.")
+        try:
+            read_weights(weights)
+        except UserError as error:
+            raise UserError(f"{path}: the weights that belong to it cannot be used: {error}") from error
+        expected = state.get("sha256", {}).get(weights.name)
+        if expected is not None and hashlib.sha256(weights.read_bytes()).hexdigest() != expected:
+            raise UserError(
+                f"{path}: the weights that belong to it, {weights}, are damaged or of another run."
+            )
+    return state
+
+
+def _is_state(state: Any) -> bool:
+    """Whether it has the form of a training state: BasicSR's, or ours with more."""
+    kinds = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
+    ours = {"data": dict, "sha256": dict, "random": list, "skipped": dict, "metrics": dict}
+    if not isinstance(state, dict) or not kinds.keys() <= state.keys():
+        return False
+    if any(type(state[key]) is not kind for key, kind in (kinds | ours).items() if key in state):
+        return False
+    place = state.get("data") or dict.fromkeys(_PLACE, 0)
+    return (
+        place.keys() == _PLACE
+        and all(type(value) is int and 0 <= value < _LARGEST for value in place.values())
+        and all(0 <= state[key] < _LARGEST for key in ("epoch", "iter"))
+        and all(isinstance(digest, str) for digest in state.get("sha256", {}).values())
+        and all(type(count) is int for count in state.get("skipped", {}).values())
+        and ("metrics" not in state or _are_metrics(state["metrics"]))
+    )
+
+
+def check_form(found: Any, own: Any, where: str) -> None:
+    """Compare a part of a training state with the same part of this training's own.
+
+    Args:
+        found: What was read: tensors, numbers, texts, and containers of them.
+        own: What it must be like. Numbers may differ, but must be finite; of numbers alone a container may
+            have more or fewer. What only one of two dicts has is let be; an empty container allows anything.
+        where: What it is called.
+
+    Raises:
+        ValueError: It is not like that; with the place.
+    """
+    if isinstance(own, Mapping) and isinstance(found, Mapping):
+        if all(map(_is_number, own.values())):
+            fits = not own or all(map(_is_number, found.values()))
+        else:
+            fits = True
+            for key in own.keys() & found.keys():
+                check_form(found[key], own[key], f"{where}.{key}")
+    elif isinstance(own, list | tuple) and isinstance(found, list | tuple):
+        if all(map(_is_number, own)):
+            fits = not own or all(map(_is_number, found))
+        else:
+            fits = len(found) == len(own)
+            for number, pair in enumerate(zip(found, own, strict=False)):
+                check_form(*pair, f"{where}.{number}")
+    else:
+        fits = _is_number(found) if _is_number(own) else type(found) is type(own)
+    if not fits:
+        raise ValueError(f"{where} is not what it should be")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+
+
+def _are_metrics(state: Mapping[str, Any]) -> bool:
+    """Whether it has the form of `SharedValidation.metrics_state`, whose numbers may be infinite."""
+    history, best = state.get("history"), state.get("best")
+    if not isinstance(history, list) or not isinstance(best, dict):
+        return False
+    entries = [
+        isinstance(entry, dict)
+        and type(entry.get("iter")) is int
+        and isinstance(entry.get("set"), str)
+        and all(isinstance(key, str) and isinstance(value, int | float | str) for key, value in entry.items())
+        for entry in history
+    ]
+    records = [
+        isinstance(record, dict)
+        and {"better": str, "val": float, "iter": int} == {key: type(value) for key, value in record.items()}
+        for of_set in best.values()
+        for record in (of_set.values() if isinstance(of_set, dict) else [None])
+    ]
+    return all(entries) and all(records)
+
+
+def _labels(opt: Mapping[str, Any]) -> list[str]:
+    """``g`` of ``network_g``, and others, of the networks that are resumed."""
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    return [key.removeprefix("network_") for key in opt if key.startswith("network_") and key not in ignored]
+
+
+def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> list[Path]:
+    """The weights that belong to the state in ``path``: of its own experiment, whichever that is."""
+    beside = path.parent.parent / "models"
+    models = beside if beside.is_dir() else Path(opt["path"]["models"])
+    return [models / f"net_{label}_{state['iter']}.pth" for label in _labels(opt)]

@@ -1,0 +1,1 @@
+"""Weight files, and the network they belong to."""

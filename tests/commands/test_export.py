@@ -1,0 +1,88 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from esc_basicsr.__main__ import main
+from esc_basicsr.export import onnx_file
+from esc_basicsr.weights.checkpoint import read_safetensors_metadata, write_safetensors
+from esc_basicsr.weights.shipped import load_network
+
+
+def export(checkpoint, out, *options):
+    return main(["export", str(checkpoint), "-o", str(out), *options])
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt", ".safetensors"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ending_tells_the_format_and_differences_are_printed(checkpoint, tmp_path, capsys, ending, precision):
+    out = tmp_path / "new" / f"tiny{ending}"
+    assert export(checkpoint, out, "--precision", precision) == 0
+    printed = capsys.readouterr().out
+    assert "2×3×5×5: differs by" in printed and "ESC ×2, " in printed and precision in printed
+    assert ("opset 18" in printed) == (ending == ".onnx")
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_safetensors_tell_what_the_source_told_and_load_again(checkpoint, lively_network, tmp_path):
+    source = tmp_path / "trained.safetensors"
+    write_safetensors(
+        source, load_network(checkpoint).network.state_dict(), {"iteration": "500", "name": "mine"}
+    )
+    out = tmp_path / "out.safetensors"
+    assert export(source, out, "--precision", "fp16") == 0
+    about = read_safetensors_metadata(out)
+    assert (about["iteration"], about["name"]) == ("500", "mine")
+    assert (about["scale"], about["precision"]) == ("2", "fp16")
+    trained = load_network(out)
+    assert json.loads(about["network_g"]) == trained.options
+    lr = torch.rand(1, 3, 9, 7)
+    assert torch.allclose(trained.network(lr), load_network(source).network(lr), atol=1e-2)
+
+
+def test_network_that_differs_is_not_left_behind(checkpoint, tmp_path, capsys, monkeypatch):
+    read = onnx_file.read_onnx
+    monkeypatch.setattr(onnx_file, "read_onnx", lambda content: lambda lr: read(content)(lr) + 1)
+    out = tmp_path / "tiny.onnx"
+    out.write_text("before")
+    assert export(checkpoint, out, "--overwrite") == 2
+    assert "differs from the network by 1.0e+00" in capsys.readouterr().err
+    assert out.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx", "tiny_x2.pth"]
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("a.bin", [], "its ending tells no format"),
+        ("a.pt", ["--opset", "18"], "--opset is ONNX's"),
+        ("a.safetensors", ["--time", "8x8"], "nothing that runs"),
+        ("a.pt", ["--time", "0x8"], "expected height and width"),
+        ("tiny_x2.pth", ["--format", "onnx"], "Add --overwrite"),
+        ("tiny_x2.pth/a.safetensors", [], "cannot be made"),
+    ],
+)
+def test_mistakes_are_told(checkpoint, tmp_path, capsys, out, options, message):
+    before = checkpoint.read_bytes()
+    assert export(checkpoint, tmp_path / out, *options) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny_x2.pth"] and checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_the_extra_onnx_is_told_and_others_work(checkpoint, tmp_path, capsys, monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("esc_basicsr.export.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert export(checkpoint, tmp_path / "tiny.onnx") == 2
+    error = capsys.readouterr().err
+    assert f"the package {package}" in error and "pip install 'esc-basicsr[onnx]'" in error
+    assert export(checkpoint, tmp_path / "tiny.safetensors") == 0
+
+
+def test_time_compares_in_one_run(checkpoint, tmp_path, capsys):
+    assert export(checkpoint, tmp_path / "tiny.onnx", "--time", "9x12") == 0
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in table][:3] == ["| runs by", "| esc_basicsr", "| ONNX Runtime"]
+    assert table[1][2] == "1.00" and float(table[2][3].rstrip(" |")) < 1e-5

@@ -1,0 +1,263 @@
+"""The compiled kernels against the layers that they stand in for."""
+
+import os
+import platform
+import stat
+import threading
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
+from esc_basicsr.archs.variants import NETWORKS
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast import kernels
+from esc_basicsr.fast import kernels_build as build
+
+
+def randomise(module: nn.Module, std: float) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the kernels were called for."""
+    calls = []
+    for name in ("window_attention", "conv_ffn"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(
+            kernels, name, lambda *args, _kernel=kernel, _name=name: (calls.append(_name), _kernel(*args))[1]
+        )
+    return calls
+
+
+@pytest.fixture(params=["native", "x86-64-v3", "x86-64"])
+def instructions(request, monkeypatch):
+    """The kernels, compiled for this processor and for older ones of its kind."""
+    if request.param != "native":
+        if platform.machine() != "x86_64":
+            pytest.skip("older instruction sets are tried on x86-64")
+        flags = [flag.replace("native", request.param) for flag in build._FLAGS]
+        monkeypatch.setattr(build, "_FLAGS", tuple(flags))
+    build.load.cache_clear()
+    yield
+    build.load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("window_size", "heads", "channels"),
+    [(1, 1, 3), (2, 2, 8), (5, 2, 12), (7, 1, 16), (8, 3, 16), (16, 1, 4), (32, 2, 16)],
+)
+def test_window_attention_equals_double_precision_in_output_and_gradients(
+    window_size, heads, channels, served, instructions
+):
+    layer = WindowAttention(heads * channels, window_size, heads, "Naive")
+    randomise(layer, 0.3)
+    x = torch.randn(2, heads * channels, window_size + 3, 2 * window_size, requires_grad=True)
+    target = torch.randn(x.shape)
+    parameters = (x, *layer.parameters())
+    with kernels.in_use():
+        out = layer(x)
+        grads = torch.autograd.grad((out * target).sum(), parameters)
+        with torch.inference_mode():
+            assert torch.allclose(layer(x), out, atol=1e-6)
+    assert served == ["window_attention"] * 2
+    exact_x = x.detach().double().requires_grad_()
+    exact = layer.double()(exact_x)
+    exact_grads = torch.autograd.grad((exact * target).sum(), (exact_x, *layer.parameters()))
+    assert torch.allclose(out.double(), exact, atol=1e-5 * float(exact.abs().max()))
+    for name, grad, expected in zip(["x", *dict(layer.named_parameters())], grads, exact_grads, strict=True):
+        # One window of one pixel: its bias and its scores change nothing.
+        scale = max(float(expected.abs().max()), 1e-3)
+        assert torch.allclose(grad.double(), expected, atol=1e-4 * scale), name
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2d, None])
+@pytest.mark.parametrize(
+    ("dim", "ratio", "split"), [(64, 1.25, 16), (48, 1.5, 16), (16, 1.25, 4), (6, 1.3, 2)]
+)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (37, 29), (70, 3)])
+def test_conv_ffn_equals_the_layers(norm, dim, ratio, split, height, width, served, instructions):
+    ffn = ConvFFN(dim, ratio)
+    norm = norm(dim) if norm else nn.Identity()
+    randomise(ffn, 0.3)
+    randomise(norm, 0.3)
+    x = torch.randn(2, dim, height, width)
+    hidden = len(ffn.proj.bias)
+    first, rest = ((torch.randn(channels, hidden) / 4, torch.randn(channels)) for channels in (split, dim))
+    with torch.inference_mode():
+        expected = ffn(norm(x))
+        y = norm(x)
+        mid = F.gelu(ffn.proj(y))
+        mid = mid + F.gelu(ffn.dwc(mid))
+        expected_first, expected_rest = (F.conv2d(mid, m[:, :, None, None], b) for m, b in (first, rest))
+        with kernels.in_use():
+            assert torch.allclose(ffn.after(norm, x), expected, atol=2e-5)
+            made_first, made_rest = ffn.split_after(norm, x.clone(), first, rest)
+    assert served == ["conv_ffn"] * 2
+    assert torch.allclose(made_first, expected_first, atol=2e-5)
+    assert torch.allclose(made_rest, x + expected_rest, atol=2e-5)
+
+
+def test_gelu_is_exact_to_rounding_over_its_whole_range(served):
+    ffn = ConvFFN(1, 1)
+    with torch.inference_mode(), kernels.in_use():
+        for parameter, value in zip(ffn.parameters(), (1, 0, 0, 0, 1, 0), strict=True):
+            parameter.fill_(value)
+        x = torch.linspace(-30, 30, 100001).view(1, 1, 1, -1)
+        made = ffn.after(nn.Identity(), x)
+    assert served
+    exact = F.gelu(x.double())
+    assert ((made - exact).abs() <= 1e-6 + 1e-7 * exact.abs() + 1e-7 * x.abs()).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(5, 9), (33, 50)])
+def test_networks_give_the_same_by_kernels(network, size, tiny_network, served):
+    tiny_network.pop("type")
+    net = NETWORKS[network](**tiny_network).eval()
+    randomise(net, 0.2)
+    lq = torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        expected = net(lq)
+        assert not served
+        with kernels.in_use():
+            made = net(lq)
+    assert set(served) == {"window_attention", "conv_ffn"}
+    assert torch.allclose(made, expected, rtol=1e-5, atol=1e-4 * float(expected.std()))
+
+
+def test_training_by_kernels_has_the_same_gradients(build_network, tiny_network, served):
+    net = build_network(tiny_network)
+    randomise(net, 0.2)
+    lq, gt = torch.rand(2, 3, 20, 20), torch.rand(2, 3, 40, 40)
+    gradients = []
+    for context in (kernels.in_use, torch.enable_grad):
+        net.zero_grad()
+        with context():
+            (net(lq) - gt).abs().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+    assert served
+    for made, expected in zip(*gradients, strict=True):
+        assert (made - expected).norm() <= 1e-4 * expected.norm() + 1e-9
+
+
+def test_second_derivatives_are_refused(served):
+    layer = WindowAttention(16, 4, 2)
+    x = torch.rand(1, 16, 4, 4, requires_grad=True)
+    with kernels.in_use():
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.sum().backward()
+    assert served
+
+
+def test_threads_do_not_share_the_switch():
+    switches = []
+    with kernels.in_use():
+        thread = threading.Thread(target=lambda: switches.append(kernels.serves(torch.rand(1))))
+        thread.start()
+        thread.join()
+        assert kernels.serves(torch.rand(1))
+    assert switches == [False]
+    assert not kernels.serves(torch.rand(1))
+
+
+def test_number_of_threads_changes_nothing(build_network, tiny_network):
+    net = build_network(tiny_network).eval()
+    lq = torch.rand(2, 3, 50, 41)
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            with torch.inference_mode(), kernels.in_use():
+                made.append(net(lq))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(*made, atol=1e-6)
+
+
+def test_wrong_tensors_are_refused():
+    qkv, table = torch.rand(1, 8, 8, 24), torch.rand(2, 49)
+    with pytest.raises(ValueError, match="multiples of the window 3"):
+        kernels.window_attention(qkv, table, 3)
+    with pytest.raises(ValueError, match=r"expected contiguous float32 tensors on a CPU, got torch.float64"):
+        kernels.window_attention(qkv, table.double(), 4)
+
+
+def test_nan_is_not_lost(build_network, tiny_network, served):
+    net = build_network(tiny_network).eval()
+    lq = torch.rand(1, 3, 16, 16)
+    lq[0, 0, 3, 3] = float("nan")
+    with torch.inference_mode(), kernels.in_use():
+        assert net(lq).isnan().any()
+    assert set(served) == {"window_attention", "conv_ffn"}
+
+
+def test_other_precisions_and_recorders_go_without(served):
+    layer = WindowAttention(16, 4, 2).eval()
+    x = torch.rand(1, 16, 8, 8)
+    with torch.no_grad(), kernels.in_use():
+        layer.double()(x.double())
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        torch.jit.trace(layer, x, check_trace=False)
+        WindowAttention(512, 4, 1)(torch.rand(1, 512, 4, 4))  # more channels a head than the kernel takes
+        assert not served
+        layer(x)
+    assert served == ["window_attention"]
+    layer(x)
+    assert served == ["window_attention"]
+
+
+@pytest.fixture
+def fresh_build(monkeypatch, tmp_path):
+    """An empty cache, and nothing loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load.cache_clear()
+    yield tmp_path / "esc_basicsr"
+    build.load.cache_clear()
+
+
+def test_library_is_compiled_once_and_kept(fresh_build, esc_log):
+    kernels.load()
+    made = list(fresh_build.iterdir())
+    assert [path.suffix for path in made] == [".so"]
+    before = made[0].stat().st_mtime_ns
+    build.load.cache_clear()
+    kernels.load()
+    assert made[0].stat().st_mtime_ns == before
+    assert esc_log == ["Compiling the CPU kernels, once."]
+
+
+def test_missing_or_failing_compiler_is_told(fresh_build, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="'no-such-compiler' does not run"):
+        kernels.use(True)
+    failing = tmp_path / "failing"
+    failing.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho "out of luck" >&2\nexit 1\n')
+    failing.chmod(failing.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(failing))
+    with pytest.raises(UserError, match="out of luck"):
+        kernels.use(True)
+    assert not list(fresh_build.iterdir())
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(UserError, match=r"need a C\+\+ compiler"):
+        kernels.use(True)
+    assert not kernels._in_use.get()
+
+
+def test_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    build.load.cache_clear()
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+        kernels.load()
+    build.load.cache_clear()

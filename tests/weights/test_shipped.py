@@ -1,0 +1,75 @@
+"""What ships is whole, says what it is, and reaches what the list says that it does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.metrics import calculate_psnr
+
+from esc_basicsr.__main__ import main
+from esc_basicsr.archs.resize import imresize
+from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.commands.demo import HELD_OUT_PHOTOGRAPHS
+from esc_basicsr.data.degradation import reduce_uint8
+from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.options.recipes import Recipe, benchmark_text
+from esc_basicsr.upscale import Upscaler
+from esc_basicsr.weights.checkpoint import read_safetensors_metadata
+from esc_basicsr.weights.shipped import load_network, model_list, weights_file
+
+TOLERANCE = 0.01  # dB
+
+
+@pytest.mark.parametrize("name", model_list())
+def test_file_and_list_say_the_same(name: str) -> None:
+    listed, file = model_list()[name], weights_file(name)
+    about = read_safetensors_metadata(file)
+    assert (about["variant"], about["scale"]) == (listed.variant, str(listed.scale))
+    assert about["precision"] == "fp16"
+    assert file.stat().st_size < 3 * 2**20
+    trained = load_network(name)
+    assert (trained.variant, trained.scale) == (listed.variant, listed.scale)
+    assert name == f"{listed.variant}_x{listed.scale}"
+    assert listed.data
+    assert listed.licence
+
+
+@pytest.mark.parametrize("name", model_list())
+def test_photographs_are_upscaled_as_well_as_the_list_says(name: str) -> None:
+    """By the Python interface, on photographs that come with scikit-image."""
+    listed, upscale = model_list()[name], Upscaler(name, device="cpu")
+    scale = listed.scale
+    figures = []
+    for photograph in HELD_OUT_PHOTOGRAPHS:
+        hr = load_photograph(photograph)
+        hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
+        lq = reduce_uint8(hr, scale)
+        bicubic = imresize(torch.from_numpy(lq).permute(2, 0, 1).float(), scale).round().clamp(0, 255)
+        pictures = (upscale(lq), bicubic.byte().permute(1, 2, 0).numpy())
+        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in (*pictures, hr)]
+        figures.append([calculate_psnr(sr, bgr[2], crop_border=scale, test_y_channel=True) for sr in bgr[:2]])
+    psnr, psnr_of_bicubic = np.mean(figures, 0)
+    assert psnr == pytest.approx(listed.psnr["photographs"], abs=TOLERANCE)
+    assert psnr > psnr_of_bicubic + 0.5
+
+
+@pytest.mark.parametrize("name", model_list())
+def test_set5_is_upscaled_as_well_as_the_list_says(
+    name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``esc_basicsr.test`` and its shipped option file."""
+    listed = model_list()[name]
+    recipe = Recipe(listed.variant, listed.scale, "photographs", VARIANTS[listed.variant])
+    options = yaml.safe_load(benchmark_text(recipe))
+    assert options["path"]["pretrain_network_g"] == name
+    del options["datasets"]["test_2"]
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(options))
+    (tmp_path / "datasets").symlink_to(data_root)
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "-opt", "test.yml", "--force_yml", "num_gpu=0"]) == 0
+    text = (tmp_path / "results" / options["name"] / "results.csv").read_text()
+    head, measured = (line.split(",") for line in text.splitlines()[:2])
+    psnr = float(dict(zip(head, measured, strict=True))["Set5 psnr"])
+    assert psnr == pytest.approx(listed.psnr["Set5"], abs=TOLERANCE)
