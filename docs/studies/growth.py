@@ -42,7 +42,7 @@ from esc_basicsr.lab.measure.report import (
     milliseconds,
     write_report,
 )
-from esc_basicsr.lab.networks.by_name import build, check_forms, network_of, scale_of
+from esc_basicsr.lab.networks.by_name import build_network, check_implementations, network_of, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     for width, height in sizes:
         if width % args.scale or height % args.scale:
             raise UserError(f"--sizes {width}x{height}: not a multiple of the scale, {args.scale}.")
-    check_forms(names, device, torch.float32)
+    check_implementations(names, device, torch.float32)
     for name in names:
         found = scale_of(name, args.scale)
         if found != args.scale:
@@ -150,7 +150,7 @@ def measure(
     Returns:
         The figures, and why what is missing was left out.
     """
-    nets = {name: build(name, scale).to(device).eval() for name in names}
+    nets = {name: build_network(name, scale).to(device).eval() for name in names}
     rows: list[Row] = []
     left_out: list[str] = []
     # as work grows with the pixels, so does the bar
@@ -172,7 +172,7 @@ def measure(
                     del nets[name]
                     continue
                 present[name] = net
-            memory = {n: peak_memory_growth(functools.partial(build, n, scale), lq) for n in present}
+            memory = {n: peak_memory_growth(functools.partial(build_network, n, scale), lq) for n in present}
             times, outputs = time_networks(present, lq, repeats, warmup, once_above=ONCE_ABOVE)
             first: dict[str, torch.Tensor] = {}
             for name in present:

@@ -30,7 +30,7 @@ from esc_basicsr.lab.measure.measure import (
     times_in_turn,
 )
 from esc_basicsr.lab.measure.report import make_folder, markdown_table, milliseconds, write_report
-from esc_basicsr.lab.networks.by_name import build, check_forms, network_of
+from esc_basicsr.lab.networks.by_name import build_network, check_implementations, network_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--network {name}: Flex has no gradients on a CPU; leave it out here.")
     if min(args.batch, args.patch) < 1:
         raise UserError(f"--batch and --patch must be at least 1, got {args.batch} and {args.patch}.")
-    check_forms(args.network, device, dtype or torch.float32)
+    check_implementations(args.network, device, dtype or torch.float32)
     make_folder(args.output)
     random = torch.Generator().manual_seed(0)
     lq = torch.rand(args.batch, 3, args.patch, args.patch, generator=random).to(device)
@@ -148,7 +148,7 @@ def measure(
     warmup: int,
 ) -> list[Row]:
     """Measure steps of several forms on one batch, in turn."""
-    steps = {name: Step(build(name, scale).to(lq.device), lq, gt, dtype) for name in dict.fromkeys(names)}
+    steps = {name: Step(build_network(name, scale).to(lq.device), lq, gt, dtype) for name in dict.fromkeys(names)}
     times = times_in_turn(steps, repeats, warmup, lq.device)
     first: dict[str, dict[str, Tensor]] = {}
     rows = []

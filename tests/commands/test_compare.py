@@ -12,11 +12,11 @@ from PIL import Image
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs.variants import NETWORKS, VARIANTS, build_variant
 from esc_basicsr.commands import compare as compare_command
-from esc_basicsr.commands.bench import Row
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.lab.networks.variants import RIVALS
+from esc_basicsr.lab.measure.benchmark import Row
 from esc_basicsr.metrics.published import ABLATION, published_costs, published_figures
+from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.recipes import ABLATION as ROWS
 
 
@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of a few pixels."""
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 72)
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 128)
-    monkeypatch.setattr("esc_basicsr.commands.bench.peak_memory_growth", lambda build, lq: 2**20)
+    monkeypatch.setattr("esc_basicsr.lab.measure.benchmark.peak_memory_growth", lambda build, lq: 2**20)
 
 
 def lay_out(data: Path, name: str) -> None:
@@ -176,4 +176,4 @@ def test_published_figures_are_complete() -> None:
     assert set(ABLATION) == {"", *ROWS}
     for scale in (2, 3, 4):
         assert published_costs(scale).keys() == published_figures("DIV2K", scale).keys()
-    assert {*RIVALS} <= published_costs(4).keys()
+    assert {*BASELINES} <= published_costs(4).keys()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr.lab.analysis.features import Values
+
 __all__ = [
     "FOLD",
     "INTEGRATIONS",
@@ -31,8 +33,6 @@ __all__ = [
     "gini",
     "relative_map",
 ]
-
-Map = npt.NDArray[np.float64]
 
 FOLD = 50
 LARGEST_SIGMA = 1.2
@@ -154,7 +154,7 @@ def attribute(
     return Attribution(values[0], float(absolute.sum(1).max()))
 
 
-def relative_map(attribution: Attribution) -> Map:
+def relative_map(attribution: Attribution) -> Values:
     """The map that is drawn: sum over colours, absolute value, over its maximum.
 
     Returns:
@@ -179,7 +179,7 @@ def gini(values: npt.ArrayLike) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
 
 
-def diffusion_index(relative: Map) -> float:
+def diffusion_index(relative: Values) -> float:
     """How widely a map is spread, from 100 / (H W) to 100; to be compared between maps of one size.
 
     100 (1 - Gini coefficient), 1e-7 added to each value as in the source.
@@ -187,7 +187,7 @@ def diffusion_index(relative: Map) -> float:
     return 100 * (1 - gini(relative + 1e-7))
 
 
-def attribution_density(relative: Map) -> Map:
+def attribution_density(relative: Values) -> Values:
     """A kernel density estimate of a map over its own pixels, over its maximum.
 
     Equal to scipy's ``gaussian_kde`` over the pixels' places, weighted by their values, by one convolution: a

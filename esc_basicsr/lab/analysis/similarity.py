@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from esc_basicsr.lab.analysis.features import Values
 
 __all__ = [
     "LEAST_ROWS",
@@ -30,8 +31,6 @@ __all__ = [
     "linear_cka",
     "uniform_cosine",
 ]
-
-Matrix = npt.NDArray[np.float64]
 
 # of unbiased HSIC, which divides by n - 3
 LEAST_ROWS = 4
@@ -120,7 +119,7 @@ class _UnbiasedSums:
         self.total = batch if self.total is None else self.total + batch
         self.magnitude = magnitude if self.magnitude is None else self.magnitude + magnitude
 
-    def ratio(self) -> Matrix:
+    def ratio(self) -> Values:
         """Σ HSIC1(K, L) / √(Σ HSIC1(K, K)·Σ HSIC1(L, L))."""
         if self.total is None or self.magnitude is None:
             raise ValueError("no features were given")
@@ -189,7 +188,7 @@ class PixelCKA:
         assert self._layers is not None
         return self._layers.mT @ moments.square() @ self._layers
 
-    def biased(self) -> Matrix:
+    def biased(self) -> Values:
         """`linear_cka` of each pair of layers, all pixels pooled: (layers, layers)."""
         if self._moments is None:
             raise ValueError("no features were given")
@@ -197,7 +196,7 @@ class PixelCKA:
         own = norms.diagonal().sqrt()
         return _to_numpy(norms / own.outer(own))
 
-    def unbiased(self) -> Matrix:
+    def unbiased(self) -> Values:
         """Nguyen et al.'s minibatch CKA of each pair of layers: (layers, layers)."""
         return self._sums.ratio()
 
@@ -231,7 +230,7 @@ class ImageCKA:
         flat = kernels.flatten(1)
         self._sums.add(flat @ flat.mT, kernels.diagonal(dim1=1, dim2=2).mT)
 
-    def unbiased(self) -> Matrix:
+    def unbiased(self) -> Values:
         """Minibatch CKA of each pair of layers: (layers, layers)."""
         return self._sums.ratio()
 
@@ -398,19 +397,19 @@ class MapSimilarity:
                     if i != j:
                         self._pixel[k, j, i] += float(lower.sum())
 
-    def pixel(self) -> Matrix:
+    def pixel(self) -> Values:
         """Mean over queries of the cosine of their rows, on the keys that both layers' windows have."""
         return self._means(0)
 
-    def pixel_centred(self) -> Matrix:
+    def pixel_centred(self) -> Values:
         """The same after subtracting each row's mean; NaN where a row is uniform."""
         return self._means(1)
 
-    def pixel_uniform(self) -> Matrix:
+    def pixel_uniform(self) -> Values:
         """The same of each layer, by rows, with a uniform map, on the keys it shares with another."""
         return self._means(2)
 
-    def _means(self, kind: int) -> Matrix:
+    def _means(self, kind: int) -> Values:
         if not self._queries:
             raise ValueError("no attention maps were given")
         return np.asarray(self._pixel[kind] / self._queries)
@@ -424,5 +423,5 @@ class MapSimilarity:
         return [by_displacement(*pair) for pair in zip(self.window_means(), self._windows, strict=True)]
 
 
-def _to_numpy(x: Tensor) -> Matrix:
+def _to_numpy(x: Tensor) -> Values:
     return x.cpu().numpy()
