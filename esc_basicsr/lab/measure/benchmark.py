@@ -21,7 +21,13 @@ from esc_basicsr.lab.measure.measure import (
     peak_memory_growth,
     time_networks,
 )
-from esc_basicsr.lab.networks.by_name import IMPLEMENTATIONS, build_network, implementation_of, network_of
+from esc_basicsr.lab.networks.by_name import (
+    IMPLEMENTATIONS,
+    build_network,
+    described,
+    implementation_of,
+    network_of,
+)
 
 __all__ = ["Row", "count_flops", "draw", "markdown", "measure", "random_image"]
 
@@ -112,11 +118,15 @@ def _memory(name: str, scale: int, lq: torch.Tensor) -> int | None:
 
 def count_flops(network: str, scale: int, lq: torch.Tensor) -> int | None:
     """Count multiply-adds of a forward pass on ``lq``; None, with a warning, for what cannot be counted."""
-    try:
-        return measure_complexity(build_network(network, scale).to(lq.device), *lq.shape[-2:]).flops
-    except Exception as error:  # whatever counting makes of foreign code
-        logger.warning("%s: multiply-adds are not counted (%s: %s).", network, type(error).__name__, error)
-        return None
+    net = build_network(network, scale)
+    problem = ""
+    for device in ("meta", str(lq.device)):
+        try:
+            return measure_complexity(net, lq.shape[-2], lq.shape[-1], device).flops
+        except Exception as error:  # whatever counting makes of foreign code
+            problem = described(error)
+    logger.warning("%s: multiply-adds are not counted (%s).", network, problem)
+    return None
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -44,16 +44,16 @@ def written_out(net: nn.Module) -> nn.Module:
     return net
 
 
-def measure_complexity(net: nn.Module, height: int, width: int) -> Complexity:
+def measure_complexity(net: nn.Module, height: int, width: int, device: str = "meta") -> Complexity:
     """Count parameters and multiply-adds of one forward pass.
 
     Args:
-        net: A network that takes (1, 3, H, W). It is not changed; on the device "meta" nothing is computed.
+        net: A network that takes (1, 3, H, W). It is not changed.
         height: H, in LR pixels.
         width: W, in LR pixels.
+        device: Where it runs. On ``meta`` nothing is computed, which takes networks that read no values.
     """
-    net = written_out(net)
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    net = written_out(net).to(device)
     # Gradients may be recorded, and none are: so no layer takes a fast path that cannot be counted.
     net.requires_grad_(False)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)

@@ -14,20 +14,20 @@ divides, so that products which underflow do no harm.
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.utils.flop_counter import register_flop_formula
 
 from esc_basicsr.archs.layers import without_autocast
 from esc_basicsr.common.log import warn_once
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
 
-__all__ = ["count_multiply_adds", "implementation", "selective_scan"]
+__all__ = ["implementation", "selective_scan"]
 
 CHUNK = 128
 # numbers of the state that one operation takes: on a CPU what stays in a core's cache, on others what keeps
@@ -38,7 +38,7 @@ _BLOCK_ELSEWHERE = 2**19
 
 @functools.cache
 def _mamba_ssm() -> Callable[..., Tensor] | None:
-    """mamba_ssm's scan; None where it is not installed, or cannot be loaded."""
+    """Find mamba_ssm's scan; None where it is not installed, or cannot be loaded."""
     try:
         scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     except ModuleNotFoundError:
@@ -53,7 +53,7 @@ def _mamba_ssm() -> Callable[..., Tensor] | None:
 
 
 def implementation(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What computes `selective_scan` for tensors of a device and type: ``mamba_ssm`` or ``PyTorch``."""
+    """Name what computes `selective_scan` for tensors of a device and type: ``mamba_ssm`` or ``PyTorch``."""
     by_kernel = device.type == "cuda" and dtype != torch.float64 and _mamba_ssm() is not None
     return "mamba_ssm" if by_kernel else "PyTorch"
 
@@ -88,36 +88,16 @@ def selective_scan(
     dtype = torch.promote_types(given, torch.float32)
     with without_autocast(u.device):
         u, delta, A, B, C, D, delta_bias = (x.to(dtype) for x in (u, delta, A, B, C, D, delta_bias))
-        # In a trace the multiply-adds of our recurrence are known, of the kernel they are not.
-        if implementation(u.device, dtype) == "mamba_ssm" and not is_tracing():
-            kernel = _mamba_ssm()
-            assert kernel is not None
+        kernel = _mamba_ssm()
+        if implementation(u.device, dtype) == "mamba_ssm" and kernel is not None:
             u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
-            y = kernel(
-                u,
-                delta,
-                A.contiguous(),
-                B[:, None],
-                C[:, None],
-                D,
-                z=None,
-                delta_bias=delta_bias,
-                delta_softplus=True,
-                return_last_state=False,
-            ).transpose(1, 2)
+            A, B, C = A.contiguous(), B[:, None], C[:, None]
+            options: dict[str, Any] = {"z": None, "delta_softplus": True, "return_last_state": False}
+            y = kernel(u, delta, A, B, C, D, delta_bias=delta_bias, **options).transpose(1, 2)
         else:
             dt = F.softplus(delta + delta_bias)
             y = torch.addcmul(_recurrence(dt, A, dt * u, B, C)[0], D, u)
     return y.to(given)
-
-
-def count_multiply_adds(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Multiply-adds of one scan, as the authors of MambaIRv2 count them: n·D·(9·N + 1) an image.
-
-    A handle for mmengine's `FlopAnalyzer`, for operation ``esc_basicsr::recurrence``.
-    """
-    steps, A = (value.type().sizes() for value in inputs[:2])
-    return math.prod(steps) * (9 * A[1] + 1)
 
 
 # Lanes: chunks of all images side by side, the last axis of everything below. A state is (N, D, lanes).
@@ -138,13 +118,13 @@ def _sequence(x: Tensor, batch: int, n: int) -> Tensor:
 
 
 def _blocks(A: Tensor, lanes: int) -> Iterator[slice]:
-    """Slices of lanes that are walked together. ``A``: (N, D, 1)."""
+    """Slice lanes that are walked together. ``A``: (N, D, 1)."""
     width = max(_BLOCK.get(A.device.type, _BLOCK_ELSEWHERE) // A.numel(), 1)
     return (slice(start, min(start + width, lanes)) for start in range(0, lanes, width))
 
 
 def _carry(decay: Tensor, made: Tensor, batch: int) -> Tensor:
-    """The states that enter the chunks, from what each decays its state by, and makes of zero."""
+    """Find the states that enter the chunks, from what each decays its state by, and makes of zero."""
     # [N, D, (batch chunks)] -> [chunks, N, D, batch]
     decay, made = (x.unflatten(2, (batch, -1)).movedim(3, 0).contiguous() for x in (decay, made))
     entering = torch.zeros_like(made)
@@ -154,7 +134,7 @@ def _carry(decay: Tensor, made: Tensor, batch: int) -> Tensor:
 
 
 def _states_before(dt: Tensor, A: Tensor, x: Tensor, B: Tensor, decay: Tensor, batch: int) -> Tensor:
-    """The state that enters each chunk."""
+    """Find the state that enters each chunk."""
     made = torch.zeros_like(decay)
     for block in _blocks(A, dt.shape[2]):
         h = torch.zeros_like(made[:, :, block])
@@ -168,7 +148,7 @@ def _states_before(dt: Tensor, A: Tensor, x: Tensor, B: Tensor, decay: Tensor, b
 
 @torch.library.custom_op("esc_basicsr::recurrence", mutates_args=())
 def _recurrence(dt: Tensor, A: Tensor, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """h[l] = exp(dt[l]·A) * h[l-1] + x[l]·B[l]; y[l] = h[l] · C[l].
+    """Run h[l] = exp(dt[l]·A) * h[l-1] + x[l]·B[l]; y[l] = h[l] · C[l].
 
     Returns:
         y, (batch, n, D); the state that enters each chunk, (N, D, lanes).
@@ -198,11 +178,17 @@ def _(dt: Tensor, A: Tensor, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, T
     )
 
 
+@register_flop_formula(torch.ops.esc_basicsr.recurrence)
+def _(dt: torch.Size, A: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Count n·D·(9·N + 1) multiply-adds, as MambaIRv2's authors do; PyTorch counts each twice."""
+    return 2 * math.prod(dt) * (9 * A[1] + 1)
+
+
 @torch.library.custom_op("esc_basicsr::recurrence_backward", mutates_args=())
 def _recurrence_backward(
     dt: Tensor, A: Tensor, x: Tensor, B: Tensor, C: Tensor, entering: Tensor, grad_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for the five inputs of `_recurrence`.
+    """Compute gradients for the five inputs of `_recurrence`.
 
     The gradient of a state is a recurrence, too, from the end:
     g[l] = exp(dt[l+1]·A) * g[l+1] + grad_y[l]·C[l].
@@ -238,7 +224,7 @@ def _recurrence_backward(
 
 
 def _gradients_after(dt: Tensor, A: Tensor, C: Tensor, grad_y: Tensor, batch: int) -> Tensor:
-    """The gradient of the state that leaves each chunk: the same recurrence, from the end.
+    """Find the gradient of the state that leaves each chunk: the same recurrence, from the end.
 
     Seen from there a chunk's first decay is one with the last decay of the chunk after it, as the gradient
     of a state that enters has passed it already.
@@ -257,7 +243,7 @@ def _gradients_after(dt: Tensor, A: Tensor, C: Tensor, grad_y: Tensor, batch: in
 
 
 def _states_within(dt: Tensor, A: Tensor, x: Tensor, B: Tensor, entering: Tensor) -> Tensor:
-    """The states at each position of a block of chunks, (chunk + 1, N, D, lanes), from those that enter."""
+    """Find the states at each position of chunks, (chunk + 1, N, D, lanes), from those that enter."""
     h = entering.new_empty(len(dt) + 1, *entering.shape)
     h[0] = entering
     for k, (dt_l, x_l, B_l) in enumerate(zip(dt, x, B, strict=True)):
