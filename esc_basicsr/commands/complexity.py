@@ -41,13 +41,8 @@ def run(args: argparse.Namespace) -> int:
         params, flops = measure_complexity(net, *size)
         rows.append([name, f"×{scale}", f"{params:,}", f"{flops / 1e9:.2f} G"])
         if args.modules:
-            modules.append(f"\n{name} ×{scale}\n\n{_modules(name, scale, size)}")
+            net = written_out(build_variant(name, scale))
+            info = get_model_complexity_info(net, (3, *size), show_arch=False)
+            modules.append(f"\n{name} ×{scale}\n{info['out_table']}")
     print("\n".join([markdown_table(["network", "scale", "parameters", "multiply-adds"], rows), *modules]))
     return 0
-
-
-def _modules(name: str, scale: int, size: tuple[int, int]) -> str:
-    """Have mmengine list parameters, multiply-adds and activations by module."""
-    net = written_out(build_variant(name, scale)).requires_grad_(False)
-    with torch.enable_grad():
-        return str(get_model_complexity_info(net, (3, *size), show_arch=False)["out_table"])
