@@ -16,6 +16,8 @@ from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common import log
 from esc_basicsr.common.log import logger
 
+pytest_plugins = ["fixtures.images", "fixtures.networks", "fixtures.option_files", "fixtures.upscaling"]
+
 # As many test processes as cores (pytest-xdist): each, and what it starts, has its share of them.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if _WORKERS > 1:

@@ -164,7 +164,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--weights", f"HiT-SRF_x4={wrong}", "--scale", "4", *data], "missing from the file ("),
         (["--scale", "2", "--data", str(damaged)], "coffee.png"),
         (["--ablation", "--scale", "4"], "--ablation takes no --network and no --scale"),
-        (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 is there at ×2"),
+        (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 exists at ×2"),
         (["--weights", f"ESC_x2={__file__}"], "give their folder by --data"),
     ):
         assert main(["compare", *arguments, "-o", str(tmp_path / "out")]) == 2

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast import FastNetwork
 from esc_basicsr.lab.measure.measure import device_to_measure_on
 from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.lab.networks.by_name import (
@@ -139,6 +140,8 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
 
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
     net = build_network(name, scale).to(device).eval()
+    if isinstance(net, FastNetwork):
+        net = net.net  # whose layers can be seen
     params = sum(parameter.numel() for parameter in net.parameters())
     weights = "none" if not params else weights_of(name) or "random"
     for parameter in net.parameters():  # TorchScript has no such method of the whole

@@ -11,10 +11,10 @@ import torch.nn as nn
 import yaml
 from torch import Tensor
 
+from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
-from esc_basicsr.fast import kernels
 from esc_basicsr.lab.networks.baselines import build_baseline, imported
 from esc_basicsr.lab.networks.reference import ReferenceNetwork
 from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architectures
@@ -51,27 +51,6 @@ _SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_f
 _PROBE = 64  # side of an image that any network should take
 
 
-class KernelsNetwork(nn.Module):
-    """A network that runs by the C++ kernels.
-
-    Args:
-        net: A network of `esc_basicsr.archs`.
-
-    Raises:
-        UserError: The kernels cannot be compiled.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        kernels.load()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images."""
-        with kernels.in_use():
-            return self.net(x)
-
-
 class CompiledNetwork(nn.Module):
     """A network that runs by torch.compile, whole; sizes that vary are compiled for once."""
 
@@ -92,10 +71,13 @@ class CompiledNetwork(nn.Module):
 
 
 def _implementation(net: nn.Module, name: str) -> nn.Module:
-    """Give the implementation of a network of `esc_basicsr.archs`; it shares the network's weights."""
+    """Give an implementation of a network, whose weights it shares; of other networks than ESC's, itself."""
     match name:
+        case "":
+            return fast.prepare(net)
         case "kernels":
-            return KernelsNetwork(net)
+            fast.attend_by_kernels(net)  # with gradients, too
+            return fast.prepare(net, kernels=True)
         case "compiled":
             return CompiledNetwork(net)
         case "release" | "release-flex":

@@ -12,8 +12,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.archs.layers import without_autocast
 from esc_basicsr.archs.validation import require
+from esc_basicsr.fast.precision import without_autocast
 from esc_basicsr.lab.networks.checks import (
     check_numbers,
     check_published,
