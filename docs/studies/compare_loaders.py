@@ -30,6 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
+from esc_basicsr.common.timing import median_times
 from esc_basicsr.data.building.image_keys import collect_images
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.degradation import make_pair
@@ -37,7 +39,7 @@ from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.data.photos import load_photograph, photograph_names
-from esc_basicsr.lab.measure.measure import describe_machine, median_times
+from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.options.recipes import Schedule
 
 Batch = dict[str, Any]
@@ -167,7 +169,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table; ratios are to the plain way on compressed records."""
     head = ["scale", "way", "samples a second", "times the plain way"]
     head += ["LR from plain's: largest, mean", "off the border", "LR values that differ from ours"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         cells = [f"×{row['scale']}", row["way"]]
         cells += [f"{row['samples_per_second']:.0f}", f"{row['times_plain']:.1f}"]
@@ -180,8 +182,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         else:
             cells += [""] * 3
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from esc_basicsr.archs import ESC, Bicubic
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.metrics.quality import super_resolve
@@ -218,13 +219,14 @@ def run(args: argparse.Namespace) -> int:
     settings |= {"batch": BATCH, "patch": PATCH, "photographs": len(photos), "torch": torch.__version__}
     mmengine.dump({"settings": settings, "results": table}, args.output / "loss_comparison.json", indent=1)
     draw(methods, sets[args.val[0].name], args.output / "loss_comparison.jpg")
-    print(
-        "| set | loss | Y PSNR | RGB PSNR | chroma error, mean | 99th percentile |\n|---|---|---|---|---|---|"
-    )
-    for set_name, rows in table.items():
-        for name, row in rows.items():
-            cells = [f"{row[key]:.3f}" for key in ("psnr_y", "psnr_rgb", "chroma_mae", "chroma_p99")]
-            print(f"| {set_name} | {name} | {' | '.join(cells)} |")
+    head = ["set", "loss", "Y PSNR", "RGB PSNR", "chroma error, mean", "99th percentile"]
+    keys = ("psnr_y", "psnr_rgb", "chroma_mae", "chroma_p99")
+    lines = [
+        [set_name, name, *(f"{row[key]:.3f}" for key in keys)]
+        for set_name, rows in table.items()
+        for name, row in rows.items()
+    ]
+    print(markdown_table(head, lines))
     return 0
 
 

@@ -14,27 +14,25 @@ import functools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table, mebibytes, milliseconds, scientific
+from esc_basicsr.common.timing import times_in_turn
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    describe_machine,
-    device_to_measure_on,
+    check_measuring_arguments,
     peak_memory_growth,
-    times_in_turn,
 )
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, mebibytes, milliseconds, write_report
+from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.lab.networks.selective_scan import CHUNK, implementation, selective_scan
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
 
@@ -117,18 +115,11 @@ DESIGNS: dict[str, Callable[..., Tensor]] = {
 
 
 class Row(NamedTuple):
-    """One design's figures; of each pair the first is the output's alone, the second with all gradients.
+    """One design's figures; of each pair the first is the output's alone, the second with all gradients."""
 
-    Attributes:
-        design: One of `DESIGNS`.
-        seconds: Each time measured.
-        memory: Bytes of peak memory growth, 12 bytes for each number of the input with it.
-        differences: Of the output, and of the gradients.
-    """
-
-    design: str
-    seconds: tuple[list[float], list[float]]
-    memory: tuple[int, int]
+    design: str  # one of `DESIGNS`
+    seconds: tuple[list[float], list[float]]  # each time measured
+    memory: tuple[int, int]  # bytes of peak growth, 12 for each number of the input with it
     differences: tuple[float, float]
 
     @property
@@ -185,19 +176,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write it down where asked."""
-    device = device_to_measure_on(args)
+    device = check_measuring_arguments(args)
     if min(args.size) < 1:
         raise UserError(f"--size must be at least 1, got {min(args.size)}.")
     make_folder(args.output)
     rows = measure(list(dict.fromkeys(args.design)), args.size, device, args.repeats, args.warmup)
-    text = markdown(rows)
-    print(text)
-    if args.output is not None:
-        settings = {"size": list(args.size), "channels": CHANNELS, "states": STATES, "chunk": CHUNK}
-        settings |= {"ours": implementation(device), "repeats": args.repeats, "warmup": args.warmup}
-        settings |= {"machine": describe_machine(device)}
-        results = {"settings": settings, "rows": [row._asdict() for row in rows]}
-        write_report(args.output, "selective_scan", results, text, draw(rows))
+    settings = {"size": list(args.size), "channels": CHANNELS, "states": STATES, "chunk": CHUNK}
+    settings |= {"ours": implementation(device), "repeats": args.repeats, "warmup": args.warmup}
+    publish(args.output, "selective_scan", markdown(rows), settings, rows, device, lambda: draw(rows))
     return 0
 
 
@@ -237,31 +223,19 @@ def measure(
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table; ratios are to the first design."""
-    head = [
-        "design",
-        "forward",
-        "÷",
-        "with gradients",
-        "÷",
-        "memory",
-        "with gradients",
-        "difference",
-        "of gradients",
-    ]
+    head = ["design", "forward", "÷", "with gradients", "÷", "memory", "with gradients", "difference"]
     lines = []
     for row in rows:
         cells = [row.design]
         for latency, first in zip(row.latencies, rows[0].latencies, strict=True):
             cells += [milliseconds(latency), f"{first / latency:.1f}"]
         cells += [mebibytes(memory) for memory in row.memory]
-        lines.append(cells + [f"{difference:.1e}" for difference in row.differences])
-    return markdown_table(head, lines)
+        lines.append([*cells, *map(scientific, row.differences)])
+    return markdown_table([*head, "of gradients"], lines)
 
 
-def draw(rows: Sequence[Row]) -> "Figure":
+def draw(rows: Sequence[Row]) -> Figure:
     """Time and memory of each design, in logarithms."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 1.5 + 0.6 * len(rows)), layout="constrained")
     names = [row.design for row in rows]
     panels = figure.subplots(1, 2, sharey=True)
