@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def networks(names: Sequence[str], small: bool) -> dict[str, dict[str, Any]]:
-    """``network_g`` of rows, as their option files have it."""
+    """Give ``network_g`` of rows, as their option files have it."""
     rows = ablation_rows()
     return {name: {**rows[name].network, **(SMALL if small else {})} for name in names}
 
@@ -143,7 +143,7 @@ def _check(args: argparse.Namespace) -> torch.device:
 
 
 def _implementation(device: torch.device) -> str:
-    """Of `RUNS`: on a CPU the C++ kernels where they can be compiled, which give the same in less time."""
+    """Choose of `RUNS`: on a CPU the C++ kernels where they can be compiled, which give the same in less time."""
     if device.type == "cpu":
         with contextlib.suppress(UserError):
             kernels.load()
@@ -152,7 +152,7 @@ def _implementation(device: torch.device) -> str:
 
 
 def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """HR and LR files by test set; those that come with scikit-image are made in ``folder``."""
+    """Find HR and LR files by test set; those that come with scikit-image are made in ``folder``."""
     if args.data is None:
         lay_out_held_out(folder)
         return {PHOTOGRAPHS: pairs_of_set(folder, PHOTOGRAPHS, SCALE)}
@@ -167,7 +167,7 @@ def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[P
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table of where the trainings ended; differences are to ESC's, the paper's in brackets."""
+    """Write a table of where the trainings ended; differences are to ESC's, the paper's in brackets."""
     sets = list(rows[0].psnr)
     head = ["row", "parameters", "seconds an iteration"]
     head += [cell for test in sets for cell in (f"PSNR on {test}", "to ESC")]
@@ -184,7 +184,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _published(name: str, test: str) -> str:
-    """What the paper has a row lose against ESC on a test set, in brackets; nothing where it has none."""
+    """Give what the paper has a row lose against ESC on a test set, in brackets; nothing where it has none."""
     key = test.lower()
     own, esc = PUBLISHED["" if name == BASELINE else name], PUBLISHED[""]
     if name == BASELINE or key not in ("set5", "urban100"):
@@ -193,7 +193,7 @@ def _published(name: str, test: str) -> str:
 
 
 def draw(rows: Sequence[Row], moments: Sequence[int]) -> Figure:
-    """PSNR against iterations, and, in the second half, how far each row is from ESC."""
+    """Draw PSNR against iterations, and, in the second half, how far each row is from ESC."""
     sets = list(rows[0].psnr)
     figure = Figure(figsize=(12, 4.5 * len(sets)), layout="constrained")
     grid = figure.subplots(len(sets), 2, squeeze=False)

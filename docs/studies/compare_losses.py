@@ -63,12 +63,12 @@ def read_pairs(folder: Path, scale: int) -> list[Pair]:
 
 
 def to_tensor(images: Sequence[Image]) -> Tensor:
-    """(H, W, 3) images of one size to (B, 3, H, W) in [0, 1]."""
+    """Stack (H, W, 3) images of one size to (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless random crops and their reductions."""
+    """Yield endless random crops and their reductions."""
     random = np.random.default_rng(seed)
     size = PATCH * scale
     while True:
@@ -82,12 +82,12 @@ def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Te
 
 
 def ycbcr(image: Image) -> npt.NDArray[np.float64]:
-    """BT.601 studio swing in 8-bit units, unrounded."""
+    """Convert to BT.601 studio swing in 8-bit units, unrounded."""
     return image.astype(np.float64) @ (np.array(RGB_TO_YCBCR).T / 255)
 
 
 def figures_of(sr: Image, gt: Image, border: int) -> dict[str, float]:
-    """Y and RGB PSNR in dB, and the mean absolute chroma error in 8-bit units, borders cropped."""
+    """Measure Y and RGB PSNR in dB, and the mean absolute chroma error in 8-bit units, borders cropped."""
     inner = (slice(border, -border), slice(border, -border))
     sr, gt = sr[inner], gt[inner]
     difference = np.abs(ycbcr(sr) - ycbcr(gt))
@@ -126,7 +126,7 @@ def train(
 
 
 def evaluate(method: Callable[[Image], Image], pairs: Sequence[Pair], border: int) -> dict[str, float]:
-    """Mean figures over a test set."""
+    """Average figures over a test set."""
     rows = [figures_of(method(pair.lq), pair.gt, border) for pair in pairs]
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 

@@ -122,7 +122,7 @@ def _luma_psnr(sr: Image, gt: Image, scale: int) -> float:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A row for each way: over the images, the worst and the mean."""
+    """Write a row for each method: over the images, the worst and the mean."""
     kinds = list(dict.fromkeys((row["way"], row["side"]) for row in rows))
     lines = []
     for way, side in kinds:
@@ -139,7 +139,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _draw(images: dict[str, dict[str, Image]]) -> Figure:
-    """Each image, and where its smallest tiles differ from the whole."""
+    """Draw each image, and where its smallest tiles differ from the whole."""
     figure = Figure(figsize=(9.6, 3.1 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False)
     for row, (name, own) in zip(axes, images.items(), strict=True):

@@ -85,7 +85,7 @@ def release_form(network: dict[str, Any], compile_flex: bool) -> nn.Module:
 def options_of(
     run: str, network: Mapping[str, Any], scale: int, iterations: int, device: torch.device
 ) -> dict[str, Any]:
-    """The options to train ``network`` by: the shipped recipe in short, and what `RUNS` adds."""
+    """Make the options to train ``network`` with: the shipped recipe in short, and what `RUNS` adds."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     opt: dict[str, Any] = yaml.safe_load(training_text(Recipe("ESC", 2, "DIV2K", VARIANTS["ESC"])))
@@ -119,7 +119,7 @@ def build(opt: dict[str, Any]) -> ESCModel:
 
 
 def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
-    """HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
+    """Find HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
     if given is not None:
         return [*given]
     photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
@@ -127,7 +127,7 @@ def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
 
 
 def batches(sources: Sequence[Path], scale: int, patch: int, batch: int, iterations: int) -> DataLoader[Any]:
-    """Random crops of HR LMDBs with their reductions, ``patch`` LR pixels wide, the same in each call."""
+    """Load random crops of HR LMDBs with their reductions, ``patch`` LR pixels wide, the same in each call."""
     roots = [{"dataroot_gt": str(source)} for source in sources]
     opt = {"name": "training", "phase": "train", "scale": scale, "sources": roots, "gt_size": patch * scale}
     dataset = DFLIPDataset({**opt, "use_hflip": True, "use_rot": True})
@@ -176,7 +176,7 @@ def train(
 
 
 def smooth(losses: Sequence[float]) -> Curve:
-    """Moving average over `SMOOTHED` iterations, or all if there are fewer."""
+    """Take the moving average over `SMOOTHED` iterations, or all if there are fewer."""
     width = min(SMOOTHED, len(losses))
     return np.convolve(losses, np.full(width, 1 / width), mode="valid")
 
@@ -207,7 +207,7 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first row."""
+    """Write a table; ratios are to the first row."""
     head = ["training", "iterations/s", "times as fast", "peak memory", "final loss"]
     head += ["largest difference", "mean difference"]
     lines = []

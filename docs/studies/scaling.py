@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from memory_limit import add_memory_limit_argument, memory_limit
 from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES
@@ -30,10 +31,8 @@ from esc_basicsr.common.tables import markdown_table, mebibytes, milliseconds, s
 from esc_basicsr.lab.measure.benchmark import random_image
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    add_memory_limit_argument,
     check_measuring_arguments,
     largest_difference,
-    memory_limit,
     peak_memory_growth,
     time_networks,
 )
@@ -163,7 +162,7 @@ def measure(
 
 
 def expected_memory(measured: Sequence[Row], pixels: int) -> float:
-    """Bytes that a network will take, from what it took at smaller sizes; 0 if nothing is known.
+    """Estimate the bytes that a network will take, from what it took at smaller sizes; 0 if nothing is known.
 
     It is taken to grow as between the last two sizes, at least linearly, at most with the square.
     """
@@ -179,7 +178,7 @@ def expected_memory(measured: Sequence[Row], pixels: int) -> float:
 
 
 def exponents(rows: Sequence[Row], network: str) -> dict[str, float] | None:
-    """Powers of the pixels with which time and memory grow over the larger half of a network's sizes.
+    """Fit powers of the pixels with which time and memory grow over the larger half of a network's sizes.
 
     Returns:
         ``seconds`` and ``memory``; None where there are fewer than two sizes.
@@ -200,7 +199,7 @@ def exponents(rows: Sequence[Row], network: str) -> dict[str, float] | None:
 
 
 def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
-    """The table of figures, that of exponents, and what was left out."""
+    """Write the table of figures, that of exponents, and what was left out."""
     head = ["network", "output", "runs", "latency", "for a pixel", "peak memory growth", "for a pixel"]
     figures = [
         [
@@ -228,7 +227,7 @@ def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Time and memory against pixels, in logarithms; dotted lines through the last figures are linear."""
+    """Draw time and memory against pixels, in logarithms; dotted lines through the last figures are linear."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, name in enumerate(dict.fromkeys(row.network for row in rows)):

@@ -46,7 +46,7 @@ _PIECE = 256
 def step_by_step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The recurrence as it is written, see `selective_scan`."""
+    """Run the recurrence as it is written, see `selective_scan`."""
     dt = F.softplus(delta + delta_bias)
     h = u.new_zeros(len(u), *A.shape)
     y = []
@@ -61,7 +61,7 @@ def step_by_step(
 
 
 def _doubled(decay: Tensor, h: Tensor) -> Tensor:
-    """States of chunks that start from zero: each pass doubles the steps that a state has seen."""
+    """Compute states of chunks that start from zero: each pass doubles the steps that a state has seen."""
     seen = 1
     while seen < len(h):
         h = torch.cat([h[:seen], torch.addcmul(h[seen:], decay[seen:], h[:-seen])])
@@ -71,7 +71,7 @@ def _doubled(decay: Tensor, h: Tensor) -> Tensor:
 
 
 def _walked(decay: Tensor, h: Tensor) -> Tensor:
-    """States of chunks that start from zero: one step of all chunks at a time."""
+    """Compute states of chunks that start from zero: one step of all chunks at a time."""
     states = [h[0]]
     for decay_l, h_l in zip(decay[1:], h[1:], strict=True):
         states.append(torch.addcmul(h_l, decay_l, states[-1]))
@@ -88,7 +88,7 @@ def in_chunks(
     D: Tensor,
     delta_bias: Tensor,
 ) -> Tensor:
-    """States of chunks by ``within``, as if each started from zero; then what enters a chunk is added."""
+    """Compute states of chunks by ``within``, as if each started from zero; then what enters a chunk is added."""
 
     def chunks(value: Tensor) -> Tensor:  # [batch, (chunks steps), rows] -> [steps, batch, chunks, rows]
         value = F.pad(value, (0, 0, 0, -value.shape[1] % CHUNK))
@@ -129,7 +129,7 @@ class Row(NamedTuple):
 
 
 def random_inputs(n: int, device: torch.device) -> list[Tensor]:
-    """What `selective_scan` takes, as a new network has it: steps of 0.001 to 0.1, rates of 1 to N."""
+    """Make what `selective_scan` takes, as a new network has it: steps of 0.001 to 0.1, rates of 1 to N."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, n, CHANNELS), (1, n, CHANNELS), (1, n, STATES), (1, n, STATES))
     u, delta, B, C = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -139,7 +139,7 @@ def random_inputs(n: int, device: torch.device) -> list[Tensor]:
 
 
 def with_gradients(design: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The output, and the gradients of its sum of squares by every input."""
+    """Compute the output, and the gradients of its sum of squares by every input."""
     inputs = [value.detach().requires_grad_() for value in inputs]
     y = design(*inputs)
     return (y.detach(), *torch.autograd.grad(y.square().sum(), inputs))
@@ -222,7 +222,7 @@ def measure(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first design."""
+    """Write a table; ratios are to the first design."""
     head = ["design", "forward", "÷", "with gradients", "÷", "memory", "with gradients", "difference"]
     lines = []
     for row in rows:
@@ -235,7 +235,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Time and memory of each design, in logarithms."""
+    """Draw time and memory of each design, in logarithms."""
     figure = Figure(figsize=(11, 1.5 + 0.6 * len(rows)), layout="constrained")
     names = [row.design for row in rows]
     panels = figure.subplots(1, 2, sharey=True)

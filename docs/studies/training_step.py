@@ -74,7 +74,7 @@ class Step:
         self.optimizer.step()
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients of the last step by parameter, named alike in each form."""
+        """Return the gradients of the last step by parameter, named alike in each implementation."""
         named = self.net.named_parameters()
         return {
             name.removeprefix("net."): grad
@@ -153,7 +153,7 @@ def measure(
 def largest_relative_difference(
     gradients: dict[str, Tensor], expected: dict[str, Tensor], part: str
 ) -> float:
-    """Over the parameters whose name has ``part`` in it: norm of the difference, against the norm."""
+    """Return, over the parameters whose name has ``part`` in it: norm of the difference, against the norm."""
     tiny = torch.finfo(torch.float32).tiny
     named = [(gradients[name], grad) for name, grad in expected.items() if part in name]
     differences = [(made - grad).norm() / grad.norm().clamp(min=tiny) for made, grad in named]
@@ -161,7 +161,7 @@ def largest_relative_difference(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first form of the same variant."""
+    """Write a table; ratios are to the first implementation of the same variant."""
     first: dict[str, Row] = {}
     lines = []
     for row in rows:
@@ -174,7 +174,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Steps per second."""
+    """Draw steps per second."""
     figure = Figure(figsize=(7, 1 + 0.5 * len(rows)), layout="constrained")
     axis = figure.subplots()
     bars = axis.barh([row.network for row in rows], [1 / row.latency for row in rows])

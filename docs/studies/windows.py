@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 from matplotlib.figure import Figure
+from memory_limit import add_memory_limit_argument, memory_limit
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,10 +32,8 @@ from esc_basicsr.fast import kernels
 from esc_basicsr.fast.attention import add_attention
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    add_memory_limit_argument,
     check_measuring_arguments,
     largest_difference,
-    memory_limit,
     peak_memory_growth,
     time_networks,
 )
@@ -150,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def naive_memory(window: int, size: Sequence[int]) -> int:
-    """Bytes of the float32 scores that the naive one writes out for a map of ``size``, and of its bias."""
+    """Return the bytes of the float32 scores that the naive one writes out for a map of ``size``, and of its bias."""
     windows = math.prod(math.ceil(side / window) for side in size)
     return (_MAPS_OF_SCORES * windows + 1) * HEADS * window**4 * 4
 
@@ -174,7 +173,7 @@ def measure(methods: Sequence[str], window: int, x: Tensor, repeats: int, warmup
 
 
 def _ratios(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
-    """How many times less ``row`` takes than the naive one at its window: time, memory."""
+    """Return how many times less ``row`` takes than the naive one at its window: time, memory."""
     for naive in rows:
         if naive.method == NAIVE and naive.window == row.window and naive is not row:
             return naive.latency / row.latency, naive.memory / max(row.memory, 1)
@@ -182,7 +181,7 @@ def _ratios(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the naive one at the same window."""
+    """Write a table; ratios are to the naive one at the same window."""
     head = ["window", "method", "latency", "÷", "peak memory growth", "÷", "difference"]
     lines = []
     for row in rows:
@@ -206,7 +205,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Time and memory against the window, in logarithms."""
+    """Draw time and memory against the window, in logarithms."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
