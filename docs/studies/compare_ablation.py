@@ -143,7 +143,7 @@ def _check(args: argparse.Namespace) -> torch.device:
 
 
 def _implementation(device: torch.device) -> str:
-    """Choose of `RUNS`: on a CPU the C++ kernels where they can be compiled, which give the same in less time."""
+    """Choose of `RUNS`: on a CPU the C++ kernels where they can be compiled: the same in less time."""
     if device.type == "cpu":
         with contextlib.suppress(UserError):
             kernels.load()
@@ -184,7 +184,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _published(name: str, test: str) -> str:
-    """Give what the paper has a row lose against ESC on a test set, in brackets; nothing where it has none."""
+    """Give in brackets what the paper has a row lose against ESC on a test set, if it has that."""
     key = test.lower()
     own, esc = PUBLISHED["" if name == BASELINE else name], PUBLISHED[""]
     if name == BASELINE or key not in ("set5", "urban100"):

@@ -123,7 +123,7 @@ def levels(way: Way) -> tuple[Tensor, Tensor]:
 
 
 def differences_of(lq: Tensor, other: Tensor) -> dict[str, float]:
-    """Return the largest and mean difference in levels, both two pixels off the border, and how many values differ."""
+    """Compare levels: largest and mean difference, both two pixels off the border, and their number."""
     difference = (lq - other).abs()
     inner = difference[..., 2:-2, 2:-2]
     return {

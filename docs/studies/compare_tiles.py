@@ -1,4 +1,4 @@
-"""What tiles cost: images upscaled whole, by row chunks, in aligned tiles and in plain ones.
+"""The cost of tiles: images upscaled whole, by row chunks, in aligned tiles and in plain ones.
 
     python docs/studies/compare_tiles.py --model FILE -o DIR
 

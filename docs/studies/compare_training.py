@@ -127,7 +127,7 @@ def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
 
 
 def batches(sources: Sequence[Path], scale: int, patch: int, batch: int, iterations: int) -> DataLoader[Any]:
-    """Load random crops of HR LMDBs with their reductions, ``patch`` LR pixels wide, the same in each call."""
+    """Load random crops of HR LMDBs and their reductions, ``patch`` LR pixels wide, the same each time."""
     roots = [{"dataroot_gt": str(source)} for source in sources]
     opt = {"name": "training", "phase": "train", "scale": scale, "sources": roots, "gt_size": patch * scale}
     dataset = DFLIPDataset({**opt, "use_hflip": True, "use_rot": True})

@@ -1,4 +1,4 @@
-"""How much memory a study's measurements may take."""
+"""The limit of memory that a study's measurements may take."""
 
 import argparse
 

@@ -227,7 +227,7 @@ def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Draw time and memory against pixels, in logarithms; dotted lines through the last figures are linear."""
+    """Draw time and memory against pixels, in logarithms; dotted lines are linear."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, name in enumerate(dict.fromkeys(row.network for row in rows)):

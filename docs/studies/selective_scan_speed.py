@@ -88,7 +88,7 @@ def in_chunks(
     D: Tensor,
     delta_bias: Tensor,
 ) -> Tensor:
-    """Compute states of chunks by ``within``, as if each started from zero; then what enters a chunk is added."""
+    """Compute states of chunks by ``within``, as if from zero; then what enters a chunk is added."""
 
     def chunks(value: Tensor) -> Tensor:  # [batch, (chunks steps), rows] -> [steps, batch, chunks, rows]
         value = F.pad(value, (0, 0, 0, -value.shape[1] % CHUNK))

@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def naive_memory(window: int, size: Sequence[int]) -> int:
-    """Return the bytes of the float32 scores that the naive one writes out for a map of ``size``, and of its bias."""
+    """Return the bytes of the scores that the naive one writes out for a map of ``size``, and its bias."""
     windows = math.prod(math.ceil(side / window) for side in size)
     return (_MAPS_OF_SCORES * windows + 1) * HEADS * window**4 * 4
 

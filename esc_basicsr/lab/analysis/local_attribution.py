@@ -53,7 +53,7 @@ class Window(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """What each value of an image contributed."""
+    """The contribution of each value of an image."""
 
     values: Tensor  # (3, H, W), signed
     # the most that a pixel's absolute gradients, summed over colours, add up to on the path
