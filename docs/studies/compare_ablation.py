@@ -42,7 +42,7 @@ from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.fast import kernels
 from esc_basicsr.lab.measure.comparison_table import BASELINE
 from esc_basicsr.lab.measure.results import make_folder, publish
-from esc_basicsr.metrics.published import ABLATION as PUBLISHED
+from esc_basicsr.metrics.published import ABLATION_FIGURES
 from esc_basicsr.metrics.quality import measure_quality, pairs_of_set
 from esc_basicsr.options.recipes import ABLATION, BENCHMARKS, ablation_rows
 
@@ -186,7 +186,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def _published(name: str, test: str) -> str:
     """Give in brackets what the paper has a row lose against ESC on a test set, if it has that."""
     key = test.lower()
-    own, esc = PUBLISHED["" if name == BASELINE else name], PUBLISHED[""]
+    own, esc = ABLATION_FIGURES["" if name == BASELINE else name], ABLATION_FIGURES[""]
     if name == BASELINE or key not in ("set5", "urban100"):
         return ""
     return f"({getattr(own, key) - getattr(esc, key):+.2f})"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from esc_basicsr.options.recipes import BENCHMARKS
 
 __all__ = [
-    "ABLATION",
+    "ABLATION_FIGURES",
     "PUBLICATION",
     "TRAINING_SETS",
     "AblationFigures",
@@ -120,7 +120,7 @@ class AblationFigures(NamedTuple):
 
 
 # row, as the shipped option files call it -> figures; ESC itself has no name there
-ABLATION = {
+ABLATION_FIGURES = {
     "": AblationFigures(38.35, 33.46, 120.9),
     "attention_only": AblationFigures(38.27, 33.23, 128.2),
     "conv_attention_only": AblationFigures(38.18, 32.91, 126.3),
