@@ -56,7 +56,7 @@ def test_kinds_of_arrays_and_tensors_agree(upscale: Upscaler, photo: np.ndarray)
     assert upscale(tensor.half()[None]).dtype == torch.float16
 
 
-def test_batch_is_its_pictures(upscale: Upscaler, photo: np.ndarray) -> None:
+def test_batch_is_its_images(upscale: Upscaler, photo: np.ndarray) -> None:
     batch = np.stack([photo, photo[::-1]])
     singly = np.stack([upscale(photo), upscale(photo[::-1])])
     np.testing.assert_allclose(upscale(batch).astype(int), singly.astype(int), atol=1)  # a rounding apart
@@ -271,9 +271,9 @@ def test_ema_is_taken_where_there_is_one(tmp_path: Path, model: Path, photo: np.
     [
         ({"model": "none.pth"}, "none.pth: there is no such file"),
         ({"scale": 4}, "scale ×2, not ×4"),
-        ({"device": "cuda:7"}, "device 'cuda:7' is not to be had"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not available"),
         ({"device": "meta"}, "expected auto, cpu or cuda"),
-        ({"device": "nonsense"}, "device 'nonsense' is not to be had"),
+        ({"device": "nonsense"}, "device 'nonsense' is not available"),
         ({"precision": "fp8"}, "precision must be auto or one of fp32"),
     ],
 )
@@ -286,13 +286,13 @@ def test_half_precision_that_was_found_safe_is_for_8_bits_alone(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upscale = Upscaler(model)
-    upscale._half = torch.float16  # as the first 8-bit picture on a GPU may leave it
+    upscale._half = torch.float16  # as the first 8-bit image on a GPU may leave it
     seen = []
     monkeypatch.setattr(
         upscale, "_run", lambda batch, dtype: seen.append(dtype) or torch.zeros(1, 3, 122, 150)
     )
-    for picture in (photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255):
-        upscale(picture)
+    for image in (photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255):
+        upscale(image)
     assert seen == [torch.float16, torch.float32, torch.float32]
 
 
