@@ -55,6 +55,9 @@ class Upscaler:
         memory: Bytes to work in, beside a result that is put together from tiles; by default what is
             available.
 
+    Attributes:
+        bytes_per_pixel: Memory that a pixel of LR takes in one piece.
+
     Raises:
         UserError: The model, its scale or the device is not available.
     """
@@ -82,7 +85,7 @@ class Upscaler:
         self._window = int(trained.options.get("window_size", 1))
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
-        self._bytes_per_pixel = 4 * values  # of LR
+        self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
         self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
         self._has_kernels = self.device.type == "cpu" and _kernels_are_available()
@@ -197,9 +200,9 @@ class Upscaler:
         else:
             memory = available_memory(self.device) * _SHARE - (beside if self.device.type == "cpu" else 0)
         least = least_pixels(self._window)
-        pixels = int(memory / self._bytes_per_pixel)
+        pixels = int(memory / self.bytes_per_pixel)
         if pixels < least:
-            needed = least * self._bytes_per_pixel / 2**20
+            needed = least * self.bytes_per_pixel / 2**20
             warn_once(f"The memory to work in is less than {self.name} needs: it takes {needed:,.0f} MiB.")
             pixels = least
         return pixels if self._most_pixels is None else min(pixels, self._most_pixels)

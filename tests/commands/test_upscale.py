@@ -144,7 +144,7 @@ def test_warnings_have_lines_of_their_own_beside_the_bar(
     Image.fromarray(load_photograph("chelsea")[:96, :128]).save("in/large.png")
     assert main(["upscale", "in/large.png", "-o", "whole.png", "--model", str(model)]) == 0
     capfd.readouterr()
-    memory = str(Upscaler(model)._bytes_per_pixel * 60**2 / 2**30)
+    memory = str(Upscaler(model).bytes_per_pixel * 60**2 / 2**30)
     assert (
         main(["upscale", "in/large.png", "-o", "tiled.png", "--model", str(model), "--memory", memory]) == 0
     )

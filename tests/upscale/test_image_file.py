@@ -218,6 +218,7 @@ def test_cmyk_whose_profile_is_anothers_is_refused_as_what_it_is(tmp_path: Path,
 def test_want_of_memory_is_not_called_damage(
     tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The decoder is replaced: nothing public can run out of memory on demand."""
     Image.fromarray(rgb).save(tmp_path / "a.png")
 
     def fail(*arguments: Any) -> None:

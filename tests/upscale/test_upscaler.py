@@ -1,4 +1,7 @@
-"""Upscaling arrays and tensors: shapes, types, memory."""
+"""Upscaling arrays and tensors: shapes, types, memory.
+
+Private names are reached for where a test stands for a GPU, or for memory that runs out.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +126,7 @@ def test_what_is_too_large_goes_in_tiles_with_little_difference(
     model: Path, photo: np.ndarray, esc_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Upscaler(model)
-    tiled = Upscaler(model, memory=whole._bytes_per_pixel * 50**2)
+    tiled = Upscaler(model, memory=whole.bytes_per_pixel * 50**2)
     deep = photo.astype(np.uint16) * 257
     exact = whole(deep)
     error = np.mean((tiled(deep).astype(float) - exact) ** 2)
@@ -191,13 +194,13 @@ def test_tiles_leave_room_for_the_result(
 ) -> None:
     upscale = Upscaler(model)
     sides = []
-    there_is = 3600 * upscale._bytes_per_pixel / upscaler._SHARE
+    there_is = 3600 * upscale.bytes_per_pixel / upscaler._SHARE
     monkeypatch.setattr(upscaler, "available_memory", lambda device: int(there_is))
     monkeypatch.setattr(upscaler, "tile_side", lambda pixels, window: sides.append(pixels) or 16)
     upscale(photo)
     floats = upscale(photo.astype(np.float32) / 255)
     of_bytes, of_floats = sides
-    result = 122 * 150 * 3 / upscale._bytes_per_pixel
+    result = 122 * 150 * 3 / upscale.bytes_per_pixel
     assert of_bytes == pytest.approx(3600 - result, abs=2)
     assert of_floats == pytest.approx(3600 - 4 * result, abs=2)
     assert floats.dtype == np.float32
