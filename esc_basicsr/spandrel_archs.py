@@ -21,6 +21,7 @@ from spandrel import (
     StateDict,
 )
 
+from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.weights.checkpoint import infer_network_options
@@ -61,6 +62,7 @@ class _Architecture(Architecture[nn.Module]):
             scale=scale,
             input_channels=3,
             output_channels=3,
+            call_fn=lambda network, image: fast.prepare(network)(image),
             # The network pads by itself. But its dynamic kernels are made from the whole image.
             size_requirements=SizeRequirements(),
             tiling=ModelTiling.DISCOURAGED,

@@ -10,7 +10,6 @@ windows.png.
 """
 
 import argparse
-import contextlib
 import functools
 import math
 import statistics
@@ -27,6 +26,7 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import kernels
+from esc_basicsr.fast.attention import add_attention
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
     add_memory_limit_argument,
@@ -103,11 +103,7 @@ class Layer(nn.Module):
         """Attend within each window."""
         if self.form in (NAIVE, "fused"):
             return self.attn(x)
-        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.form == KERNELS:
-            context = kernels.in_use()
-        with context:
-            return self.attn.add_to(torch.zeros_like(x), nn.Identity(), x)
+        return add_attention(torch.zeros_like(x), nn.Identity(), self.attn, x, self.form == KERNELS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,19 +2,24 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.archs.layers import Conv1x1, pad_to_multiple
+from esc_basicsr.archs.layers import pad_to_multiple
 from esc_basicsr.common.log import info_once, warn_once
-from esc_basicsr.fast import kernels
-from esc_basicsr.fast.row_chunks import add_by_strips
 
-__all__ = ["ATTN_TYPES", "WindowAttention", "expand_position_bias"]
+__all__ = [
+    "ATTN_TYPES",
+    "BACKENDS",
+    "WindowAttention",
+    "expand_position_bias",
+    "join_windows",
+    "split_windows",
+]
 
 ATTN_TYPES = ("auto", "Naive", "SDPA", "Flex")
 
@@ -38,28 +43,52 @@ def expand_position_bias(table: Tensor, window_size: int) -> Tensor:
     return windows.flip(1, 2).reshape(-1, w * w, w * w)
 
 
-class PositionBias:
-    """The relative position bias of one layer, and its expansion, made once when a backend needs it."""
+def split_windows(qkv: Tensor, num_heads: int, window_size: int) -> Tensor:
+    """Cut a map of queries, keys and values into windows.
 
-    def __init__(self, table: Tensor, window_size: int) -> None:
-        self.table = table
-        self.window_size = window_size
+    Args:
+        qkv: Channels ordered (q k v, head, channel).
+        num_heads: Attention heads.
+        window_size: Side w of a window.
 
-    @functools.cached_property
-    def expanded(self) -> Tensor:
-        """The bias of each query and key, (heads, w², w²)."""
-        return expand_position_bias(self.table, self.window_size)
+    Shape:
+        qkv: (B, 3·dim, H, W), H and W multiples of w. Output: (3, windows, heads, w², dim / heads).
+    """
+    w = window_size
+    B, channels, H, W = qkv.shape
+    # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
+    qkv = qkv.view(B, 3, num_heads, -1, H // w, w, W // w, w).permute(1, 0, 4, 6, 2, 5, 7, 3)
+    return qkv.reshape(3, -1, num_heads, w * w, channels // 3 // num_heads)
 
 
-def _naive(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.expanded
+def join_windows(windows: Tensor, size: Sequence[int], window_size: int) -> Tensor:
+    """Put windows back together to a map of ``size``, its height and width.
+
+    Shape:
+        windows: (windows, heads, w², d). Output: (B, heads·d, H, W), laid out channels last.
+    """
+    w, heads = window_size, windows.shape[1]
+    (height, width), d = size, windows.shape[-1]
+    rows, columns = height // w, width // w
+    # [(B rows columns), heads, (w w), d] -> [B, (rows w), (columns w), (heads d)]
+    x = windows.view(-1, rows, columns, heads, w, w, d).permute(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(-1, height, width, heads * d).permute(0, 3, 1, 2)
+
+
+def _naive(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    q, k, v = split_windows(qkv, len(table), window_size)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + expand_position_bias(table, window_size)
     # Half precision overflows in a sum of exponentials over a window of 32×32 keys.
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    return scores.softmax(-1, dtype=dtype).to(v.dtype) @ v
+    out = scores.softmax(-1, dtype=dtype).to(v.dtype) @ v
+    return join_windows(out, qkv.shape[-2:], window_size)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expanded.to(q.dtype).unsqueeze(0))
+def _sdpa(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    q, k, v = split_windows(qkv, len(table), window_size)
+    bias = expand_position_bias(table, window_size).to(q.dtype).unsqueeze(0)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return join_windows(out, qkv.shape[-2:], window_size)
 
 
 # devices on which Flex has failed in this process: a failing compilation takes long, and would fail again
@@ -79,38 +108,38 @@ def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, bias: PositionBias) -> Tensor:
-    device, table, w = q.device.type, bias.table, bias.window_size
+def _flex(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    device, w = qkv.device.type, window_size
     if device in _flex_failed:
-        return _sdpa(q, k, v, bias)
-    if device != "cuda" and _needs_grad(q, k, v, table):
+        return _sdpa(qkv, table, w)
+    if device != "cuda" and _needs_grad(qkv, table):
         info_once(f"attn_type Flex: torch has no backward for it on {device}; SDPA takes over for training.")
-        return _sdpa(q, k, v, bias)
+        return _sdpa(qkv, table, w)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         rows = key // w - query // w + w - 1
         columns = key % w - query % w + w - 1
         return score + table[h, rows * (2 * w - 1) + columns]
 
+    q, k, v = split_windows(qkv, len(table), w)
     try:
         with warnings.catch_warnings():
             # torch warns that uncompiled Flex writes the scores out; on a CPU that is what is asked for here.
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            return _flex_kernel(device)(q, k, v, score_mod=add_bias)
+            out = _flex_kernel(device)(q, k, v, score_mod=add_bias)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # No Triton, no compiler, a shape that Flex does not take: the result is the same by SDPA.
         _flex_failed.add(device)
         warn_once(f"attn_type Flex failed on {device} ({type(error).__name__}: {error}); SDPA takes over.")
-        return _sdpa(q, k, v, bias)
+        return _sdpa(qkv, table, w)
+    return join_windows(out, qkv.shape[-2:], w)
 
 
-_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, PositionBias], Tensor]] = {
-    "Naive": _naive,
-    "SDPA": _sdpa,
-    "Flex": _flex,
-}
+# attn_type -> function of qkv (B, 3·dim, H, W), the bias table and the window's side; gives (B, dim, H, W).
+# `esc_basicsr.fast` adds its own.
+BACKENDS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"Naive": _naive, "SDPA": _sdpa, "Flex": _flex}
 
 
 class WindowAttention(nn.Module):
@@ -144,8 +173,8 @@ class WindowAttention(nn.Module):
         self.attn_type = attn_type
         self.relative_position_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
         nn.init.normal_(self.relative_position_bias, std=0.001)
-        self.to_qkv = Conv1x1(dim, 3 * dim)
-        self.to_out = Conv1x1(dim, dim)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.to_out = nn.Conv2d(dim, dim, 1)
 
     def extra_repr(self) -> str:
         """Show what the submodules do not."""
@@ -153,32 +182,14 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each window."""
-        return self._attend(x, PositionBias(self.relative_position_bias, self.window_size))
-
-    def add_to(self, x: Tensor, norm: nn.Module, source: Tensor) -> Tensor:
-        """``x + self(norm(source))``, without gradients by strips of windows and in ``x``'s place."""
-        bias = PositionBias(self.relative_position_bias, self.window_size)
-        return add_by_strips(x, lambda strip: self._attend(norm(strip), bias), source, self.window_size)
-
-    def _attend(self, x: Tensor, bias: PositionBias) -> Tensor:
         H, W = x.shape[-2:]
-        w, heads = self.window_size, self.num_heads
-        qkv = self.to_qkv(pad_to_multiple(x, w))
-        B, _, padded_H, padded_W = qkv.shape
-        if kernels.serves_heads_of(qkv, qkv.shape[1] // (3 * heads)):
-            out = kernels.window_attention(qkv.permute(0, 2, 3, 1), bias.table, w)
-            return self.to_out(out[:, :H, :W].permute(0, 3, 1, 2))
-        rows, columns = padded_H // w, padded_W // w
-        # [B, (3 heads d), (rows w), (columns w)] -> [3, (B rows columns), heads, (w w), d]
-        qkv = qkv.view(B, 3, heads, -1, rows, w, columns, w).permute(1, 0, 4, 6, 2, 5, 7, 3)
-        q, k, v = qkv.reshape(3, B * rows * columns, heads, w * w, -1)
-        out = _BACKENDS[self._backend(x.device.type)](q, k, v, bias)
-        # [(B rows columns), heads, (w w), d] -> [B, (heads d), (rows w), (columns w)]
-        out = out.view(B, rows, columns, heads, w, w, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        out = out.reshape(B, padded_H, padded_W, -1)[:, :H, :W].permute(0, 3, 1, 2)
-        return self.to_out(out)
+        qkv = self.to_qkv(pad_to_multiple(x, self.window_size))
+        attend = BACKENDS[self.backend(x.device.type)]
+        out = attend(qkv, self.relative_position_bias, self.window_size)
+        return self.to_out(out[:, :, :H, :W])
 
-    def _backend(self, device: str) -> str:
+    def backend(self, device: str) -> str:
+        """Choose the key of `BACKENDS` to attend by on a type of device, and log the choice of ``auto``."""
         if self.attn_type != "auto":
             return self.attn_type
         if device == "cpu" and _needs_grad(self.relative_position_bias):

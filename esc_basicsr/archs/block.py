@@ -6,9 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
-from esc_basicsr.archs.conv_attention import LargeKernel
-from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, add
-from esc_basicsr.fast.row_chunks import map_by_strips
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
 
 __all__ = ["ESCBlock"]
 
@@ -19,14 +17,13 @@ class ESCBlock(nn.Module):
     Args:
         dim: Feature channels.
         attention: The block's window attention; None leaves it out, with its normalisation.
-        mixers: The layers after it, called ``mixer(x, norm, convffn, large_kernel)`` with the normalisation
-            and the ConvFFN before them; each returns ``x`` plus its result, and may overwrite ``x``.
+        mixers: The ConvAttn layers after it, or what an ablation puts in their place.
         proj_ratio: Expansion of the ConvFFN that opens the block.
         exp_ratio: Expansion of the ConvFFNs before the mixers.
         use_ln: Whether those ConvFFNs see normalised features.
 
     Shape:
-        Input, output: (B, dim, H, W).
+        x, output: (B, dim, H, W). large_kernel: the network's shared kernel, as ``mixers`` take it.
     """
 
     def __init__(
@@ -50,11 +47,12 @@ class ESCBlock(nn.Module):
         self.ln_out = LayerNorm2d(dim)
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, large_kernel: LargeKernel) -> Tensor:
-        """Run the block with the network's large kernel, None where there is no shared one."""
-        y = self.proj.after(self.ln_proj, x)
+    def forward(self, x: Tensor, *large_kernel: Tensor) -> Tensor:
+        """Attend within windows once, then emulate attention by convolution several times."""
+        skip = x
+        x = self.proj(self.ln_proj(x))
         if self.attn is not None and self.ln_attn is not None:
-            y = self.attn.add_to(y, self.ln_attn, y)
-        for norm, convffn, mixer in zip(self.lns, self.convffns, self.pconvs, strict=True):
-            y = mixer(y, norm, convffn, large_kernel)
-        return add(map_by_strips(lambda strip: self.conv_out(self.ln_out(strip)), y), x)
+            x = x + self.attn(self.ln_attn(x))
+        for ln, convffn, pconv in zip(self.lns, self.convffns, self.pconvs, strict=True):
+            x = x + pconv(convffn(ln(x)), *large_kernel)
+        return self.conv_out(self.ln_out(x)) + skip

@@ -12,11 +12,9 @@ from esc_basicsr.archs.conv_attention import (
     ConvAttention,
     LargeKernelConv,
     UnsharedConvAttention,
+    average_over_symmetries,
 )
-from esc_basicsr.archs.layers import add
 from esc_basicsr.archs.validation import check_flags, check_network_options, require
-from esc_basicsr.fast.frequency_tiles import SymmetricKernel
-from esc_basicsr.fast.row_chunks import map_by_strips
 
 __all__ = ["ESC"]
 
@@ -46,9 +44,6 @@ class ESC(nn.Module):
             its own (ablation).
         dynamic_kernel: Whether ConvAttn predicts a 3×3 kernel from the image; if not, it is the large
             kernel alone (ablation).
-
-    Without gradients the inside of a block works strip by strip, and in place: forward hooks on what is
-    inside see strips, or nothing. To record features there, run with gradients enabled.
 
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -133,14 +128,14 @@ class ESC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
-        feat = self.proj(x.contiguous(memory_format=torch.channels_last))
-        large_kernel = None if self.plk_filter is None else SymmetricKernel(self.plk_filter)
+        feat = self.proj(x)
+        large_kernel = [] if self.plk_filter is None else [average_over_symmetries(self.plk_filter)]
         out = feat
         for block in self.blocks:
-            out = block(out, large_kernel)
-        out = add(map_by_strips(self.last, out), feat)
-        nearest = F.interpolate(x, scale_factor=self.upscaling_factor, mode="nearest")
-        return add(map_by_strips(self._enlarge, out), nearest)
+            out = block(out, *large_kernel)
+        out = self.last(out) + feat
+        return F.pixel_shuffle(self.to_img(out), self.upscaling_factor) + self.upscale_input(x)
 
-    def _enlarge(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor).contiguous()
+    def upscale_input(self, x: Tensor) -> Tensor:
+        """Repeat each pixel: the skip that the network adds its detail to."""
+        return F.interpolate(x, scale_factor=self.upscaling_factor, mode="nearest")

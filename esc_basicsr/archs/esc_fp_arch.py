@@ -8,9 +8,8 @@ from torch import Tensor
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.block import ESCBlock
 from esc_basicsr.archs.conv_attention import ConvAttention, SeparableLargeKernelConv
-from esc_basicsr.archs.layers import LayerNorm2d, add
+from esc_basicsr.archs.layers import LayerNorm2d
 from esc_basicsr.archs.validation import check_network_options, require
-from esc_basicsr.fast.row_chunks import map_by_strips
 
 __all__ = ["ESCFP"]
 
@@ -31,9 +30,6 @@ class ESCFP(nn.Module):
         num_heads: Attention heads.
         exp_ratio: Expansion of the ConvFFNs before ConvAttn.
         attn_type: Attention backend, see `WindowAttention`; changes speed and memory, not results.
-
-    Without gradients the inside of a block works strip by strip, and in place: forward hooks on what is
-    inside see strips, or nothing. To record features there, run with gradients enabled.
 
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -92,13 +88,13 @@ class ESCFP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
-        feat = self.proj(x.contiguous(memory_format=torch.channels_last))
+        feat = self.proj(x)
         out = feat
         for block in self.blocks:
-            out = block(out, (self.lk_channel, self.lk_spatial))
-        out = add(map_by_strips(lambda strip: self.last(self.ln_last(strip)), out), feat)
-        bicubic = F.interpolate(x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False)
-        return add(map_by_strips(self._enlarge, out), bicubic)
+            out = block(out, self.lk_channel, self.lk_spatial)
+        out = self.last(self.ln_last(out)) + feat
+        return F.pixel_shuffle(self.to_img(out), self.upscaling_factor) + self.upscale_input(x)
 
-    def _enlarge(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.to_img(x), self.upscaling_factor).contiguous()
+    def upscale_input(self, x: Tensor) -> Tensor:
+        """Interpolate bicubically: the skip that the network adds its detail to."""
+        return F.interpolate(x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False)

@@ -24,7 +24,7 @@ def _cubic(distance: Tensor) -> Tensor:
 
 
 def resize_matrix(in_size: int, out_size: int, scale: float | Fraction, antialias: bool = True) -> Tensor:
-    """The matrix that resizes a line of ``in_size`` pixels to ``out_size`` pixels.
+    """Build the matrix that resizes a line of ``in_size`` pixels to ``out_size`` pixels.
 
     Pixel i of the output lies at (i + 0.5) / scale - 0.5 in the input: the outer edges of both lines
     coincide. Beyond its ends the line goes on as its mirror image, the edge pixel repeated.

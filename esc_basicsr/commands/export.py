@@ -23,12 +23,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
-from esc_basicsr.fast import kernels
 from esc_basicsr.lab.measure.measure import median_times
 from esc_basicsr.weights.checkpoint import write_safetensors
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
@@ -167,15 +167,9 @@ def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, in
     lr = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
     name = "ONNX Runtime" if kind == "onnx" else kind
 
-    def by_kernels(lr: Tensor) -> Tensor:
-        with kernels.in_use():
-            sr: Tensor = trained.network(lr)
-        return sr
-
-    runs: dict[str, Run] = {"esc_basicsr": trained.network, name: exported}
+    runs: dict[str, Run] = {"esc_basicsr": fast.prepare(trained.network), name: exported}
     try:
-        kernels.load()
-        runs["esc_basicsr, C++ kernels"] = by_kernels
+        runs["esc_basicsr, C++ kernels"] = fast.prepare(trained.network, kernels=True)
     except UserError as error:
         print(f"without the C++ kernels: {error}")
     outputs: dict[str, Tensor] = {}

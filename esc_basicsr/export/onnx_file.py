@@ -33,7 +33,7 @@ def write_onnx(network: nn.Module, half: bool, metadata: Mapping[str, str], opse
 
 
 def read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
-    """What runs an ONNX file in ONNX Runtime, on the CPU and with as many threads as PyTorch.
+    """Load an ONNX file into ONNX Runtime, on the CPU and with as many threads as PyTorch.
 
     Raises:
         UserError: ONNX Runtime does not take it.

@@ -37,7 +37,7 @@ class Graph:
         return pieces
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
-        """Name of a constant."""
+        """Name a constant."""
         key = (array.tobytes(), array.shape, str(array.dtype))
         if key not in self._known:
             self._known[key] = f"constant_{len(self.constants)}"
@@ -45,17 +45,17 @@ class Graph:
         return self._known[key]
 
     def integers(self, *values: int) -> str:
-        """Name of a constant vector of int64."""
+        """Name a constant vector of int64."""
         return self.constant(np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """Name of a constant int64."""
+        """Name a constant int64."""
         return self.constant(np.array(value, np.int64))
 
     def number(self, value: float) -> str:
-        """Name of a constant in the weights' precision."""
+        """Name a constant in the weights' precision."""
         return self.constant(np.array(value, self.dtype))
 
     def weight(self, tensor: Tensor) -> str:
-        """Name of a constant in the weights' precision."""
+        """Name a constant in the weights' precision."""
         return self.constant(np.ascontiguousarray(tensor.detach().cpu().numpy().astype(self.dtype)))

@@ -23,16 +23,18 @@ from esc_basicsr.archs.conv_attention import (
     DYNAMIC_KERNEL_SIZE,
     AttentionMixer,
     ConvAttention,
-    LargeKernel,
     LargeKernelConv,
     SeparableLargeKernelConv,
     UnsharedConvAttention,
+    average_over_symmetries,
 )
-from esc_basicsr.archs.layers import ConvFFN
+from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
 from esc_basicsr.export.onnx_graph import Graph
-from esc_basicsr.fast.frequency_tiles import SymmetricKernel
 
 __all__ = ["INPUT", "OUTPUT", "build_onnx"]
+
+# What a network hands to its mixers: ESC's kernel, ESC-FP's two filters, or nothing.
+LargeKernel = tuple[Tensor, ...]
 
 # names of the model's input and output
 INPUT, OUTPUT = "lr", "sr"
@@ -103,18 +105,18 @@ class _Writer:
         self.graph = graph
         self.network = network
         self._grids: dict[int, _Grid] = {}
-        self._places_in_table: dict[int, str] = {}
+        self._positions_in_table: dict[int, str] = {}
 
     def write(self) -> None:
         """Write the whole network, from INPUT to OUTPUT."""
         graph, network = self.graph, self.network
         is_half = graph.dtype == np.float16
         x = graph.add("Cast", INPUT, to=TensorProto.FLOAT16) if is_half else INPUT
-        large_kernel: LargeKernel
+        large_kernel: LargeKernel = ()
         if isinstance(network, ESCFP):
             large_kernel = network.lk_channel, network.lk_spatial
-        else:
-            large_kernel = None if network.plk_filter is None else SymmetricKernel(network.plk_filter)
+        elif network.plk_filter is not None:
+            large_kernel = (average_over_symmetries(network.plk_filter),)
         feat = out = self._conv(x, network.proj)
         for block in network.blocks:
             assert isinstance(block, ESCBlock)
@@ -128,7 +130,7 @@ class _Writer:
         graph.add("Add", out, self._upscaled_input(), output=OUTPUT)
 
     def _upscaled_input(self) -> str:
-        """INPUT by nearest neighbour (ESC) or by PyTorch's bicubic interpolation (ESC-FP)."""
+        """Upscale INPUT by nearest neighbour (ESC) or by PyTorch's bicubic interpolation (ESC-FP)."""
         scale = self.network.upscaling_factor
         scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
         mode: dict[str, Any]
@@ -180,7 +182,7 @@ class _Writer:
         return self.graph.add("LayerNormalization", x, *affine, axis=-1, epsilon=norm.eps)
 
     def _gelu(self, x: str) -> str:
-        """Exact GELU, in the form that runtimes recognise and fuse."""
+        """Write exact GELU in the form that runtimes recognise and fuse."""
         graph = self.graph
         erf = graph.add("Erf", graph.add("Div", x, graph.number(math.sqrt(2))))
         doubled = graph.add("Mul", x, graph.add("Add", erf, graph.number(1)))
@@ -190,36 +192,35 @@ class _Writer:
         return self._conv(self._hidden(x, convffn), convffn.aggr)
 
     def _hidden(self, x: str, convffn: ConvFFN) -> str:
-        """What a ConvFFN makes of ``x`` before its last convolution."""
+        """Compute what a ConvFFN makes of ``x`` before its last convolution."""
         x = self._gelu(self._conv(x, convffn.proj))
         return self.graph.add("Add", self._gelu(self._conv(x, convffn.dwc)), x)
 
     def _add_conv_attention(
         self, x: str, normalised: str, convffn: ConvFFN, mixer: ConvAttention, large_kernel: LargeKernel
     ) -> str:
-        """``x`` plus ConvAttn of ``convffn(normalised)``."""
+        """Add ConvAttn of ``convffn(normalised)`` to ``x``."""
         if isinstance(mixer, UnsharedConvAttention):
-            large_kernel = SymmetricKernel(mixer.plk_filter)
+            large_kernel = (average_over_symmetries(mixer.plk_filter),)
         pdim = mixer.pdim
         hidden = self._hidden(normalised, convffn)
-        first, first_bias = convffn.aggr.weight.double(), convffn.aggr.bias.double()
-        convolved = self._convolve(hidden, first[:pdim], first_bias[:pdim])
+        inner, inner_bias = (tensor.double() for tensor in matrix_and_bias(convffn.aggr))
+        outer, outer_bias = (tensor.double() for tensor in matrix_and_bias(mixer.aggr))
+        convolved = self._convolve(hidden, inner[:pdim, :, None, None], inner_bias[:pdim])
         convolved = self._large_and_dynamic_kernel(convolved, mixer.plk, large_kernel)
         # On the channels that are not convolved the ConvFFN's last convolution and ConvAttn's are one.
-        second = mixer.aggr.weight.double()
-        rest = torch.einsum("oc,cikl->oikl", second[:, pdim:, 0, 0], first[pdim:])
-        bias = mixer.aggr.bias.double() + second[:, pdim:, 0, 0] @ first_bias[pdim:]
+        weight = torch.cat((outer[:, :pdim], outer[:, pdim:] @ inner[pdim:]), dim=1)
+        bias = outer_bias + outer[:, pdim:] @ inner_bias[pdim:]
         joined = self.graph.add("Concat", convolved, hidden, axis=1)
-        return self.graph.add("Add", self._convolve(joined, torch.cat((second[:, :pdim], rest), 1), bias), x)
+        return self.graph.add("Add", self._convolve(joined, weight[:, :, None, None], bias), x)
 
     def _large_and_dynamic_kernel(self, x: str, core: nn.Module, large_kernel: LargeKernel) -> str:
-        """ConvAttn's core: convolve with the large kernel and with the one made from the image, and add."""
+        """Write ConvAttn's core: the sum of the convolutions with the large and the predicted kernel."""
         if isinstance(core, LargeKernelConv):
-            assert isinstance(large_kernel, SymmetricKernel)
-            out = self._convolve(x, large_kernel.weight)
+            out = self._convolve(x, large_kernel[0])
             predictor, convolved = core.dwc_proj, x
         else:
-            assert isinstance(core, SeparableLargeKernelConv) and isinstance(large_kernel, tuple)
+            assert isinstance(core, SeparableLargeKernelConv)
             lk_channel, lk_spatial = large_kernel
             predictor, convolved = core.proj, self._convolve(x, lk_channel)
             out = self._convolve(convolved, lk_spatial, groups=len(lk_spatial))
@@ -251,7 +252,7 @@ class _Writer:
         return graph.add("Sum", *terms)
 
     def _add_attention(self, x: str, norm: nn.Module, source: str, layer: WindowAttention) -> str:
-        """``x`` plus window attention over the normalised ``source``."""
+        """Add window attention over the normalised ``source`` to ``x``."""
         graph, w, heads = self.graph, layer.window_size, layer.num_heads
         dim = layer.to_out.out_channels
         grid, side = self._grid(w), graph.integers(w)
@@ -259,9 +260,10 @@ class _Writer:
         y = graph.add("Gather", y, grid.row_index, axis=1)
         y = graph.add("Gather", y, grid.column_index, axis=2)
         # Queries are scaled beforehand, so that their products stay small in half precision, too.
-        scaling = layer.to_qkv.bias.new_ones(3 * dim)
+        matrix, bias = matrix_and_bias(layer.to_qkv)
+        scaling = bias.new_ones(3 * dim)
         scaling[:dim] = (dim // heads) ** -0.5
-        y = self._linear(y, layer.to_qkv.matrix * scaling[:, None], layer.to_qkv.bias * scaling)
+        y = self._linear(y, matrix * scaling[:, None], bias * scaling)
         # [B, (rows w), (columns w), 3C] -> [(B rows columns), (w w), 3C]
         shape = graph.add(
             "Concat", grid.batch, grid.rows, side, grid.columns, side, graph.integers(-1), axis=0
@@ -272,11 +274,11 @@ class _Writer:
         outs = []
         for head, table in enumerate(layer.relative_position_bias):
             q, k, v = pieces[head::heads]
-            bias = graph.add("Gather", graph.weight(table), self._place_in_table(w), axis=0)
+            position_bias = graph.add("Gather", graph.weight(table), self._position_in_table(w), axis=0)
             scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 2, 1]))
-            weights = graph.add("Softmax", graph.add("Add", scores, bias), axis=-1)
+            weights = graph.add("Softmax", graph.add("Add", scores, position_bias), axis=-1)
             outs.append(graph.add("MatMul", weights, v))
-        y = self._linear(graph.add("Concat", *outs, axis=2), layer.to_out.matrix, layer.to_out.bias)
+        y = self._linear(graph.add("Concat", *outs, axis=2), *matrix_and_bias(layer.to_out))
         # [(B rows columns), (w w), C] -> [B, C, (rows w), (columns w)]
         shape = graph.add(
             "Concat", grid.batch, grid.rows, grid.columns, side, side, graph.integers(-1), axis=0
@@ -288,12 +290,12 @@ class _Writer:
         return graph.add("Add", x, y)
 
     def _linear(self, x: str, matrix: Tensor, bias: Tensor) -> str:
-        """A 1×1 convolution where channels come last."""
+        """Write a 1×1 convolution where channels come last."""
         product = self.graph.add("MatMul", x, self.graph.weight(matrix.T))
         return self.graph.add("Add", product, self.graph.weight(bias))
 
     def _grid(self, window_size: int) -> _Grid:
-        """How windows of a side lie on the input; computed once in the graph."""
+        """Compute, once in the graph, how windows of a side lie on the input."""
         if window_size in self._grids:
             return self._grids[window_size]
         graph, w, one = self.graph, self.graph.integers(window_size), self.graph.integers(1)
@@ -302,28 +304,28 @@ class _Writer:
         def count_and_index(side: str) -> tuple[str, str]:
             count = graph.add("Div", graph.add("Add", side, graph.integers(window_size - 1)), w)
             end = graph.add("Squeeze", graph.add("Mul", count, w), graph.integers(0))
-            place = graph.add("Range", graph.integer(0), end, graph.integer(1))
+            position = graph.add("Range", graph.integer(0), end, graph.integer(1))
             # 0, 1, ..., side - 1, ..., 1, 0, 1, ...: there and back; a side of one pixel repeats it
             there_and_back = graph.add("Mul", graph.add("Sub", side, one), graph.integers(2))
-            place = graph.add("Mod", place, graph.add("Max", there_and_back, one))
-            return count, graph.add("Min", place, graph.add("Sub", there_and_back, place))
+            position = graph.add("Mod", position, graph.add("Max", there_and_back, one))
+            return count, graph.add("Min", position, graph.add("Sub", there_and_back, position))
 
         (rows, row_index), (columns, column_index) = count_and_index(height), count_and_index(width)
         sides = graph.add("Concat", height, width, axis=0)
         self._grids[window_size] = _Grid(batch, rows, columns, row_index, column_index, sides)
         return self._grids[window_size]
 
-    def _place_in_table(self, window_size: int) -> str:
-        """Where in a head's table each query and key find their bias, (w², w²); see `expand_position_bias`.
+    def _position_in_table(self, window_size: int) -> str:
+        """Index a head's table by query and key, (w², w²); see `expand_position_bias`.
 
         A difference of two short constants: the large array is in the runtime's memory, not in the file.
         """
         w = window_size
-        if w not in self._places_in_table:
+        if w not in self._positions_in_table:
             pixel = np.arange(w * w, dtype=np.int64)
-            place = pixel // w * (2 * w - 1) + pixel % w
-            of_key, of_query = place[None] + 2 * w * (w - 1), place[:, None]
-            self._places_in_table[w] = self.graph.add(
+            position = pixel // w * (2 * w - 1) + pixel % w
+            of_key, of_query = position[None] + 2 * w * (w - 1), position[:, None]
+            self._positions_in_table[w] = self.graph.add(
                 "Sub", self.graph.constant(of_key), self.graph.constant(of_query)
             )
-        return self._places_in_table[w]
+        return self._positions_in_table[w]

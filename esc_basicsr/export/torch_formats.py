@@ -1,7 +1,6 @@
 """ESC networks as TorchScript and torch.export programs."""
 
 import contextlib
-import copy
 import importlib
 import inspect
 import io
@@ -14,9 +13,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.fast.exporting import exporting
+from esc_basicsr.export.recordable import recordable
 
 __all__ = ["METADATA_FILE", "read_exported", "read_torchscript", "write_exported", "write_torchscript"]
 
@@ -28,16 +26,13 @@ _EXAMPLE = (2, 3, 13, 18)
 
 
 class _Program(nn.Module):
-    """What is recorded: float32 in, float32 out, whatever the network's precision."""
+    """The recorded program: float32 in, float32 out, whatever the network's precision."""
 
     def __init__(self, network: nn.Module, half: bool) -> None:
         super().__init__()
         self.dtype = torch.float16 if half else torch.float32
         # The name is one that readers of state dicts, spandrel's too, take off.
-        self.module = copy.deepcopy(network).cpu().eval().requires_grad_(False).to(self.dtype)
-        for layer in self.module.modules():
-            if isinstance(layer, WindowAttention):
-                layer.attn_type = "SDPA"  # fused wherever PyTorch is; Flex cannot be recorded
+        self.module = recordable(network).to(self.dtype)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale a batch of images."""
@@ -67,7 +62,7 @@ def write_torchscript(network: nn.Module, half: bool, metadata: Mapping[str, str
 
 
 def read_torchscript(content: bytes) -> nn.Module:
-    """The program of a file that `write_torchscript` wrote."""
+    """Read the program of a file that `write_torchscript` wrote."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.load(io.BytesIO(content), map_location="cpu")
@@ -103,15 +98,15 @@ def write_exported(network: nn.Module, half: bool, metadata: Mapping[str, str]) 
 
 
 def read_exported(content: bytes) -> nn.Module:
-    """The program of a file that `write_exported` wrote."""
+    """Read the program of a file that `write_exported` wrote."""
     return torch.export.load(io.BytesIO(content)).module()
 
 
 @contextlib.contextmanager
 def _recording(format_name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings(), exporting(), torch.no_grad():
-            # of deprecation, and of what `exporting` has taken care of
+        with warnings.catch_warnings(), torch.no_grad():
+            # of deprecation, and of what `recordable` has taken care of
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # what recording raises has no limits

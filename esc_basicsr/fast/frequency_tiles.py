@@ -17,26 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.fast.row_chunks import is_plain_inference
+from esc_basicsr.archs.conv_attention import average_over_symmetries
 
-__all__ = ["SymmetricKernel", "average_over_symmetries"]
+__all__ = ["SymmetricKernel"]
 
 # below this size of kernel or of image the direct form is as fast
 _LEAST_KERNEL = 7
 _LEAST_PIXELS = 48 * 48
 
 _TILES_AT_ONCE = 24
-
-
-def average_over_symmetries(kernel: Tensor) -> Tensor:
-    """Average a square kernel over the 8 flips and quarter turns of the square.
-
-    Shape:
-        Input, output: (..., k, k); the output is equal to its own flips and transposition.
-    """
-    kernel = (kernel + kernel.flip(-1)) / 2
-    kernel = (kernel + kernel.flip(-2)) / 2
-    return (kernel + kernel.transpose(-1, -2)) / 2
 
 
 class _Frequencies(NamedTuple):
@@ -63,15 +52,15 @@ class SymmetricKernel:
         self._by_tile: dict[int, _Frequencies] = {}
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Convolve with zero padding.
+        """Convolve with zero padding, without gradients.
 
         Shape:
             x: (B, in channels, H, W). Output: (B, out channels, H, W).
         """
         size = self.weight.shape[-1]
         # Tiles pay on a CPU, which multiplications limit. Low precision needs the direct sums.
-        possible = is_plain_inference() and x.dtype in (torch.float32, torch.float64)
-        pays = possible and x.device.type == "cpu" and size >= _LEAST_KERNEL
+        is_exact = x.dtype in (torch.float32, torch.float64)
+        pays = is_exact and x.device.type == "cpu" and size >= _LEAST_KERNEL
         if not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
             return F.conv2d(x, self.weight, padding=size // 2)
         with torch.autocast("cpu", enabled=False):
@@ -83,7 +72,7 @@ class SymmetricKernel:
 
 @functools.cache
 def _best_tile(height: int, width: int, size: int, channels: int) -> int:
-    """Even side of the tiles that costs least: multiplications, and what memory traffic costs beside them."""
+    """Find the even side of tiles that costs least: multiplications, and memory traffic beside them."""
 
     def cost(tile: int) -> float:
         kept = tile - size + 1
@@ -95,7 +84,7 @@ def _best_tile(height: int, width: int, size: int, channels: int) -> int:
 
 
 def _frequencies(weight: Tensor, tile: int) -> _Frequencies:
-    """The basis of an even side ``tile`` and the frequency response of ``weight`` in it."""
+    """Build the basis of an even side ``tile`` and the frequency response of ``weight`` in it."""
     device, exact = weight.device, torch.float64
     position = torch.arange(tile, dtype=exact, device=device)
     frequency = (position + 1).div(2, rounding_mode="floor")
@@ -135,7 +124,7 @@ def _convolve_tiles(x: Tensor, frequencies: _Frequencies, size: int) -> Tensor:
 
 
 def _convolve_band(x: Tensor, frequencies: _Frequencies, rows: int, columns: int, margin: int) -> Tensor:
-    """(H, W, C) with its margins, rows × columns tiles, to what is kept of them."""
+    """Convolve (H, W, C) with its margins, in rows × columns tiles."""
     basis, response = frequencies
     T, C = len(basis), x.shape[-1]
     kept = T - 2 * margin

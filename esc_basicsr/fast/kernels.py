@@ -1,19 +1,10 @@
-"""C++ kernels for ESC's layers on a CPU, float32: optional, compiled where they run.
+"""C++ kernels for ESC's layers on a CPU, float32: optional, compiled where they run, once.
 
-    from esc_basicsr.fast import kernels
-
-    kernels.load()               # compiles once (some seconds) and keeps the result; needs a C++ compiler
-    with kernels.in_use():
-        sr = net(lq)
-
-They give what the networks give without them, to rounding. Window attention has gradients and so serves
-training too; the rest serves inference. In other precisions, on other devices and for unusual sizes layers
-run as they do without.
+They give what the layers of `archs` give, to rounding. Window attention has gradients and so serves training
+too; the rest serves inference. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,46 +13,18 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from esc_basicsr.fast.kernels_build import load
 
-__all__ = ["conv_ffn", "in_use", "load", "serves", "serves_heads_of", "use", "window_attention"]
-
-_in_use = ContextVar("_in_use", default=False)
-
-
-def use(on: bool) -> None:
-    """Run networks by the kernels from now on, in this thread; or, with False, without them.
-
-    Raises:
-        UserError: They cannot be compiled.
-    """
-    if on:
-        load()
-    _in_use.set(on)
-
-
-@contextlib.contextmanager
-def in_use() -> Iterator[None]:
-    """Run networks by the kernels within this context, in this thread.
-
-    Raises:
-        UserError: They cannot be compiled.
-    """
-    before = _in_use.get()
-    use(True)
-    try:
-        yield
-    finally:
-        use(before)
+__all__ = ["conv_ffn", "load", "serves", "serves_heads_of", "window_attention"]
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels are in use, ``x`` is of their kind, and nobody records operations for later."""
-    if not _in_use.get() or torch.compiler.is_compiling() or is_tracing():
+    """Tell whether ``x`` is of the kernels' kind, and nobody records operations for later."""
+    if torch.compiler.is_compiling() or is_tracing():
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:
-    """Whether the attention kernel serves ``x`` with so many channels a head."""
+    """Tell whether the attention kernel serves ``x`` with so many channels a head."""
     return serves(x) and channels <= 4 * load().lanes
 
 
@@ -121,7 +84,7 @@ def _attend(
 
 
 def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
-    """Window self-attention with a relative position bias.
+    """Attend within windows, with a relative position bias.
 
     Args:
         qkv: Queries, keys and values, channels ordered (q k v, head, channel), of a kind that
@@ -148,7 +111,7 @@ def conv_ffn(
     split: int = 0,
     residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A ConvFFN whose last 1×1 convolution may be another than its own, without gradients.
+    """Run a ConvFFN whose last 1×1 convolution may be another than its own, without gradients.
 
     Args:
         x: Features, laid out channels last.

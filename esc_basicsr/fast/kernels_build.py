@@ -65,7 +65,7 @@ def load() -> Library:
 
 
 def _compiled() -> Path:
-    """The compiled library, kept in the user's cache."""
+    """Find or compile the library, kept in the user's cache."""
     compiler = _compiler()
     # What the compiler defines tells its version and the processor's instructions.
     macros = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
@@ -84,7 +84,7 @@ def _compiled() -> Path:
 
 
 def _compiler() -> list[str]:
-    """The command of the C++ compiler: $CXX, or the system's."""
+    """Find the command of the C++ compiler: $CXX, or the system's."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     for name in ("c++", "g++", "clang++"):

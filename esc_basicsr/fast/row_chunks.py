@@ -1,7 +1,7 @@
-"""Working through a feature map strip by strip, where no gradients are recorded.
+"""Working through a feature map in chunks of rows, where no gradients are recorded.
 
-A layer that looks no further than some rows up and down gives the same result strip by strip, when each strip
-brings its neighbouring rows along. What lies between its operations is then as large as a strip, not as the
+A layer that looks no further than some rows up and down gives the same result chunk by chunk, when each chunk
+brings its neighbouring rows along. What lies between its operations is then as large as a chunk, not as the
 map: it stays in the processor's cache, its memory is used again, and an image of any size needs no more than
 the few maps that outlive a layer.
 """
@@ -11,29 +11,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from esc_basicsr.fast.exporting import is_exporting
+__all__ = ["add_in_chunks", "empty_map", "map_in_chunks", "overlapping_chunks"]
 
-__all__ = ["add_by_strips", "empty_map", "is_plain_inference", "map_by_strips", "overlapping_strips"]
-
-# Pixels of a strip over all of its columns. On a CPU a strip should fit the cache; a GPU should be kept busy.
-_STRIP_PIXELS = {"cpu": 2**14}
-_STRIP_PIXELS_ELSEWHERE = 2**21
-# Neighbouring rows are worked on twice: in strips that are too low, most of the work would be.
+# Pixels of a chunk over all of its columns. On a CPU a chunk should fit the cache; a GPU should be kept busy.
+_CHUNK_PIXELS = {"cpu": 2**14}
+_CHUNK_PIXELS_ELSEWHERE = 2**21
+# Neighbouring rows are worked on twice: in chunks that are too low, most of the work would be.
 _LEAST_ROWS = 16
 
 # rows that a 3×3 convolution sees above and below
 _HALO = 1
 
 
-class Strip(NamedTuple):
-    """A strip of a map.
+class Chunk(NamedTuple):
+    """Rows of a map.
 
     Attributes:
-        rows: The strip's rows in the map.
-        surrounded: The strip with the row above and the row below it, where the map has them: (B, C, h, W).
-        inner: The strip's rows in ``surrounded``.
+        rows: The chunk's rows in the map.
+        surrounded: The chunk with the row above and the row below it, where the map has them: (B, C, h, W).
+        inner: The chunk's rows in ``surrounded``.
     """
 
     rows: slice
@@ -42,24 +39,17 @@ class Strip(NamedTuple):
 
 
 def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
-    """A map of ``size``, (B, C, H, W), for values of ``like``'s kind; laid out channels last."""
+    """Allocate a map of ``size``, (B, C, H, W), for values of ``like``'s kind; laid out channels last."""
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def is_plain_inference() -> bool:
-    """Whether layers may go by strips, overwrite and skip modules: no gradients, no tracing, no compiling."""
-    if is_exporting() or torch.is_grad_enabled():
-        return False
-    return not (torch.compiler.is_compiling() or is_tracing())
-
-
-def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:
-    """Rows of each strip of a map (B, C, H, W): a multiple of ``multiple``, but for the last.
+def _rows_of_chunks(x: Tensor, multiple: int) -> Iterator[slice]:
+    """Yield the rows of each chunk of a map (B, C, H, W): a multiple of ``multiple``, but for the last.
 
     The last has at least ``multiple`` if the map has, so that a reflection at the bottom stays within it.
     """
     height = x.shape[-2]
-    pixels = _STRIP_PIXELS.get(x.device.type, _STRIP_PIXELS_ELSEWHERE)
+    pixels = _CHUNK_PIXELS.get(x.device.type, _CHUNK_PIXELS_ELSEWHERE)
     rows = max(pixels // (x.shape[-1] * len(x)), _LEAST_ROWS)
     step = max(rows // multiple, 1) * multiple
     top = 0
@@ -69,14 +59,14 @@ def _rows_of_strips(x: Tensor, multiple: int) -> Iterator[slice]:
     yield slice(top, height)
 
 
-def overlapping_strips(x: Tensor) -> Iterator[Strip]:
-    """The strips of a map, (B, C, H, W), each with its neighbouring rows.
+def overlapping_chunks(x: Tensor) -> Iterator[Chunk]:
+    """Yield the chunks of a map, (B, C, H, W), each with its neighbouring rows.
 
-    The caller may overwrite a strip's rows of ``x`` before taking the next: that one still sees them as they
+    The caller may overwrite a chunk's rows of ``x`` before taking the next: that one still sees them as they
     were.
     """
     before: Tensor | None = None
-    for rows in _rows_of_strips(x, 1):
+    for rows in _rows_of_chunks(x, 1):
         first = max(rows.start - _HALO, 0)
         above = x[:, :, first : rows.start]
         overwritten = above.clone()
@@ -84,20 +74,20 @@ def overlapping_strips(x: Tensor) -> Iterator[Strip]:
             above.copy_(before)
         before = x[:, :, rows.stop - _HALO : rows.stop].clone()
         surrounded = x[:, :, first : rows.stop + _HALO]
-        yield Strip(rows, surrounded, slice(rows.start - first, rows.stop - first))
+        yield Chunk(rows, surrounded, slice(rows.start - first, rows.stop - first))
         above.copy_(overwritten)
 
 
-def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``layer(x)`` for a layer that sees one row up and down, and may enlarge.
+def map_in_chunks(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute ``layer(x)`` for a layer that sees one row up and down, and may enlarge.
 
     Shape:
         x: (B, C, H, W). Output: (B, C', H·s, W·s), laid out in memory as ``layer`` does.
     """
-    if not is_plain_inference() or len(list(_rows_of_strips(x, 1))) == 1:
+    if len(list(_rows_of_chunks(x, 1))) == 1:
         return layer(x)
     out: Tensor | None = None
-    for rows, surrounded, inner in overlapping_strips(x):
+    for rows, surrounded, inner in overlapping_chunks(x):
         y = layer(surrounded)
         scale = y.shape[-1] // x.shape[-1]
         if out is None:
@@ -108,8 +98,8 @@ def map_by_strips(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return out
 
 
-def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, multiple: int) -> Tensor:
-    """``x + layer(source)``, by strips in ``x``'s place, which must be the caller's own.
+def add_in_chunks(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, multiple: int) -> Tensor:
+    """Compute ``x + layer(source)``, chunk by chunk in ``x``'s place, which must be the caller's own.
 
     Args:
         x: What is added to.
@@ -120,8 +110,6 @@ def add_by_strips(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, 
     Shape:
         x, output: (B, C, H, W). source: (B, C', H, W).
     """
-    if not is_plain_inference():
-        return x + layer(source)
-    for rows in _rows_of_strips(source, multiple):
+    for rows in _rows_of_chunks(source, multiple):
         x[:, :, rows] += layer(source[:, :, rows])
     return x

@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 
 def tile_side(pixels: int, window: int) -> int:
-    """The side of square tiles that, margins included, have at most so many pixels; two windows at least."""
+    """Find the side of square tiles of at most so many pixels, margins included; two windows at least."""
     windows = int(pixels**0.5) // window - 2 * MARGIN
     return max(windows, _LEAST_WINDOWS) * window
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from esc_basicsr import fast
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
@@ -67,9 +68,12 @@ class ESCModel(ResumableModel):
     output: Tensor
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        if opt.get("cpu_kernels") and opt["num_gpu"] == 0:
-            kernels.load()  # a missing compiler is told before anything else is done
+        self._kernels = bool(opt.get("cpu_kernels")) and opt["num_gpu"] == 0
+        if self._kernels:
+            kernels.load()  # a missing compiler is reported before anything else is done
         super().__init__(opt)
+        if self._kernels:
+            fast.attend_by_kernels(self.net_g)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Put a network where it runs, laid out as ``channels_last`` says, and wrap it for several GPUs."""
@@ -115,7 +119,7 @@ class ESCModel(ResumableModel):
         batch = list(zip(self.lq.chunk(self._passes), self.gt.chunk(self._passes), strict=True))
         for number, (lq, gt) in enumerate(batch, 1):
             share = len(lq) / len(self.lq)
-            with self._gradients_exchanged(number == len(batch)), self._kernels():
+            with self._gradients_exchanged(number == len(batch)):
                 losses = self._losses(self._upscale(lq), gt)
                 total: Any = sum(losses.values())
                 self.scaler.scale(total * share).backward()
@@ -217,9 +221,9 @@ class ESCModel(ResumableModel):
 
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
-        with self._autocast((self.opt.get("val") or {}).get("amp")), self._kernels():
+        with self._autocast((self.opt.get("val") or {}).get("amp")):
             try:
-                super().test()
+                self._infer()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -234,7 +238,7 @@ class ESCModel(ResumableModel):
 
         def run(part: Tensor) -> Tensor:
             self.lq = part
-            super(ESCModel, self).test()
+            self._infer()
             return self.output.float()
 
         while True:
@@ -257,9 +261,12 @@ class ESCModel(ResumableModel):
         """A network or a batch of images, channels last if that is switched on. A network is changed."""
         return what.to(memory_format=torch.channels_last) if self.opt.get("channels_last") else what
 
-    def _kernels(self) -> contextlib.AbstractContextManager[None]:
-        wanted = self.opt.get("cpu_kernels") and self.device.type == "cpu"
-        return kernels.in_use() if wanted else contextlib.nullcontext()
+    @torch.no_grad()
+    def _infer(self) -> None:
+        """Upscale ``lq`` by the weights to use, EMA's if there are."""
+        net = self.get_bare_model(getattr(self, "net_g_ema", self.net_g))
+        self.output = fast.prepare(net.eval(), kernels=self._kernels)(self.lq)
+        self.net_g.train()
 
     def _autocast(self, amp: str | None) -> torch.autocast:
         return torch.autocast(self.device.type, AMP_DTYPES.get(amp or ""), enabled=bool(amp))

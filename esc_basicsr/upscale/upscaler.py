@@ -1,6 +1,5 @@
 """Upscaling arrays and tensors of any size, in the memory that is available."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
@@ -81,14 +81,14 @@ class Upscaler:
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
-        self._network = trained.network.to(self.device)
+        has_kernels = self.device.type == "cpu" and _kernels_are_available()
+        self._network = fast.prepare(trained.network.to(self.device), kernels=has_kernels)
         self._window = int(trained.options.get("window_size", 1))
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
         self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
-        self._has_kernels = self.device.type == "cpu" and _kernels_are_available()
 
     def __call__(self, images: Images) -> Images:
         """Upscale one image, or a batch of images of one size.
@@ -166,7 +166,6 @@ class Upscaler:
         with (
             torch.no_grad(),
             torch.autocast(self.device.type, dtype if half else None, enabled=half),
-            kernels.in_use() if self._has_kernels else contextlib.nullcontext(),
         ):
             return self._network(batch.to(self.device)).float().clamp_(0, 1)
 

@@ -46,9 +46,8 @@ def test_bands_of_tiles_join_without_a_seam(at_once, tiles, monkeypatch):
     assert tiles
 
 
-def test_gradients_small_images_and_low_precision_take_the_direct_form(tiles):
+def test_small_images_small_kernels_and_low_precision_take_the_direct_form(tiles):
     kernel = SymmetricKernel(torch.randn(4, 4, 13, 13))
-    kernel.convolve(torch.randn(1, 4, 64, 64))
     with torch.inference_mode():
         kernel.convolve(torch.randn(1, 4, 16, 16))
         SymmetricKernel(torch.randn(4, 4, 5, 5)).convolve(torch.randn(1, 4, 64, 64))

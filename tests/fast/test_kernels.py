@@ -1,20 +1,23 @@
 """The compiled kernels against the layers that they stand in for."""
 
+import copy
 import os
+import pickle
 import platform
 import stat
-import threading
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from esc_basicsr import fast
+from esc_basicsr.archs import ESC
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.fast import kernels
+from esc_basicsr.fast import kernels, network
 from esc_basicsr.fast import kernels_build as build
 
 
@@ -60,11 +63,12 @@ def test_window_attention_equals_double_precision_in_output_and_gradients(
     x = torch.randn(2, heads * channels, window_size + 3, 2 * window_size, requires_grad=True)
     target = torch.randn(x.shape)
     parameters = (x, *layer.parameters())
-    with kernels.in_use():
-        out = layer(x)
-        grads = torch.autograd.grad((out * target).sum(), parameters)
-        with torch.inference_mode():
-            assert torch.allclose(layer(x), out, atol=1e-6)
+    fast.attend_by_kernels(layer)
+    out = layer(x)
+    grads = torch.autograd.grad((out * target).sum(), parameters)
+    with torch.inference_mode():
+        assert torch.allclose(layer(x), out, atol=1e-6)
+    layer.attn_type = "Naive"
     assert served == ["window_attention"] * 2
     exact_x = x.detach().double().requires_grad_()
     exact = layer.double()(exact_x)
@@ -95,9 +99,9 @@ def test_conv_ffn_equals_the_layers(norm, dim, ratio, split, height, width, serv
         mid = F.gelu(ffn.proj(y))
         mid = mid + F.gelu(ffn.dwc(mid))
         expected_first, expected_rest = (F.conv2d(mid, m[:, :, None, None], b) for m, b in (first, rest))
-        with kernels.in_use():
-            assert torch.allclose(ffn.after(norm, x), expected, atol=2e-5)
-            made_first, made_rest = ffn.split_after(norm, x.clone(), first, rest)
+        fast_net = network.FastNetwork(ESC(2, n_blocks=1), kernels=True)
+        assert torch.allclose(fast_net._conv_ffn(norm, ffn, x), expected, atol=2e-5)
+        made_first, made_rest = fast_net._split(norm, ffn, x.clone(), first, rest)
     assert served == ["conv_ffn"] * 2
     assert torch.allclose(made_first, expected_first, atol=2e-5)
     assert torch.allclose(made_rest, x + expected_rest, atol=2e-5)
@@ -105,28 +109,27 @@ def test_conv_ffn_equals_the_layers(norm, dim, ratio, split, height, width, serv
 
 def test_gelu_is_exact_to_rounding_over_its_whole_range(served):
     ffn = ConvFFN(1, 1)
-    with torch.inference_mode(), kernels.in_use():
+    with torch.inference_mode():
         for parameter, value in zip(ffn.parameters(), (1, 0, 0, 0, 1, 0), strict=True):
             parameter.fill_(value)
         x = torch.linspace(-30, 30, 100001).view(1, 1, 1, -1)
-        made = ffn.after(nn.Identity(), x)
+        made = network.FastNetwork(ESC(2, n_blocks=1), kernels=True)._conv_ffn(nn.Identity(), ffn, x)
     assert served
     exact = F.gelu(x.double())
     assert ((made - exact).abs() <= 1e-6 + 1e-7 * exact.abs() + 1e-7 * x.abs()).all()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(5, 9), (33, 50)])
-def test_networks_give_the_same_by_kernels(network, size, tiny_network, served):
+def test_networks_give_the_same_by_kernels(name, size, tiny_network, served):
     tiny_network.pop("type")
-    net = NETWORKS[network](**tiny_network).eval()
+    net = NETWORKS[name](**tiny_network).eval()
     randomise(net, 0.2)
     lq = torch.rand(2, 3, *size)
     with torch.inference_mode():
         expected = net(lq)
         assert not served
-        with kernels.in_use():
-            made = net(lq)
+        made = fast.prepare(net, kernels=True)(lq)
     assert set(served) == {"window_attention", "conv_ffn"}
     assert torch.allclose(made, expected, rtol=1e-5, atol=1e-4 * float(expected.std()))
 
@@ -136,11 +139,11 @@ def test_training_by_kernels_has_the_same_gradients(build_network, tiny_network,
     randomise(net, 0.2)
     lq, gt = torch.rand(2, 3, 20, 20), torch.rand(2, 3, 40, 40)
     gradients = []
-    for context in (kernels.in_use, torch.enable_grad):
-        net.zero_grad()
-        with context():
-            (net(lq) - gt).abs().mean().backward()
-        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+    by_kernels = copy.deepcopy(net)
+    fast.attend_by_kernels(by_kernels)
+    for each in (by_kernels, net):
+        (each(lq) - gt).abs().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in each.parameters()])
     assert served
     for made, expected in zip(*gradients, strict=True):
         assert (made - expected).norm() <= 1e-4 * expected.norm() + 1e-9
@@ -149,22 +152,11 @@ def test_training_by_kernels_has_the_same_gradients(build_network, tiny_network,
 def test_second_derivatives_are_refused(served):
     layer = WindowAttention(16, 4, 2)
     x = torch.rand(1, 16, 4, 4, requires_grad=True)
-    with kernels.in_use():
-        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            gradient.sum().backward()
+    fast.attend_by_kernels(layer)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
     assert served
-
-
-def test_threads_do_not_share_the_switch():
-    switches = []
-    with kernels.in_use():
-        thread = threading.Thread(target=lambda: switches.append(kernels.serves(torch.rand(1))))
-        thread.start()
-        thread.join()
-        assert kernels.serves(torch.rand(1))
-    assert switches == [False]
-    assert not kernels.serves(torch.rand(1))
 
 
 def test_number_of_threads_changes_nothing(build_network, tiny_network):
@@ -175,8 +167,8 @@ def test_number_of_threads_changes_nothing(build_network, tiny_network):
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            with torch.inference_mode(), kernels.in_use():
-                made.append(net(lq))
+            with torch.inference_mode():
+                made.append(fast.prepare(net, kernels=True)(lq))
     finally:
         torch.set_num_threads(threads)
     assert torch.allclose(*made, atol=1e-6)
@@ -194,26 +186,40 @@ def test_nan_is_not_lost(build_network, tiny_network, served):
     net = build_network(tiny_network).eval()
     lq = torch.rand(1, 3, 16, 16)
     lq[0, 0, 3, 3] = float("nan")
-    with torch.inference_mode(), kernels.in_use():
-        assert net(lq).isnan().any()
+    with torch.inference_mode():
+        assert fast.prepare(net, kernels=True)(lq).isnan().any()
     assert set(served) == {"window_attention", "conv_ffn"}
 
 
 def test_other_precisions_and_recorders_go_without(served):
-    layer = WindowAttention(16, 4, 2).eval()
+    layer, wide = WindowAttention(16, 4, 2).eval(), WindowAttention(512, 4, 1)
     x = torch.rand(1, 16, 8, 8)
-    with torch.no_grad(), kernels.in_use():
+    for each in (layer, wide):
+        fast.attend_by_kernels(each)
+    with torch.no_grad():
         layer.double()(x.double())
         layer.float()
         with torch.autocast("cpu", torch.bfloat16):
             layer(x)
         torch.jit.trace(layer, x, check_trace=False)
-        WindowAttention(512, 4, 1)(torch.rand(1, 512, 4, 4))  # more channels a head than the kernel takes
+        wide(torch.rand(1, 512, 4, 4))  # more channels a head than the kernel takes
         assert not served
         layer(x)
     assert served == ["window_attention"]
-    layer(x)
-    assert served == ["window_attention"]
+
+
+def test_kernels_are_the_choice_of_each_network(build_network, tiny_network, served):
+    net = build_network(tiny_network).eval()
+    lq = torch.rand(1, 3, 8, 8)
+    by_kernels = copy.deepcopy(net)
+    fast.attend_by_kernels(by_kernels)
+    with torch.inference_mode():
+        net(lq)
+        fast.prepare(net)(lq)
+        assert not served
+        copy.deepcopy(by_kernels)(lq)
+        pickle.loads(pickle.dumps(by_kernels))(lq)
+    assert served == ["window_attention"] * 2
 
 
 @pytest.fixture
@@ -236,25 +242,24 @@ def test_library_is_compiled_once_and_kept(fresh_build, esc_log):
     assert esc_log == ["Compiling the CPU kernels, once."]
 
 
-def test_missing_or_failing_compiler_is_told(fresh_build, monkeypatch, tmp_path):
+def test_missing_or_failing_compiler_is_reported(fresh_build, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="'no-such-compiler' does not run"):
-        kernels.use(True)
+        fast.prepare(ESC(2, n_blocks=1), kernels=True)
     failing = tmp_path / "failing"
     failing.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho "out of luck" >&2\nexit 1\n')
     failing.chmod(failing.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(failing))
     with pytest.raises(UserError, match="out of luck"):
-        kernels.use(True)
+        fast.prepare(ESC(2, n_blocks=1), kernels=True)
     assert not list(fresh_build.iterdir())
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(UserError, match=r"need a C\+\+ compiler"):
-        kernels.use(True)
-    assert not kernels._in_use.get()
+        fast.prepare(ESC(2, n_blocks=1), kernels=True)
 
 
-def test_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
+def test_cache_that_cannot_be_written_is_reported(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     build.load.cache_clear()

@@ -15,7 +15,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.training.esc_model import ESCModel
-from esc_basicsr.training.shared_validation import SharedValidation
 
 
 @pytest.fixture
@@ -61,14 +60,14 @@ def test_image_too_large_for_the_memory_is_validated_in_tiles(
     model.feed_data({"lq": photo})
     model.test()
     whole = model.output
-    stock = SharedValidation.test
+    stock = ESCModel._infer  # where memory runs out
 
-    def test_in_little_memory(model: ESCModel) -> None:
+    def infer_in_little_memory(model: ESCModel) -> None:
         if model.lq.shape[-1] * model.lq.shape[-2] > 40**2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         stock(model)
 
-    monkeypatch.setattr(SharedValidation, "test", test_in_little_memory)
+    monkeypatch.setattr(ESCModel, "_infer", infer_in_little_memory)
     model.test()
     assert model.lq.shape == photo.shape
     assert "72 × 60 pixels are too many for the memory" in esc_log[-1]

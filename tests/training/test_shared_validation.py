@@ -23,7 +23,7 @@ from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.fast import row_chunks as strips
+from esc_basicsr.fast import row_chunks
 from esc_basicsr.training.shared_validation import SharedValidation
 
 
@@ -438,19 +438,19 @@ def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
 def test_image_worked_through_strip_by_strip_has_the_psnr_of_the_plain_way(
     build: Callable[..., SharedValidation], monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
-    """Images too large for memory: without gradients maps are worked through in strips, in validation too."""
+    """Without gradients maps are worked through in chunks of rows, in validation too."""
     model = build(opt={"network_g": {**TINY, "type": network}})
     hr = torch.from_numpy(load_photograph("coffee")).permute(2, 0, 1)[None]
     batch = make_pair(hr, SCALE)
-    monkeypatch.setitem(strips._STRIP_PIXELS, "cpu", 2**13)
-    assert len(list(strips.overlapping_strips(batch["lq"].clone()))) > 5
+    monkeypatch.setitem(row_chunks._CHUNK_PIXELS, "cpu", 2**13)
+    assert len(list(row_chunks.overlapping_chunks(batch["lq"].clone()))) > 5
     model.feed_data(batch)
     model.test()
     plain = model.net_g.eval()(batch["lq"])
     assert plain.requires_grad
     reference = tensor2img([batch["gt"]])
-    by_strips, at_once = (
+    in_chunks, at_once = (
         calculate_psnr(tensor2img([sr]), reference, SCALE, test_y_channel=True)
         for sr in (model.output, plain)
     )
-    assert by_strips == pytest.approx(at_once, abs=0.005)
+    assert in_chunks == pytest.approx(at_once, abs=0.005)

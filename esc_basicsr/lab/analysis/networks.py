@@ -13,6 +13,7 @@ from torch import Tensor
 
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast import FastNetwork
 from esc_basicsr.lab.measure.measure import device_to_measure_on
 from esc_basicsr.lab.networks.by_name import SpandrelNetwork, build, check_forms, scale_of, weights_of
 
@@ -171,7 +172,9 @@ def note_on_failures(failures: str) -> str:
 
 
 def unclamped(net: nn.Module) -> nn.Module:
-    """What of a network of the zoo lets gradients through."""
+    """Return what of a network lets gradients through, and shows its layers."""
+    if isinstance(net, FastNetwork):
+        return net.net
     return _UnclampedSpandrelNetwork(net) if isinstance(net, SpandrelNetwork) else net
 
 

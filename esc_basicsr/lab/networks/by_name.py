@@ -14,10 +14,10 @@ import torch.nn as nn
 import yaml
 from torch import Tensor
 
+from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
-from esc_basicsr.fast import kernels
 from esc_basicsr.lab.networks.reference import ReferenceNetwork
 from esc_basicsr.lab.networks.variants import RIVALS, build_rival
 from esc_basicsr.options.loader import load_options
@@ -37,6 +37,7 @@ __all__ = [
 # what follows a variant's name -> what it is
 FORMS = {
     "": "ours",
+    "plain": "ours, as archs has it",
     "release": "the release's form",
     "release-flex": "the release's form, compiled Flex",
     "kernels": "ours, C++ kernels",
@@ -48,27 +49,6 @@ _OPTION_FILES = (".yml", ".yaml")
 _WITH_WEIGHTS = re.compile(r"(?P<network>.+),weights=(?P<file>.+)")
 _SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_factor")
 _PROBE = 64  # side of an image that any network should take
-
-
-class KernelsNetwork(nn.Module):
-    """A network that runs by the C++ kernels.
-
-    Args:
-        net: A network of `esc_basicsr.archs`.
-
-    Raises:
-        UserError: The kernels cannot be compiled.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        kernels.load()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images."""
-        with kernels.in_use():
-            return self.net(x)
 
 
 class CompiledNetwork(nn.Module):
@@ -239,10 +219,13 @@ def _build_form(variant: str, form: str, scale: int, load: Load) -> nn.Module:
     give_predictors_weights(net)
     load(net)
     if form == "kernels":
-        return KernelsNetwork(net)
+        fast.attend_by_kernels(net)  # with gradients, too
+        return fast.prepare(net, kernels=True)
     if form == "compiled":
         return CompiledNetwork(net)
-    return ReferenceNetwork(net, compile_flex=form == "release-flex") if form else net
+    if form == "plain":
+        return net
+    return ReferenceNetwork(net, compile_flex=form == "release-flex") if form else fast.prepare(net)
 
 
 def give_predictors_weights(net: nn.Module) -> None:

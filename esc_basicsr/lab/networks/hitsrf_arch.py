@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint
 
-from esc_basicsr.archs.layers import without_autocast
 from esc_basicsr.archs.validation import check_flags, require
-from esc_basicsr.fast.row_chunks import is_plain_inference
+from esc_basicsr.fast.network import is_plain_inference
+from esc_basicsr.fast.precision import without_autocast
 
 __all__ = ["ATTN_TYPES", "HiT_SRF"]
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from esc_basicsr.archs.layers import without_autocast
 from esc_basicsr.common.log import warn_once
+from esc_basicsr.fast.precision import without_autocast
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
 

@@ -1,0 +1,203 @@
+"""The ESC networks without gradients: less memory, less arithmetic, the same results.
+
+Each layer goes chunk by chunk and writes its result in place (`row_chunks`); the large kernel is convolved in
+frequency tiles; the ConvFFN's last 1×1 convolution and ConvAttn's become one; C++ kernels take over where
+they are asked for and serve.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from esc_basicsr.archs.block import ESCBlock
+from esc_basicsr.archs.conv_attention import (
+    AttentionMixer,
+    ConvAttention,
+    LargeKernelConv,
+    UnsharedConvAttention,
+    depthwise_per_image,
+)
+from esc_basicsr.archs.esc_arch import ESC
+from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, matrix_and_bias
+from esc_basicsr.fast import kernels as cpp
+from esc_basicsr.fast.attention import add_attention
+from esc_basicsr.fast.frequency_tiles import SymmetricKernel
+from esc_basicsr.fast.precision import without_autocast
+from esc_basicsr.fast.row_chunks import add_in_chunks, empty_map, map_in_chunks, overlapping_chunks
+
+__all__ = ["FastNetwork", "is_plain_inference", "prepare"]
+
+# The network's large kernel: ESC's, ESC-FP's pair of filters, or none that is shared.
+LargeKernel = SymmetricKernel | tuple[Tensor, Tensor] | None
+
+
+def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
+    """Give a network its fast implementation; any network but ESC's own is returned as it is.
+
+    Args:
+        net: The network; its weights are shared, not copied.
+        kernels: Whether the C++ kernels serve where they can: in float32, on a CPU.
+
+    Raises:
+        UserError: The kernels are wanted and cannot be compiled.
+    """
+    return FastNetwork(net, kernels) if isinstance(net, ESC | ESCFP) else net
+
+
+def is_plain_inference() -> bool:
+    """Tell whether layers may overwrite and skip modules: no gradients, no tracing, no compiling."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing())
+
+
+class FastNetwork(nn.Module):
+    """The fast implementation of an ESC network, for use without gradients; with them it is the network.
+
+    Args:
+        net: `ESC` or `ESCFP`; its weights are shared, not copied.
+        kernels: Whether the C++ kernels serve where they can.
+
+    Shape:
+        As the network's.
+    """
+
+    def __init__(self, net: ESC | ESCFP, kernels: bool = False) -> None:
+        super().__init__()
+        self.net = net
+        self.kernels = kernels
+        if kernels:
+            cpp.load()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images."""
+        net = self.net
+        if not is_plain_inference():
+            return net(x)
+        feat = net.proj(x.contiguous(memory_format=torch.channels_last))
+        large_kernel: LargeKernel
+        if isinstance(net, ESCFP):
+            large_kernel = net.lk_channel, net.lk_spatial
+            tail = nn.Sequential(net.ln_last, net.last)
+        else:
+            large_kernel = None if net.plk_filter is None else SymmetricKernel(net.plk_filter)
+            tail = nn.Sequential(net.last)
+        out = feat
+        block: Any
+        for block in net.blocks:
+            out = self._block(block, out, large_kernel)
+        out = _add(map_in_chunks(tail, out), feat)
+        return _add(map_in_chunks(self._to_image, out), net.upscale_input(x))
+
+    def _to_image(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()
+
+    def _block(self, block: ESCBlock, x: Tensor, large_kernel: LargeKernel) -> Tensor:
+        y = self._conv_ffn(block.ln_proj, block.proj, x)
+        if block.attn is not None and block.ln_attn is not None:
+            y = add_attention(y, block.ln_attn, block.attn, y, self.kernels)
+        layers: Any = zip(block.lns, block.convffns, block.pconvs, strict=True)
+        for ln, convffn, pconv in layers:
+            if isinstance(pconv, AttentionMixer):
+                y = add_attention(y, pconv.norm, pconv.attn, self._conv_ffn(ln, convffn, y), self.kernels)
+            else:
+                y = self._add_conv_attention(y, ln, convffn, pconv, large_kernel)
+        return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
+
+    def _serves(self, x: Tensor) -> bool:
+        return self.kernels and cpp.serves(x)
+
+    def _conv_ffn(self, norm: nn.Module, ffn: ConvFFN, x: Tensor) -> Tensor:
+        """Compute ``ffn(norm(x))``."""
+        if self._serves(x):
+            return _conv_ffn_by_kernel(norm, ffn, x, matrix_and_bias(ffn.aggr))[1]
+        return map_in_chunks(lambda chunk: ffn.aggr(_hidden(ffn, norm(chunk))), x)
+
+    def _add_conv_attention(
+        self, x: Tensor, norm: nn.Module, ffn: ConvFFN, mixer: ConvAttention, large_kernel: LargeKernel
+    ) -> Tensor:
+        """Compute ``x + mixer(ffn(norm(x)))`` in ``x``'s place.
+
+        Between the ConvFFN's last convolution and ConvAttn's nothing lies on the channels that are not
+        convolved: on these the two are one.
+        """
+        pdim = mixer.pdim
+        (inner, inner_bias), (outer, outer_bias) = matrix_and_bias(ffn.aggr), matrix_and_bias(mixer.aggr)
+        with without_autocast(x.device):
+            weight = outer[:, pdim:] @ inner[pdim:]
+            bias = torch.addmv(outer_bias, outer[:, pdim:], inner_bias[pdim:])
+        convolved, x = self._split(norm, ffn, x, (inner[:pdim], inner_bias[:pdim]), (weight, bias))
+        if isinstance(mixer, UnsharedConvAttention):
+            large_kernel = SymmetricKernel(mixer.plk_filter)
+        if isinstance(large_kernel, SymmetricKernel):
+            convolved = _large_kernel_conv(cast(LargeKernelConv, mixer.plk), convolved, large_kernel)
+        else:
+            convolved = mixer.plk(convolved, *(large_kernel or ()))
+        join = mixer.aggr.weight[:, :pdim]
+        return add_in_chunks(x, lambda chunk: F.conv2d(chunk, join), convolved, multiple=1)
+
+    def _split(
+        self,
+        norm: nn.Module,
+        ffn: ConvFFN,
+        x: Tensor,
+        first: tuple[Tensor, Tensor],
+        rest: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Run a ConvFFN that ends in two other 1×1 convolutions, each a matrix (channels, hidden) and a bias.
+
+        Shape:
+            Output: what ``first`` gives, (B, channels, H, W); ``x`` plus what ``rest`` gives, (B, dim, H, W),
+            in ``x``'s place.
+        """
+        if self._serves(x):
+            matrix, bias = (torch.cat(pair) for pair in zip(first, rest, strict=True))
+            return _conv_ffn_by_kernel(norm, ffn, x, (matrix, bias), split=len(first[1]), residual=True)
+        B, _, H, W = x.shape
+        out = empty_map((B, len(first[1]), H, W), like=x)
+        for rows, surrounded, inner in overlapping_chunks(x):
+            hidden = _hidden(ffn, norm(surrounded))[:, :, inner]
+            out[:, :, rows] = F.conv2d(hidden, first[0][:, :, None, None], first[1])
+            x[:, :, rows] += F.conv2d(hidden, rest[0][:, :, None, None], rest[1])
+        return out, x
+
+
+# The two functions below overwrite their first operand, which must be the caller's own: fresh memory for each
+# result costs a CPU more than the operation.
+
+
+def _add(own: Tensor, other: Tensor) -> Tensor:
+    """Add, in ``own``'s place if it can hold the sum."""
+    return own.add_(other) if own.dtype == torch.result_type(own, other) else own + other
+
+
+def _gelu(own: Tensor) -> Tensor:
+    """Apply exact GELU in ``own``'s place."""
+    return torch.ops.aten.gelu_(own)
+
+
+def _hidden(ffn: ConvFFN, x: Tensor) -> Tensor:
+    """Compute what a ConvFFN aggregates at its end."""
+    x = _gelu(ffn.proj(x))
+    return _add(_gelu(ffn.dwc(x)), x)
+
+
+def _large_kernel_conv(core: LargeKernelConv, x: Tensor, large_kernel: SymmetricKernel) -> Tensor:
+    out = large_kernel.convolve(x)
+    return out if core.dwc_proj is None else _add(out, depthwise_per_image(x, core.dwc_proj(x)))
+
+
+def _conv_ffn_by_kernel(
+    norm: nn.Module,
+    ffn: ConvFFN,
+    x: Tensor,
+    last: tuple[Tensor, Tensor],
+    split: int = 0,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    affine = (norm.weight, norm.bias) if isinstance(norm, LayerNorm2d) else None
+    assert ffn.dwc.bias is not None
+    dwc = ffn.dwc.weight, ffn.dwc.bias
+    return cpp.conv_ffn(x, affine, matrix_and_bias(ffn.proj), dwc, last, split, residual)
