@@ -51,7 +51,10 @@ def block(marker: str, page: str = "README.md") -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize(
+    "code",
+    re.findall(r"```python\n(.*?)```", README + (ROOT / "docs/speed.md").read_text("utf-8"), re.DOTALL),
+)
 def test_python_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

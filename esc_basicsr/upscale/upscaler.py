@@ -7,13 +7,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
-from esc_basicsr.fast import kernels
 from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
@@ -81,8 +80,7 @@ class Upscaler:
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
-        has_kernels = self.device.type == "cpu" and _kernels_are_available()
-        self._network = fast.prepare(trained.network.to(self.device), kernels=has_kernels)
+        self._network = _prepare(trained.network.to(self.device), self.device)
         self._window = int(trained.options.get("window_size", 1))
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
@@ -256,10 +254,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _kernels_are_available() -> bool:
-    try:
-        kernels.load()
-    except UserError as error:
-        info_once(f"Running without the C++ kernels, a little slower: {error}")
-        return False
-    return True
+def _prepare(network: nn.Module, device: torch.device) -> nn.Module:
+    """Make a network fast, by C++ kernels too where they can be compiled."""
+    if device.type == "cpu":
+        try:
+            return fast.prepare(network, kernels=True)
+        except UserError as error:
+            info_once(f"Running without the C++ kernels, a little slower: {error}")
+    return fast.prepare(network)
