@@ -1,38 +1,19 @@
-"""Imports between the rooms of the package point down, and importing is light: by what is imported."""
+"""The rule of docs/architecture.md: imports between rooms point down."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import rooms
 
-import esc_basicsr
-
-PACKAGE = Path(str(esc_basicsr.__file__)).parent
-# Floors of docs/architecture.md: a room imports from lower floors and from itself alone.
-FLOORS = [
-    {"common"},
-    {"archs"},
-    {"fast", "weights"},
-    {"data"},
-    {"options", "metrics"},
-    {"training"},
-    {"basicsr_host", "upscale", "export", "report"},
-    {"lab"},
-    {"commands"},
-    {"__init__", "__main__", "train", "test", "spandrel_archs"},
-]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# The commands that compare networks and look into them.
+# the commands that compare networks and look into them
 OF_LAB = {"bench", "compare", "complexity"}
-HEAVY = {"torch", "basicsr", "torchvision", "cv2", "mmengine", "numpy", "matplotlib", "PIL", "lmdb"}
 
 
 def imports() -> Iterator[tuple[Path, str]]:
     """Every import of one module of the package by another, those within functions too."""
-    for file in PACKAGE.rglob("*.py"):
+    for file in rooms.PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -41,41 +22,38 @@ def imports() -> Iterator[tuple[Path, str]]:
                 names = [alias.name for alias in node.names]
             for name in names:
                 if name.startswith("esc_basicsr."):
-                    yield file.relative_to(PACKAGE), name
+                    yield file.relative_to(rooms.PACKAGE), name
 
 
-def room_of(file: Path) -> str:
-    return file.parts[0].removesuffix(".py")
+def test_every_import_between_rooms_points_down() -> None:
+    upward = {
+        edge: sorted(modules)
+        for edge, modules in rooms.imports_between_rooms().items()
+        if not rooms.points_down(*edge)
+    }
+    assert not upward
 
 
-def test_every_module_is_in_a_room_of_the_plan():
-    assert {room_of(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")} == set(FLOOR_OF)
-    assert len(list(PACKAGE.glob("*.py"))) <= 8
-
-
-def test_imports_between_rooms_point_down():
-    found = [*imports()]
-    assert len(found) > 300
-    upward = []
-    for file, name in found:
-        room, other = room_of(file), name.split(".")[1]
-        if room != other and FLOOR_OF[other] >= FLOOR_OF[room]:
-            upward.append(f"{file} imports {name}")
-    assert not upward, "\n".join(upward)
+def test_every_folder_of_the_package_is_a_room_and_the_root_is_small() -> None:
+    folders = {path.parent.relative_to(rooms.PACKAGE).parts for path in rooms.PACKAGE.rglob("*.py")}
+    assert {rooms.room_of((*parts, "module.py")) for parts in folders} == set(rooms.FLOOR)
+    assert len(list(rooms.PACKAGE.glob("*.py"))) <= 8
 
 
 def test_only_its_own_commands_need_the_lab():
     for file, name in imports():
-        if name.split(".")[1] == "lab" and room_of(file) != "lab":
+        if name.split(".")[1] == "lab" and rooms.room_of(file.parts) != "lab":
             is_analysis = file.stem.startswith("analyze")
-            assert room_of(file) == "commands" and (is_analysis or file.stem in OF_LAB), f"{file}: {name}"
+            assert rooms.room_of(file.parts) == "commands" and (is_analysis or file.stem in OF_LAB), (
+                f"{file}: {name}"
+            )
 
 
 def test_modules_of_a_room_do_not_import_in_a_circle():
     edges: dict[str, set[str]] = {}
     for file, name in imports():
         parts = name.split(".")[1:]
-        while parts and not (PACKAGE.joinpath(*parts).with_suffix(".py").is_file()):
+        while parts and not (rooms.PACKAGE.joinpath(*parts).with_suffix(".py").is_file()):
             parts = parts[:-1]
         if parts:
             edges.setdefault(".".join(file.with_suffix("").parts), set()).add(".".join(parts))
@@ -92,88 +70,18 @@ def test_modules_of_a_room_do_not_import_in_a_circle():
         visit(module, ())
 
 
-def imported_by(*arguments: str) -> set[str]:
-    """The top-level packages in sys.modules after Python was run with ``arguments``."""
-    listing = "import sys, atexit; atexit.register(lambda: print('\\n' + ' '.join(sys.modules)))\n"
-    if arguments[0] == "-c":
-        code = listing + arguments[1]
-    else:
-        code = f"{listing}import runpy; sys.argv = {['x', *arguments[2:]]!r}\n"
-        code += f"runpy.run_module({arguments[1]!r}, run_name='__main__', alter_sys=True)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.split(".")[0] for name in result.stdout.splitlines()[-1].split()}
-
-
-@pytest.mark.parametrize("flag", ["--version", "--help"])
-def test_the_command_line_explains_itself_without_heavy_packages(flag):
-    assert not imported_by("-m", "esc_basicsr", flag) & HEAVY
-
-
-def test_the_package_is_light():
-    assert not imported_by("-c", "import esc_basicsr") & HEAVY
-
-
-def test_the_networks_need_pytorch_alone():
-    loaded = imported_by("-c", "from esc_basicsr.archs import ESC")
-    assert "torch" in loaded
-    assert not loaded & {"basicsr", "torchvision", "cv2", "mmengine", "matplotlib", "lmdb", "PIL"}
-
-
-def test_a_data_worker_imports_what_it_needs():
-    loaded = imported_by("-c", "import esc_basicsr.data.dflip_dataset")
-    assert {"torch", "lmdb", "cv2"} <= loaded
-    assert not loaded & {"basicsr", "torchvision", "mmengine", "matplotlib", "tensorboard"}
-
-
 @pytest.mark.parametrize(
-    "statement",
+    ("source", "expected"),
     [
-        "import basicsr",
-        "import basicsr.utils.registry",
-        "from basicsr.train import train_pipeline",
-        "from basicsr.archs import build_network",
-        "from esc_basicsr.training.esc_model import ESCModel",
-        "import esc_basicsr.basicsr_host.pipeline",
+        ("from esc_basicsr.data.building.publish import publish", ["data/building"]),
+        ("import esc_basicsr.fast.kernels as kernels", ["fast"]),
+        ("def f():\n    from esc_basicsr import fast, train", ["fast", "root"]),
+        (
+            "if TYPE_CHECKING:\n    from esc_basicsr.lab import measure\nelse:\n    import esc_basicsr.data",
+            ["data"],
+        ),
+        ("import torch\nfrom esc_basicsr_other import x", []),
     ],
 )
-def test_basicsr_knows_esc_however_it_is_imported(statement):
-    code = f"import esc_basicsr\n{statement}\n" + (
-        "from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY\n"
-        "for name in ('ESC', 'ESCFP', 'Bicubic', 'HiT_SRF'): ARCH_REGISTRY.get(name)\n"
-        "DATASET_REGISTRY.get('DFLIPDataset'), LOSS_REGISTRY.get('YChannelL1Loss')\n"
-        "MODEL_REGISTRY.get('ESCModel')\n"
-    )
-    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
-
-
-def test_a_name_that_another_package_has_taken_registers_nothing_of_esc_and_says_so():
-    code = (
-        "import esc_basicsr.basicsr_host.functional_tensor as f; f.provide_functional_tensor()\n"
-        "import sys; sys.meta_path[:] = [m for m in sys.meta_path if 'wrapt' not in type(m).__module__]\n"
-        "from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY\n"
-        "ARCH_REGISTRY.register(type('ESCFP', (), {}))\n"
-        "from esc_basicsr.basicsr_host.registration import register; import basicsr; register(basicsr)\n"
-        "assert 'ESC' not in ARCH_REGISTRY and 'ESCModel' not in MODEL_REGISTRY\n"
-        "import esc_basicsr.lab.networks.registration as baselines; baselines.register(basicsr)\n"
-        "assert 'HiT_SRF' in ARCH_REGISTRY\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "ESCFP is registered with BasicSR already" in result.stderr
-
-
-def test_baselines_that_cannot_be_registered_do_not_keep_esc_out():
-    code = (
-        "import esc_basicsr.basicsr_host.functional_tensor as f; f.provide_functional_tensor()\n"
-        "import sys; sys.meta_path[:] = [m for m in sys.meta_path if 'wrapt' not in type(m).__module__]\n"
-        "from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY\n"
-        "ARCH_REGISTRY.register(type('HiT_SRF', (), {}))\n"
-        "import basicsr, esc_basicsr.lab.networks.registration as baselines; baselines.register(basicsr)\n"
-        "from esc_basicsr.basicsr_host.registration import register; register(basicsr)\n"
-        "assert 'ESC' in ARCH_REGISTRY and 'ESCModel' in MODEL_REGISTRY\n"
-        "assert 'MambaIRv2Light' not in ARCH_REGISTRY\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "baselines are not registered" in result.stderr
+def test_imports_are_found_wherever_they_are(source: str, expected: list[str]) -> None:
+    assert sorted(rooms.imported_rooms(source)) == expected
