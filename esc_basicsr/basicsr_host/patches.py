@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.training.checkpoints import load_resume_state, write_torch
 
 __all__ = ["PATCHES", "Patch", "active", "apply", "patch_copied_script"]
 
@@ -99,6 +98,13 @@ def _rebind(name: str, old: object, new: object) -> None:
 _stock_of_train: dict[str, Any] = {}
 
 
+def _ours_of_training(name: str) -> Any:
+    # Imported late: it imports BasicSR, whose import applies these patches.
+    from esc_basicsr.training import checkpoints
+
+    return getattr(checkpoints, name)
+
+
 def _replace_in_train(name: str, new: object) -> None:
     module = _host("train")
     _stock_of_train[name] = getattr(module, name)
@@ -109,7 +115,7 @@ def patch_copied_script(script: Any) -> None:
     """Patch a copy of BasicSR's train.py that is run as a script: it has functions of its own."""
     own = getattr(script, "load_resume_state", None)
     if own is not None and _is_resume_broken(own):
-        script.load_resume_state = load_resume_state
+        script.load_resume_state = _ours_of_training("load_resume_state")
     for name, stock in _stock_of_train.items():
         own = getattr(script, name, None)
         # one that somebody has changed is theirs
@@ -256,7 +262,7 @@ def _is_resume_broken(function: Callable[..., Any]) -> bool:
 
 
 def _patch_resume() -> None:
-    _host("train").load_resume_state = load_resume_state
+    _host("train").load_resume_state = _ours_of_training("load_resume_state")
 
 
 # Saving
@@ -266,7 +272,7 @@ class _TorchThatSavesWhole:
     """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
 
     def save(self, content: object, path: str) -> None:
-        write_torch(path, content)
+        _ours_of_training("write_torch")(path, content)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
