@@ -22,7 +22,7 @@ from esc_basicsr.common.log import logger
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.common.version import __version__
 from esc_basicsr.options.check import check_options
-from esc_basicsr.options.keys import FOLDER_NAME
+from esc_basicsr.options.kinds import FOLDER_NAME
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.training import heartbeat
 

@@ -200,6 +200,41 @@ def test_overrides_set_values_of_each_kind(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "changes"),
+    [
+        ("train:clip_grad_norm=1", {"train": {"lr": 1.0, "clip_grad_norm": 1}}),
+        ("cpu_kernels=true", {"cpu_kernels": True}),
+        ("dist_params:timeout=90", {"dist_params": {"timeout": 90}}),
+        ("logger:wandb:project=mine", {"logger": {"wandb": {"project": "mine"}}}),
+        ("train:pixel_opt:type=L1Loss", {"train": {"lr": 1.0, "pixel_opt": {"type": "L1Loss"}}}),
+        ("network_g:dim=32", {"network_g": {"type": "ESC", "dim": 32}}),
+        (
+            "datasets:val:pin_memory=true",
+            {"datasets": {"val": {"type": "PairedImageDataset", "pin_memory": True}}},
+        ),
+        (
+            "datasets:val:filename_tmpl='{}x2'",
+            {"datasets": {"val": {"type": "PairedImageDataset", "filename_tmpl": "{}x2"}}},
+        ),
+        (
+            "datasets:val:io_backend:type=disk",
+            {"datasets": {"val": {"type": "PairedImageDataset", "io_backend": {"type": "disk"}}}},
+        ),
+    ],
+)
+def test_an_override_sets_any_known_key_that_the_file_lacks(tmp_path, entry, changes):
+    text = "train: {lr: 1.0}\nlogger: {wandb: ~}\nnetwork_g: {type: ESC}\ndatasets: {val: {type: PairedImageDataset}}\n"
+    path = write(tmp_path, text)
+    assert load_options(path, [entry]) == {**load_options(path), **changes}
+
+
+@pytest.mark.parametrize("kind", ["[PairedImageDataset]", "Mine"])
+def test_keys_of_an_unknown_data_set_are_its_own(tmp_path, kind):
+    path = write(tmp_path, f"datasets: {{val: {{type: {kind}}}}}\n")
+    assert load_options(path, ["datasets:val:mine=1"])["datasets"]["val"]["mine"] == 1
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("1e-3", 1e-3), ("-2E5", -2e5), (".5e1", 5.0), ("1e", "1e"), ("a=b", "a=b")]
 )
 def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
@@ -212,8 +247,12 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
         ("train:ema_decay", "expected keys and a value"),
         ("=3", "expected keys and a value"),
         ("train::lr=3", "expected keys and a value"),
-        ("trian:lr=3", "has no key 'trian'. New keys go into the file. Did you mean 'train'?"),
-        ("train:lrr=3", "has no key 'lrr'. New keys go into the file. Did you mean 'lr'?"),
+        ("trian:lr=3", "has no key 'trian'. Did you mean 'train'?"),
+        ("train:lrr=3", "has no key 'lrr'. Did you mean 'lr'?"),
+        ("train:clip_grad_nrom=1", "has no key 'clip_grad_nrom'. Did you mean 'clip_grad_norm'?"),
+        ("val:metrics:psnr:crop_border=4", "has no key 'psnr'"),
+        ("datasets:test_1:name=Set5", "has no key 'test_1'"),
+        ("dist_params:prot=1", "has no key 'prot'. Did you mean 'port'?"),
         ("name:lr=3", "is not a section, so it has no 'lr'"),
         ("train={lr: 3}", "expected one value or a list"),
         ("name=[1", "while parsing a flow sequence"),
