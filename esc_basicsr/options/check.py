@@ -391,7 +391,7 @@ class _Check:
         data = self.section("datasets.train")
         wanted = data.get("global_batch_size")
         if wanted is not None:
-            if "accumulate" in self.section("train"):
+            if pieces != 1:
                 self.add(where, "not with datasets.train.global_batch_size, which chooses it. Leave one out.")
                 return
             where = "datasets.train.global_batch_size"
@@ -584,7 +584,7 @@ class _Check:
         prefetch = dataset.get("prefetch_mode") if is_training_set else None
         if prefetch == "cuda" and dataset.get("pin_memory") is not True:
             self.add(f"{where}.pin_memory", "expected true with prefetch_mode: cuda.")
-        if "global_batch_size" in dataset and self.opt.get("model_type") == "SRModel":
+        if dataset.get("global_batch_size") is not None and self.opt.get("model_type") == "SRModel":
             self.add(
                 f"{where}.global_batch_size",
                 "SRModel takes a batch in one pass only: with model_type: ESCModel it is known.",

@@ -111,7 +111,7 @@ SECONDS = _number("a number of seconds of at least 1", minimum=1)
 FRACTION = _number("a number from 0 to below 1", minimum=0, exclusiveMaximum=1)
 AMP = Kind(
     "bf16 or fp16, or false",
-    lambda value: value in ("bf16", "fp16") or value in (None, False),
+    lambda value: value in ("bf16", "fp16") or value is None or value is False,
     {"enum": ["bf16", "fp16", False, None]},
 )
 GPUS = Kind(

@@ -121,7 +121,7 @@ def _dataset() -> dict[str, Any]:
 def _properties(where: str, table: Mapping[str, Option]) -> dict[str, Any]:
     properties = {}
     for key, option in table.items():
-        unit = f" In {option.unit}." if option.unit else ""
+        unit = f" Unit: {option.unit}." if option.unit else ""
         described: dict[str, Any] = {"description": f"{_meaning(option)}{unit}"}
         if option.default is not UNSET:
             described["default"] = option.default

@@ -44,12 +44,8 @@ __all__ = ["DATASETS", "SECTIONS", "Option", "filled", "known_keys", "required_k
 UNSET = object()  # there is no default: left out, the key is not there
 
 # when a key must be given
-ALWAYS, IN_TRAINING, IN_TEST, IN_KNOWN_MODELS = (
-    "always",
-    "in training",
-    "in testing",
-    "by SRModel and ESCModel",
-)
+ALWAYS, IN_TRAINING, IN_TEST = "always", "in training", "in testing"
+IN_KNOWN_MODELS = "by SRModel and ESCModel"
 
 
 class Option(NamedTuple):
@@ -245,8 +241,8 @@ LOADER = {
         at_most(COUNT, 10**6), "Samples at a time on each GPU.", unit="samples", required=IN_TRAINING
     ),
     "global_batch_size": Option(
-        at_most(COUNT, 10**6),
-        "Samples of a step, on any number of processes that divides it.",
+        or_none(at_most(COUNT, 10**6)),
+        "Samples of a step, on any number of processes that divides it; ~: batch_size_per_gpu on each.",
         None,
         "samples",
     ),

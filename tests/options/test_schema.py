@@ -16,7 +16,8 @@ TABLES = {**SECTIONS, **DATASETS}
 OPTIONS = {f"{where}.{key}": option for where, table in TABLES.items() for key, option in table.items()}
 
 VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, -2, 2, 0.0, 1.0, 0.5, 0.999, -0.5, 1.5, 5e3, 1e-9, -1.0),
+    # no 1.0, which for JSON Schema is an integer
+    *(None, True, False, 0, 1, -1, -2, 2, 0.5, 0.999, -0.5, 1.5, 1e-9),
     *(10**6, 10**6 + 1, 65535, 65536, 10**9, 10**9 + 1, 1000, 1001),
     *("", "x", ".", "..", "a/b", "a\\\\b", "{}", "{}x4", "mean", "auto", "bf16", "nccl", "5e-4", "~", "y"),
     *([], [1], [0], ["x"], [0.5, 0.5], [0.5], [0.5, 1], [1, 2, 3], [True], {}, {"a": 1}, [{}]),
@@ -34,9 +35,9 @@ def test_a_kind_accepts_the_same_in_python_and_in_json_schema(key):
 @pytest.mark.parametrize("key", OPTIONS)
 def test_an_option_is_described_and_its_default_fits(key):
     option: Option = OPTIONS[key]
-    assert option.doc.endswith(".") and option.doc[0].isupper() | option.doc.startswith(("y:", "Y"))
+    assert option.doc.endswith(".")
     if option.default is not UNSET:
-        assert option.default is None or option.kind.accepts(option.default)
+        assert option.kind.accepts(option.default)
 
 
 def test_numbers_that_are_none_are_no_numbers():
@@ -74,6 +75,8 @@ def test_filled_options_fill_the_sources_of_a_data_set():
 @pytest.mark.parametrize("model", ["SRModel", "ESCModel"])
 def test_filled_options_are_sound_and_stay_so(sound_options, model):
     sound_options["model_type"] = model
+    if model == "ESCModel":
+        sound_options["datasets"]["train"]["global_batch_size"] = 4
     full = filled(sound_options)
     check_options(full, "filled.yml", is_train=True)
     assert filled(full) == full
