@@ -9,8 +9,6 @@ import pytest
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.loader import MAX_BYTES, load_options
 
-PAIRED = {"type": "PairedImageDataset"}
-
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "options.yml"
@@ -226,7 +224,7 @@ def test_overrides_set_values_of_each_kind(tmp_path):
 )
 def test_an_override_sets_any_known_key_that_the_file_lacks(tmp_path, entry, changes):
     text = "train: {lr: 1.0}\nlogger: {wandb: ~}\nnetwork_g: {type: ESC}\n"
-    path = write(tmp_path, f"{text}datasets: {{val: {PAIRED}}}\n")
+    path = write(tmp_path, f"{text}datasets: {{val: {{type: PairedImageDataset}}}}\n")
     assert load_options(path, [entry]) == {**load_options(path), **changes}
 
 
