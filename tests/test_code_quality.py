@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_tool_finds_nothing(command):
     result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_slow_tests_exist():
+    assert all((ROOT / "tests" / name).exists() for name in SLOW)
 
 
 def test_no_machine_path_is_written_down():

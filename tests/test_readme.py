@@ -90,6 +90,7 @@ def run_lines(lines: list[str], folder: Path, *extra: str) -> list[str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
     run_lines(block("data commands").splitlines(), newcomer)
     assert (newcomer / "datasets/DIV2K/DIV2K_train_LR_bicubic_X3_sub.lmdb/data.mdb").is_file()
@@ -116,6 +117,7 @@ def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
     assert main(["options", "--check", str(checked)]) == 2  # the other DFLIP sets are not there
 
 
+@pytest.mark.slow
 def test_upscale_commands_make_images_larger(tmp_path):
     photo = Image.fromarray(load_photograph("chelsea")[:24, :20])
     (tmp_path / "holiday").mkdir()
@@ -145,6 +147,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", block("compare commands", "docs/compare.md").splitlines())
 def test_networks_are_compared_and_looked_into(line, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 64)

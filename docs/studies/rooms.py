@@ -43,7 +43,7 @@ CONTENTS = {
     "report": "trainings as a page",
     "lab": "baselines, measuring, analysis",
     "commands": "one file a command",
-    "root": "__main__, train, test, registration",
+    "root": "__main__, train, test, spandrel_archs",
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

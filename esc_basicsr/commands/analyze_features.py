@@ -1,4 +1,4 @@
-"""What layers make of an image: feature maps, their spectra, and what one pixel attends to.
+"""Show what layers make of an image: feature maps, their spectra, and what one pixel attends to.
 
 Of each layer the mean and the norm over channels, principal components as colours, and how amplitude falls
 with frequency; of attention layers the weights of one query, on the image.

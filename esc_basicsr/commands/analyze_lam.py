@@ -44,7 +44,7 @@ _CROP = 256
 
 
 class Scene(NamedTuple):
-    """What the networks are given."""
+    """The part of an image that the networks are given, and the window in it."""
 
     hr: Image  # the part of the image that is looked at
     lr: Image

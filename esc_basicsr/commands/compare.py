@@ -36,7 +36,7 @@ from esc_basicsr.lab.measure.measure import add_measuring_arguments, check_measu
 from esc_basicsr.lab.measure.results import make_folder, write_results
 from esc_basicsr.lab.networks.by_name import build_network, network_of
 from esc_basicsr.lab.networks.selective_scan import implementation
-from esc_basicsr.metrics.published import ABLATION, Costs, published_costs, published_figures
+from esc_basicsr.metrics.published import ABLATION_FIGURES, Costs, published_costs, published_figures
 from esc_basicsr.metrics.quality import measure_quality, pairs_of_set
 from esc_basicsr.metrics.result_files import write_csv, write_text
 from esc_basicsr.options.baselines import BASELINES
@@ -153,7 +153,7 @@ def _ablation(folder: Path) -> list[Candidate]:
     texts = {path.name: text for path, text in option_files().items() if path.parts[0] == "train"}
     candidates = []
     for name, recipe in ablation_rows().items():
-        file, figures = folder / f"{recipe.name}.yml", ABLATION[recipe.row]
+        file, figures = folder / f"{recipe.name}.yml", ABLATION_FIGURES[recipe.row]
         write_text(file, texts[file.name])
         costs = Costs(figures.milliseconds, None, None, None)
         quality = {"Set5": {"psnr": figures.set5}, "Urban100": {"psnr": figures.urban100}}

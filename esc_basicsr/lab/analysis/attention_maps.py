@@ -49,7 +49,7 @@ _PROBE = 32
 
 
 class _Layout(enum.Enum):
-    """How an output's axes are to be read."""
+    """The order of an output's axes."""
 
     CHANNELS_FIRST = "(1, C, H, W)"
     CHANNELS_LAST = "(1, H, W, C)"
@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a layer made of an image."""
+    """A layer's features and attention on an image."""
 
     features: Tensor  # (H, W, C); windows are merged and their shift is undone
     maps: WindowMaps | None  # its attention; None if none was seen, or not by windows

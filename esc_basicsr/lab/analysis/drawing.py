@@ -163,7 +163,7 @@ def draw_fields(fields: Sequence[Field], caption: str) -> Figure:
 
 
 class View(NamedTuple):
-    """What is shown of a layer's features."""
+    """A layer's features, as they are drawn."""
 
     mean: Values  # over channels, (H, W)
     norm: Values  # over channels, (H, W)
@@ -173,7 +173,7 @@ class View(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """What a query attends to."""
+    """The attention of a query."""
 
     weights: Values  # (w, w), without what is masked: NaN
     left: int  # column where the window begins; negative if part of it lies beyond the image
@@ -181,7 +181,7 @@ class Attention(NamedTuple):
 
 
 class Featured(NamedTuple):
-    """What is shown of a network: the image that it is given, and by their names layers of two kinds."""
+    """A network's layers of two kinds, by their names, and the image that it is given."""
 
     label: str
     lr: Image

@@ -49,13 +49,13 @@ class Subject(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a figure calls it."""
+        """Its name in figures."""
         random = ", random weights" if self.weights == "random" else ""
         return f"{self.network} ×{self.scale}{random}"
 
     @property
     def row(self) -> Row:
-        """What every analysis writes down of it."""
+        """Its part of each analysis' figures."""
         return {"network": self.network, "weights": self.weights, "params": self.params}
 
     def __call__(self, lq: Tensor) -> Tensor:

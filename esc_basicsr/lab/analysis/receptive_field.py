@@ -30,19 +30,14 @@ LUO_SHARE = 1 - 0.9545
 
 
 class Square(NamedTuple):
-    """A centred square of a field.
+    """A centred square of a field."""
 
-    Attributes:
-        side: In LR pixels.
-        area: Its share of the field's area, without what lies outside.
-    """
-
-    side: int
-    area: float
+    side: int  # in LR pixels
+    area: float  # its share of the field's area, without what lies outside
 
 
 def positions_in_window(size: int, window: int, count: int) -> list[int]:
-    """Rows (or columns) near the centre of an image, evenly spread over the positions in a window.
+    """Choose rows (or columns) near the centre of an image, evenly spread over the positions in a window.
 
     Args:
         size: Side of the image.
@@ -60,7 +55,7 @@ def positions_in_window(size: int, window: int, count: int) -> list[int]:
 
 
 def positive_gradient(gradient: Tensor) -> Values:
-    """What of a gradient, (1, 3, H, W), raises the output: its positive part, summed over colours: (H, W)."""
+    """Sum the positive part of a gradient, (1, 3, H, W), which raises the output, over colours: (H, W)."""
     return gradient[0].double().clamp(min=0).sum(0).cpu().numpy()
 
 
@@ -90,12 +85,12 @@ def aligned_field(
 
 
 def log_scaled(field: Values) -> Values:
-    """log10(S + 1), as RepLKNet draws a field and takes shares of it."""
+    """Scale to log10(S + 1), as RepLKNet draws a field and takes shares of it."""
     return np.log10(field + 1)
 
 
 def square_shares(field: Values, centre: tuple[int, int]) -> tuple[Values, list[Square]]:
-    """The share of a field's sum in each centred square, sides 1, 3, 5 ... until it holds all.
+    """Give the share of a field's sum in each centred square, sides 1, 3, 5 ... until it holds all.
 
     Squares are clipped at the borders.
 
@@ -113,7 +108,7 @@ def square_shares(field: Values, centre: tuple[int, int]) -> tuple[Values, list[
 
 
 def smallest_squares(field: Values, centre: tuple[int, int], shares: Sequence[float]) -> list[Square]:
-    """For each share, from 0 to below 1, the smallest centred square that holds more of a field's sum.
+    """Find for each share, from 0 to below 1, the smallest centred square that holds more of a field's sum.
 
     Raises:
         ValueError: The field is zero everywhere.
@@ -123,5 +118,5 @@ def smallest_squares(field: Values, centre: tuple[int, int], shares: Sequence[fl
 
 
 def luo_side(field: Values, centre: tuple[int, int]) -> float:
-    """Luo et al.'s size: the square root of the number of pixels above 4.55 % of the centre's value."""
+    """Return Luo et al.'s size: the root of the number of pixels above 4.55 % of the centre's value."""
     return float(np.sqrt((field > LUO_SHARE * field[centre]).sum()))

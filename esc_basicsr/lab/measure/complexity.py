@@ -17,7 +17,7 @@ OUTPUT_HEIGHT, OUTPUT_WIDTH = 720, 1280
 
 
 class Complexity(NamedTuple):
-    """What a network weighs: its learned parameters, and the multiply-adds of one forward pass."""
+    """A network's learned parameters, and the multiply-adds of one forward pass."""
 
     params: int
     flops: int

@@ -16,28 +16,22 @@ import torch
 from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.memory import available_memory, is_out_of_memory
+from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.common.timing import times_in_turn
 
 __all__ = [
     "NotEnoughMemoryError",
     "add_measuring_arguments",
-    "add_memory_limit_argument",
     "check_measuring_arguments",
     "device_to_measure_on",
     "largest_difference",
-    "memory_limit",
     "peak_memory_growth",
     "time_networks",
 ]
 
 
 class NotEnoughMemoryError(UserError):
-    """A network's forward pass takes more memory than there is.
-
-    Attributes:
-        network: Its name.
-    """
+    """A network's forward pass takes more memory than there is; ``network`` is its name."""
 
     def __init__(self, network: str, x: Tensor) -> None:
         size = f"{x.shape[-2]}×{x.shape[-1]}"
@@ -90,29 +84,6 @@ def device_to_measure_on(name: str) -> torch.device:
     return device
 
 
-def add_memory_limit_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--memory-limit``, see `memory_limit`."""
-    parser.add_argument(
-        "--memory-limit",
-        type=float,
-        metavar="GIB",
-        help="leave out what would take more memory than this (default: 0.8 of what is free)",
-    )
-
-
-def memory_limit(args: argparse.Namespace, device: torch.device) -> float:
-    """Bytes that one forward pass may take.
-
-    Raises:
-        UserError: The limit that was given is not positive.
-    """
-    if args.memory_limit is None:
-        return 0.8 * available_memory(device)
-    if not args.memory_limit > 0:
-        raise UserError(f"--memory-limit must be above 0, got {args.memory_limit}.")
-    return float(args.memory_limit * 2**30)
-
-
 def time_networks(
     nets: Mapping[str, torch.nn.Module],
     x: Tensor,
@@ -145,14 +116,14 @@ def time_networks(
 
 
 def largest_difference(sr: Tensor, reference: Tensor | None) -> float | None:
-    """Largest absolute difference of two outputs; None if there is nothing to compare with."""
+    """Return the largest absolute difference of two outputs; None if there is nothing to compare with."""
     if reference is None or reference is sr:
         return None
     return float((sr.float() - reference.float()).abs().max())
 
 
 def peak_memory_growth(build: Callable[[], torch.nn.Module], lq: Tensor) -> int:
-    """Bytes by which one forward pass raises the peak of memory in use, weights and input left out.
+    """Measure by how many bytes one forward pass raises the peak of memory, weights and input left out.
 
     On a CPU it is the growth of a fresh process's largest resident set, as the allocator keeps what an
     earlier pass has freed. ``build`` must then be picklable.
@@ -189,20 +160,16 @@ def _resident_growth(
         for height in (64, 96):  # libraries load and compile; for any shape once they have seen two
             net(torch.rand(*shape[:2], height, 64, dtype=dtype))
         lq = torch.rand(shape, dtype=dtype)
-        _give_back_freed_memory()
+        with contextlib.suppress(AttributeError):
+            # what glibc's allocator keeps, a pass would use unseen
+            ctypes.CDLL(None).malloc_trim(0)
         before = _peak_resident(restart=True)
         net(lq)
     return _peak_resident() - before
 
 
-def _give_back_freed_memory() -> None:
-    """Return what the allocator keeps to the system, where it is glibc's: a pass would use it unseen."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _peak_resident(restart: bool = False) -> int:
-    """Bytes of this process's largest resident set, on Linux since it was last restarted."""
+    """Return the bytes of this process's largest resident set, on Linux since it was last restarted."""
     status = Path("/proc/self/status")
     if not status.is_file():
         import resource  # not on Windows
@@ -211,10 +178,5 @@ def _peak_resident(restart: bool = False) -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
-    return _bytes_in(status, "VmHWM:")
-
-
-def _bytes_in(file: Path, key: str) -> int:
-    """Bytes that a line "KEY  NUMBER kB" of one of Linux's status files stands for."""
-    line = next(line for line in file.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024  # "VmHWM: NUMBER kB"

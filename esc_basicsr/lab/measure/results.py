@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: a Markdown table, JSON with every figure, a figure."""
+"""The results of a measurement: a Markdown table, JSON with every number, a figure."""
 
 import platform
 import tempfile
@@ -34,20 +34,11 @@ def make_folder(folder: Path | None) -> None:
         raise UserError(f"--output {folder}: cannot write into this folder ({error.strerror}).") from error
 
 
-def publish(
-    folder: Path | None,
-    stem: str,
-    text: str,
-    settings: Mapping[str, Any],
-    rows: Sequence[Any],
-    device: torch.device,
-    draw: Callable[[], Figure],
-    **more: Any,
-) -> None:
+def publish(folder: Path | None, stem: str, text: str, *results: Any, **more: Any) -> None:
     """Print ``text``, and `write_results` where a folder is given."""
     print(text)
     if folder is not None:
-        write_results(folder, stem, text, settings, rows, device, draw, **more)
+        write_results(folder, stem, text, *results, **more)
 
 
 def write_results(

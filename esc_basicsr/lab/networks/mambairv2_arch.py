@@ -135,9 +135,6 @@ class WindowMHSA(nn.Module):
 class SpatialGate(nn.Module):
     """Half of the channels multiply the other half, after a normalisation and a depthwise convolution.
 
-    Args:
-        dim: Channels of each half.
-
     Shape:
         Input: (B, H, W, 2·dim). Output: (B, H, W, dim).
     """
@@ -154,15 +151,7 @@ class SpatialGate(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Multilayer perceptron with a spatial gate.
-
-    Args:
-        dim: Channels of input and output.
-        hidden: Channels between, even.
-
-    Shape:
-        Input, output: (B, H, W, dim).
-    """
+    """Multilayer perceptron with a spatial gate on (B, H, W, dim); ``hidden`` channels are even."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -178,12 +167,8 @@ class GatedMLP(nn.Module):
 class SelectiveScan(nn.Module):
     """The state-space model: step, input and output matrices made from the input, and the scan.
 
-    Args:
-        dim: Channels D.
-        d_state: States N of a channel.
-
     Shape:
-        u, output: (B, n, D). prompt, added to the output matrix: (B, n, N).
+        u, output: (B, n, dim). prompt, added to the output matrix: (B, n, d_state).
     """
 
     def __init__(self, dim: int, d_state: int) -> None:
@@ -282,12 +267,6 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
 class AttentiveLayer(nn.Module):
     """Window attention, then the attentive state-space module, each with a gated MLP and a scaled skip.
 
-    Args:
-        dim: Channels of input and output.
-        hidden: Channels of the scan and of the MLPs.
-        attention: Window attention.
-        d_state, inner_rank, num_tokens, routing: See `ASSM`.
-
     Shape:
         Input, output: (B, H, W, dim). index: `position_index`.
     """
@@ -329,10 +308,6 @@ class AttentiveLayer(nn.Module):
 
 class ResidualGroup(nn.Module):
     """Layers, every other one with shifted windows, and a 3×3 convolution within a skip.
-
-    Args:
-        layers: The layers.
-        dim: Channels.
 
     Shape:
         Input, output: (B, H, W, dim).

@@ -1,6 +1,5 @@
-"""Networks are timed, memory is what a pass touches, and limits are what was given."""
+"""Networks are timed, memory is what a pass touches,."""
 
-import argparse
 import os
 
 import pytest
@@ -10,7 +9,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.lab.measure.measure import (
     NotEnoughMemoryError,
     largest_difference,
-    memory_limit,
     peak_memory_growth,
     time_networks,
 )
@@ -55,13 +53,6 @@ def test_memory_growth_is_what_a_pass_touches(width, expected):
 def test_a_killed_process_is_told():
     with pytest.raises(UserError, match=r"input of \(1, 3, 8, 8\) was killed"):
         peak_memory_growth(Doomed, torch.rand(1, 3, 8, 8))
-
-
-def test_memory_limit_is_what_was_given_or_most_of_what_is_free():
-    assert memory_limit(argparse.Namespace(memory_limit=0.5), CPU) == 2**29
-    assert memory_limit(argparse.Namespace(memory_limit=None), CPU) > 2**20
-    with pytest.raises(UserError, match="--memory-limit must be above 0"):
-        memory_limit(argparse.Namespace(memory_limit=0.0), CPU)
 
 
 def test_network_that_lacks_memory_is_named():
