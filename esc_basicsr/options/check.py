@@ -502,7 +502,7 @@ class _Check:
             before = len(self.problems)
             loss = self.look_up_registered(where, LOSS_REGISTRY, "loss")
             if loss is not None:
-                self.check_call(where, loss, declared=schema.LOSS)
+                self.check_call(where, loss, declared=schema.SECTIONS[where])
                 self.try_to_build(where, loss, before)
         if self.is_known_model and not any(self.section("train").get(name) for name in names):
             self.add("train.pixel_opt", "missing; expected a section that names the loss, or perceptual_opt.")

@@ -164,8 +164,8 @@ def option_files() -> dict[PurePosixPath, str]:
 
 def training_text(recipe: Recipe) -> str:
     """Write the file to train ``recipe`` with."""
-    make = {"DFLIP": _dflip, "DIV2K": _div2k, PHOTOGRAPHS: _photographs}[recipe.data]
-    data, schedule = make(recipe.scale, recipe.schedule), recipe.schedule
+    schedule = recipe.schedule
+    data = (_dflip if recipe.data == "DFLIP" else _pairs)(recipe)
     sections = [
         _head(recipe, "train"),
         f"datasets:\n{_indent(data)}\n\n{_indent(_benchmark('val', 'Set5', recipe.scale))}",
@@ -223,27 +223,21 @@ num_gpu: auto # all GPUs there are; 0: the CPU
 manual_seed: 0{kernels}"""
 
 
-def _div2k(scale: int, schedule: Schedule) -> str:
-    return _pairs("DIV2K", "DIV2K_train", scale, schedule)
-
-
-def _photographs(scale: int, schedule: Schedule) -> str:
-    return _pairs(PHOTOGRAPHS, PHOTOGRAPHS, scale, schedule)
-
-
-def _pairs(name: str, prefix: str, scale: int, schedule: Schedule) -> str:
+def _pairs(recipe: Recipe) -> str:
+    name = recipe.data
+    prefix = f"datasets/{name}/{'DIV2K_train' if name == 'DIV2K' else name}"
     return f"""\
 train:
   name: {name}
   type: PairedImageDataset
-  dataroot_gt: datasets/{name}/{prefix}_HR_sub.lmdb
-  dataroot_lq: datasets/{name}/{prefix}_LR_bicubic_X{scale}_sub.lmdb
+  dataroot_gt: {prefix}_HR_sub.lmdb
+  dataroot_lq: {prefix}_LR_bicubic_X{recipe.scale}_sub.lmdb
   io_backend:
     type: lmdb
-{_indent(_patches(scale, schedule))}"""
+{_indent(_patches(recipe))}"""
 
 
-def _dflip(scale: int, schedule: Schedule) -> str:
+def _dflip(recipe: Recipe) -> str:
     sources = "\n".join(
         f"    - dataroot_gt: datasets/{source}_sub.lmdb\n      weight: 1.0" for source in DFLIP_SOURCES
     )
@@ -253,12 +247,13 @@ train:
   type: DFLIPDataset # LR is made of each HR patch on the fly
   sources: # weight: how often an epoch visits each image of the set
 {sources}
-{_indent(_patches(scale, schedule))}"""
+{_indent(_patches(recipe))}"""
 
 
-def _patches(scale: int, schedule: Schedule) -> str:
+def _patches(recipe: Recipe) -> str:
+    schedule = recipe.schedule
     return f"""\
-gt_size: {schedule.lr_patch * scale} # {schedule.lr_patch} × scale
+gt_size: {schedule.lr_patch * recipe.scale} # {schedule.lr_patch} × scale
 use_hflip: true
 use_rot: true
 global_batch_size: {schedule.batch} # on any number of GPUs that divides it

@@ -174,15 +174,20 @@ SCHEDULER = {
     "last_epoch": Option(INTEGER, "Set by BasicSR when it resumes."),
 }
 
-LOSS = {
+PIXEL_LOSS = {
     # none leaves no single number to descend
-    "reduction": Option(one_of("mean", "sum"), "Of the losses of pixels to one."),
+    "reduction": Option(one_of("mean", "sum"), "How the losses of pixels become one."),
     "loss_weight": Option(NUMBER, "Factor of the loss."),
-    "chroma_weight": Option(NOT_NEGATIVE, "YChannelL1Loss: factor of its chroma term; 0: luma alone."),
+    "chroma_weight": Option(
+        NOT_NEGATIVE, "YChannelL1Loss: factor of its chroma term; by default 0, luma alone."
+    ),
+}
+
+PERCEPTUAL_LOSS = {
     # for l2 BasicSR calls what PyTorch does not have
-    "criterion": Option(one_of("l1", "fro"), "PerceptualLoss: the distance of features."),
-    "perceptual_weight": Option(NUMBER, "PerceptualLoss: factor of its perceptual term."),
-    "style_weight": Option(NUMBER, "PerceptualLoss: factor of its style term."),
+    "criterion": Option(one_of("l1", "fro"), "Distance of features."),
+    "perceptual_weight": Option(NUMBER, "Factor of the perceptual term."),
+    "style_weight": Option(NUMBER, "Factor of the style term."),
 }
 
 VAL = {
@@ -306,8 +311,8 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "train": TRAIN,
     "train.optim_g": OPTIM,
     "train.scheduler": SCHEDULER,
-    "train.pixel_opt": LOSS,
-    "train.perceptual_opt": LOSS,
+    "train.pixel_opt": PIXEL_LOSS,
+    "train.perceptual_opt": PERCEPTUAL_LOSS,
     "val": VAL,
     "val.metrics.NAME": METRIC,
     "logger": LOGGER,
