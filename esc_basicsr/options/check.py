@@ -185,7 +185,7 @@ class _Check:
             return
         number = _number_for(value, kind)
         remedy = "" if number is None else f" {_why_text(value)}: write {number}."
-        self.add(where, f"got {_say(value)}, expected {kind.expected}.{remedy}")
+        self.add(where, f"got {_shown(value)}, expected {kind.expected}.{remedy}")
 
     def check_call(
         self,
@@ -232,7 +232,9 @@ class _Check:
             self.add(f"{where}.type", f"missing; expected the name of {what}.")
         else:
             near = hint(name, names)
-            self.add(f"{where}.type", " ".join(f"got {_say(name)}, no known {what}. {near} {remedy}".split()))
+            self.add(
+                f"{where}.type", " ".join(f"got {_shown(name)}, no known {what}. {near} {remedy}".split())
+            )
         return None
 
     def look_up_registered(self, where: str, registry: Any, what: str) -> Any:
@@ -241,7 +243,7 @@ class _Check:
         return None if name is None else registry.get(name)
 
     def try_to_build(self, where: str, cls: type, problems_before: int) -> Any:
-        """Make one of this package's own classes, whose constructors tell by ValueError what does not fit.
+        """Make one of this package's own classes, whose constructors raise ValueError on what does not fit.
 
         Returns:
             It, on the meta device; None if it is not made.
@@ -308,7 +310,8 @@ class _Check:
                 factor = self.section(where).get(key)
                 if factor is not None and factor != scale:
                     self.add(
-                        f"{where}.{key}", f"got {_say(factor)}, but scale is {_say(scale)}. Make them equal."
+                        f"{where}.{key}",
+                        f"got {_shown(factor)}, but scale is {_shown(scale)}. Make them equal.",
                     )
 
     def check_path(self) -> None:
@@ -514,14 +517,14 @@ class _Check:
         section = self.section(where)
         if not self.has_section(where):
             if not self.is_train and "val" in self.opt:
-                self.add(where, f"got {_say(self.opt['val'])}, expected {SECTION.expected}.")
+                self.add(where, f"got {_shown(self.opt['val'])}, expected {SECTION.expected}.")
             return
         required = ["suffix"] if section.get("save_img") is True and not self.is_train else []
         self.check_section(where, schema.VAL, *required, open_ended=not self.is_known_model)
         for name, metric in self.section("val.metrics").items():
             metric_where = f"val.metrics.{name}"
             if not isinstance(metric, Mapping):
-                self.add(metric_where, f"got {_say(metric)}, expected {SECTION.expected}.")
+                self.add(metric_where, f"got {_shown(metric)}, expected {SECTION.expected}.")
                 continue
             function = self.look_up_registered(metric_where, METRIC_REGISTRY, "metric")
             if function is None:
@@ -556,7 +559,7 @@ class _Check:
                 expected = "train, val or val_NAME" if self.is_train else "test_NAME or val_NAME"
                 self.add(where, f"unknown phase; expected {expected}. {hint(name, phases)}".strip())
             elif not isinstance(dataset, Mapping):
-                self.add(where, f"got {_say(dataset)}, expected {SECTION.expected}.")
+                self.add(where, f"got {_shown(dataset)}, expected {SECTION.expected}.")
             else:
                 self.check_dataset(where, dataset, phase)
         if not self.has_section("datasets"):
@@ -576,8 +579,8 @@ class _Check:
         table = {**schema.LOADER, **schema.DATASETS.get(kind, {})}
         self.check_section(where, table, open_ended=kind not in schema.DATASETS, is_train=is_training_set)
         if isinstance(dataset.get("io_backend"), Mapping):
-            way = self.look_up(f"{where}.io_backend", schema.IO_BACKENDS, "way to read images")
-            self.check_keys(f"{where}.io_backend", {"type": TEXT}, open_ended=way == "memcached")
+            backend = self.look_up(f"{where}.io_backend", schema.IO_BACKENDS, "way to read images")
+            self.check_keys(f"{where}.io_backend", {"type": TEXT}, open_ended=backend == "memcached")
         sources = dataset.get("sources") if kind == "DFLIPDataset" else None
         for index, source in enumerate(sources if isinstance(sources, list) else []):
             self.check_source(f"{where}.sources[{index}]", source)
@@ -611,7 +614,7 @@ class _Check:
         if isinstance(source, Mapping):
             self.check_section(where, schema.SOURCE, given=source)
         else:
-            self.add(where, f"got {_say(source)}, expected {SECTION.expected}.")
+            self.add(where, f"got {_shown(source)}, expected {SECTION.expected}.")
 
 
 def _kind_of(parameter: inspect.Parameter) -> Kind:
@@ -647,7 +650,7 @@ def _how_to_write(variant: str) -> str:
 
 
 def _number_for(value: Any, kind: Kind) -> str | None:
-    """How to write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
+    """Write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
     if not isinstance(value, str):
         return None
     try:
@@ -673,7 +676,7 @@ def _why_text(value: str) -> str:
     return "YAML 1.1 reads that as text" if "e" in value.lower() else "In quotes it is text"
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     """``value`` as an option file would hold it, and what it is where that could be overlooked."""
     if value is None:
         return "nothing (~)"

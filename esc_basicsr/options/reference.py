@@ -29,7 +29,7 @@ page.
 * `python -m esc_basicsr options --check FILE` says what is wrong in a file, before anything is built.
 * `--force_yml train:clip_grad_norm=1` sets any of these keys for one run, whether the file has it or not.
 * The first line of a shipped file names `options/schema.json`, by which editors complete and check what you
-  write (VS Code: the extension YAML). In a file elsewhere, let it name the schema's place from there.
+  write (VS Code: the extension YAML). In a file elsewhere, let it name the path of the schema from there.
 
 A network, an optimizer, a loss or a metric takes the arguments of its class or function; these sections list
 only what is known better than from its signature. "required" keys have no default. Keys that BasicSR sets

@@ -54,7 +54,7 @@ def test_write_leaves_no_half_written_file_when_it_fails(tmp_path, monkeypatch, 
     assert tree(tmp_path) == {}
 
 
-def test_write_below_a_file_is_told(tmp_path, capsys):
+def test_write_below_a_file_is_reported(tmp_path, capsys):
     (tmp_path / "options").touch()
     assert main(["options", "--write", str(tmp_path / "options")]) == 2
     assert "cannot be made" in capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_docs_writes_the_page_once_and_keeps_another_file(tmp_path, capsys):
     assert page.read_text() == reference()
 
 
-def test_overwrite_without_write_is_told(capsys):
+def test_overwrite_without_write_is_reported(capsys):
     assert main(["options", "--list", "--overwrite"]) == 2
     assert "--overwrite goes with --write DIR or --docs FILE" in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_check_passes_sound_files(sound_options, capsys):
     assert capsys.readouterr().out == "mine.yml: sound, to train by\n"
 
 
-def test_check_tells_what_is_wrong_in_each_file(sound_options, capsys):
+def test_check_reports_what_is_wrong_in_each_file(sound_options, capsys):
     sound_options["scael"] = 2
     Path("mine.yml").write_text(yaml.safe_dump(sound_options))
     del sound_options["train"], sound_options["logger"], sound_options["scael"]

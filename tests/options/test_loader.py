@@ -1,4 +1,4 @@
-"""Option files are read as BasicSR reads them, safely, and mistakes are told with file and line."""
+"""Option files are read as BasicSR reads them, safely, and mistakes are reported with file and line."""
 
 import os
 from collections import OrderedDict
@@ -75,7 +75,7 @@ def test_a_key_given_twice_is_refused_with_file_line_and_key(tmp_path):
         ("sources:\n- weight:1\n  dataroot_gt: x\n", 2, "weight:1"),
     ],
 )
-def test_a_space_missing_after_a_colon_is_told_with_its_line(tmp_path, text, line, got):
+def test_a_space_missing_after_a_colon_is_reported_with_its_line(tmp_path, text, line, got):
     path = write(tmp_path, text)
     assert refusal(path) == f"{path}, line {line}: got '{got}'. Is a space missing after the colon?"
 
@@ -109,7 +109,7 @@ def test_tags_that_make_python_objects_are_refused(tmp_path, monkeypatch, tag):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
         ("", "expected 'key: value' lines, got nothing"),
         ("- 1\n- 2\n", "got a list"),
@@ -130,11 +130,11 @@ def test_tags_that_make_python_objects_are_refused(tmp_path, monkeypatch, tag):
         ("a: " + "[" * 2000, "nested too deeply"),
     ],
 )
-def test_what_is_not_an_option_file_is_refused(tmp_path, text, said):
+def test_what_is_not_an_option_file_is_refused(tmp_path, text, part):
     path = write(tmp_path, text)
     message = refusal(path)
     assert message.startswith(str(path))
-    assert said in message
+    assert part in message
 
 
 def test_aliases_of_aliases_cannot_grow_without_bound(tmp_path):
@@ -242,7 +242,7 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "part"),
     [
         ("train:ema_decay", "expected keys and a value"),
         ("=3", "expected keys and a value"),
@@ -259,10 +259,10 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
         ("name=!!python/object/apply:os.getcwd []", "is not allowed"),
     ],
 )
-def test_an_override_that_does_not_fit_is_refused(tmp_path, entry, said):
+def test_an_override_that_does_not_fit_is_refused(tmp_path, entry, part):
     message = refusal(write(tmp_path, "name: x\ntrain: {lr: 1.0}\n"), entry)
     assert message.startswith(f"--force_yml {entry}")
-    assert said in message
+    assert part in message
 
 
 def test_an_override_evaluates_nothing(tmp_path, monkeypatch):
