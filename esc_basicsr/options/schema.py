@@ -166,7 +166,7 @@ OPTIM = {
 
 SCHEDULER = {
     "milestones": Option(list_of(ITERATIONS), "When the learning rate is lowered.", unit="iterations"),
-    "gamma": Option(POSITIVE, "Factor by which."),
+    "gamma": Option(POSITIVE, "Factor of the learning rate at each."),
     "periods": Option(list_of(ITERATIONS), "Lengths of the falls by half a cosine.", unit="iterations"),
     "restarts": Option(list_of(RESTARTS), "When the learning rate starts anew.", unit="iterations"),
     "restart_weights": Option(list_of(NUMBER), "Factor of the learning rate of each restart or period."),
