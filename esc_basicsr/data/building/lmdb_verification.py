@@ -13,8 +13,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.progress import progress
 from esc_basicsr.data.building.lmdb_set import CHECKSUMS
 from esc_basicsr.data.image_codec import decode_image
-from esc_basicsr.data.lmdb_pages import check_pages
-from esc_basicsr.data.lmdb_reader import ImageLMDB
+from esc_basicsr.data.lmdb_reader import ImageLMDB, check_lmdb
 
 __all__ = ["verify_lmdb"]
 
@@ -52,7 +51,7 @@ def verify_lmdb(folder: Path, expected: int | None = None) -> int:
     images = ImageLMDB(folder)
     faults: list[str] = []  # the first ones
     count = 0
-    check_pages(folder / "data.mdb")
+    check_lmdb(folder)
     try:
         # its own environment, as records are read in turn here: the readers' has no readahead
         environment = lmdb.open(str(folder), readonly=True, lock=False)
