@@ -26,7 +26,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
-from esc_basicsr.metrics.comparison_images import Sheets
+from esc_basicsr.metrics.comparison_images import ComparisonImages
 from esc_basicsr.metrics.result_files import file_name, write_csv
 from esc_basicsr.metrics.results_table import ResultsTable, SetResult
 from esc_basicsr.weights.checkpoint import infer_network_options
@@ -154,7 +154,7 @@ class SharedValidation(SRModel):
         if not files:
             raise UserError(f"{name} holds no images to measure on.")
         known = any((entry["iter"], entry["set"]) == (current_iter, name) for entry in self.metric_history)
-        sheets = None if tb_logger is None or known else Sheets(self.opt.get("scale", 1))
+        sheets = None if tb_logger is None or known else ComparisonImages(self.opt.get("scale", 1))
         results = self._work_together(dataloader, files, current_iter if save_img else None, sheets)
         if len(results) == len(files):
             self._record(name, results, current_iter, tb_logger, sheets)
@@ -193,7 +193,7 @@ class SharedValidation(SRModel):
                 raise UserError(f"{text} (rank {rank})")
 
     def _work_together(
-        self, dataloader: Any, files: Sequence[str], save_as: Any, sheets: Sheets | None
+        self, dataloader: Any, files: Sequence[str], save_as: Any, sheets: ComparisonImages | None
     ) -> list[_ImageResult]:
         """Results in the order of the images' files. Some are missing if a rank was asked to stop."""
         # Not the data set's: that is the file system's, which may differ from machine to machine.
@@ -219,7 +219,7 @@ class SharedValidation(SRModel):
         return done
 
     def _work_through_share(
-        self, dataloader: Any, order: Sequence[int], save_as: Any, sheets: Sheets | None
+        self, dataloader: Any, order: Sequence[int], save_as: Any, sheets: ComparisonImages | None
     ) -> Iterator[_ImageResult]:
         """Read, upscale, save if ``save_as`` is an iteration or a name, and measure this rank's images.
 
@@ -312,7 +312,7 @@ class SharedValidation(SRModel):
         results: list[_ImageResult],
         current_iter: Any,
         tb_logger: Any,
-        sheets: Sheets | None,
+        sheets: ComparisonImages | None,
     ) -> None:
         """Take note of a validation on every rank; tell of it on the first."""
         measured = [metric for metric in self._metrics if all(metric in result.metrics for result in results)]
