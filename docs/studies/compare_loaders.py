@@ -36,7 +36,7 @@ from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.photos import load_photograph, photograph_names
+from esc_basicsr.data.sample_images import load_sample_image, sample_image_names
 from esc_basicsr.lab.measure.measure import describe_machine, median_times
 from esc_basicsr.options.recipes import Schedule
 
@@ -213,7 +213,7 @@ def find_photographs(folder: Path | None, size: int) -> dict[str, Path | npt.NDA
         UserError: There is none, or one cannot be read.
     """
     if folder is None:
-        return {name: load_photograph(name) for name in photograph_names()}
+        return {name: load_sample_image(name) for name in sample_image_names()}
     found = collect_images([folder])
     large = {key: path for key, path in found.items() if min(read_image(path).shape[:2]) >= size}
     if not large:

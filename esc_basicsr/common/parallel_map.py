@@ -16,16 +16,16 @@ import torch
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["in_order"]
+__all__ = ["parallel_map"]
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
-def in_order(
+def parallel_map(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int
 ) -> Generator[_Result, None, None]:
-    """Give ``function(task)`` of each task, in the tasks' order. Close the generator to end its processes.
+    """Yield ``function(task)`` of each task, in the tasks' order. Close the generator to end its processes.
 
     Args:
         function: What a process does with a task; both can be pickled.
@@ -70,7 +70,7 @@ def _start_worker() -> None:
 
 
 def _end_with_main_process() -> None:
-    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    """End this worker with its main process, which cannot stop it when it is killed."""
     main_process = multiprocessing.parent_process()
     if main_process is not None:
         main_process.join()

@@ -120,11 +120,11 @@ class ImageLMDB:
         self._pid: int | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the environment, which belongs to this process."""
+        """Return all but the environment, which belongs to this process."""
         return {**self.__dict__, "_environment": None, "_pid": None}
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
@@ -146,7 +146,7 @@ class ImageLMDB:
         The pixels are the same.
 
         Args:
-            index: Place of the image in ``keys``.
+            index: Position of the image in ``keys``.
             top: First row.
             left: First column.
             height: Rows, at least 1.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import find_images, read_rgb
-from esc_basicsr.data.photos import load_photograph, photograph_names
+from esc_basicsr.data.sample_images import load_sample_image, sample_image_names
 
 __all__ = [
     "IMAGE_HELP",
@@ -25,7 +25,7 @@ __all__ = [
 
 Pixels = npt.NDArray[np.uint8]
 
-IMAGE_HELP = f"a file, or one of the photographs of scikit-image: {', '.join(photograph_names())}"
+IMAGE_HELP = f"a file, or one of the photographs of scikit-image: {', '.join(sample_image_names())}"
 
 
 # those of scikit-image that are large enough for ×4
@@ -67,8 +67,8 @@ def load_image(name: str) -> Pixels:
     path = Path(name)
     if path.exists():
         return read_rgb(path)
-    if name in photograph_names():
-        return load_photograph(name)
+    if name in sample_image_names():
+        return load_sample_image(name)
     raise UserError(f"{name}: there is no such file; expected {IMAGE_HELP}.")
 
 
