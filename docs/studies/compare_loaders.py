@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.building.image_keys import collect_images
+from esc_basicsr.data.building.image_keys import find_keyed_images
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
@@ -214,8 +214,11 @@ def find_photographs(folder: Path | None, size: int) -> dict[str, Path | npt.NDA
     """
     if folder is None:
         return {name: load_sample_image(name) for name in sample_image_names()}
-    found = collect_images([folder])
-    large = {key: path for key, path in found.items() if min(read_image(path).shape[:2]) >= size}
+    found, skipped = find_keyed_images([folder])
+    if skipped:
+        raise UserError(f"{skipped[0].image} {skipped[0].reason}")
+    large = {key: Path(path) for key, path in found.items()}
+    large = {key: path for key, path in large.items() if min(read_image(path).shape[:2]) >= size}
     if not large:
         raise UserError(f"{folder}: no photograph is as large as an HR crop, {size}×{size} pixels.")
     return {**large}

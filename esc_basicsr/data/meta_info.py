@@ -15,7 +15,7 @@ from esc_basicsr.common.errors import UserError
 __all__ = ["Keys", "read_meta_info"]
 
 # "0801_s003.png (480,480,3) 1". The key ends at the first dot, as in BasicSR's paired_paths_from_lmdb.
-_LINE = re.compile(rb"([^.\n]+)\.[^\n]*\((\d{1,9}),\s*(\d{1,9}),\s*\d+\)")
+_LINE = re.compile(r"([^.\n]+)\.[^\n]*\((\d{1,9}),\s*(\d{1,9}),\s*\d+\)", re.ASCII)
 _KEPT = 32  # lists of a process; a mix of sets for training and some for validation are well below
 
 
@@ -92,13 +92,16 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     text, ends, sizes = bytearray(), array("q"), array("i")
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            match = _LINE.match(line)
-            if match is None or not _is_text(line):
+            try:
+                match = _LINE.match(line.decode())
+            except UnicodeDecodeError:
+                match = None
+            if match is None:
                 found = line.decode(errors="replace").rstrip()
                 raise UserError(
                     f"{file}, line {number}: expected 'name.png (height,width,channels) level', got {found!r}"
                 )
-            text += match[1]
+            text += match[1].encode()
             ends.append(len(text))
             sizes.extend((int(match[2]), int(match[3])))
     if not ends:
@@ -106,11 +109,3 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     table = np.array(sizes, dtype=np.int32).reshape(-1, 2)
     table.flags.writeable = False
     return Keys(bytes(text), np.array(ends, dtype=np.int64)), table
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

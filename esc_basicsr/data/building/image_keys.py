@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.skipped import Skipped
 from esc_basicsr.data.image_folder import find_images
 
-__all__ = ["collect_images", "find_keyed_images", "is_key"]
+__all__ = ["find_keyed_images", "is_key"]
 
 _LONGEST_KEY = 500  # LMDB's limit is 511 bytes; a sub-image adds its number
 
@@ -46,18 +45,6 @@ def find_keyed_images(folders: Sequence[Path]) -> tuple[dict[str, str], list[Ski
             else:
                 paths[key] = path
     return {key: paths[key] for key in sorted(paths)}, skipped
-
-
-def collect_images(folders: Sequence[Path]) -> dict[str, str]:
-    """Give every image under ``folders`` a key, as `find_keyed_images` does.
-
-    Raises:
-        UserError: As there; and an image has no key of its own.
-    """
-    images, skipped = find_keyed_images(folders)
-    if skipped:
-        raise UserError(f"{skipped[0].image} {skipped[0].reason}")
-    return images
 
 
 def _ascii_key(name: str) -> str:

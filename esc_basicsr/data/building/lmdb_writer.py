@@ -44,11 +44,6 @@ _HEADS_AT_ONCE = 64  # images whose sizes a process reads as one task
 _NAMED = 5  # skipped images that a message names
 
 
-class _Task(NamedTuple):
-    key: str
-    source: Source
-
-
 class _Result(NamedTuple):
     records: list[list[Record]]  # of each set; none if the image was skipped
     skipped: Skipped | None
@@ -133,7 +128,11 @@ def build_lmdb_sets(
                     check_replaceable(folders, FILES, overwrite)
                     done = _write(plan, state)
                     _report(state, report_of(folders[0]), skipped, len(images))
-                    _tell_uncut(done, crop_size)
+                    if done.uncut:
+                        logger.warning(
+                            "%d of %d images are shorter than %d pixels along a side, and not cut along it",
+                            *(done.uncut, done.images, crop_size),
+                        )
                     state.note(done._replace(is_verified=True), ())
                 put_in_place(folders)
                 state.remove()
@@ -144,8 +143,7 @@ def build_lmdb_sets(
 
 def _identities(images: Mapping[str, Source]) -> Iterator[str]:
     """Yield what identifies each image: its file's size and time, or a digest of its pixels."""
-    for key in images:
-        source = images[key]
+    for key, source in images.items():
         if isinstance(source, np.ndarray):
             digest = hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=16)
             yield f"{key} {source.shape} {digest.hexdigest()}"
@@ -217,7 +215,7 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     count, begin = len(plan.images), done.images
     if begin:
         logger.info("%s: continued from image %d of %d on", plan.label, begin + 1, count)
-    tasks = (_Task(key, plan.images[key]) for key in islice(plan.images, begin, None))
+    tasks = islice(plan.images.items(), begin, None)
     skipped: list[Skipped] = []
     waiting = 0  # bytes
     committed = time.monotonic()
@@ -254,11 +252,12 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     return done
 
 
-def _work(task: _Task, cutting: Cutting) -> _Result:
+def _work(task: tuple[str, Source], cutting: Cutting) -> _Result:
+    key, source = task
     try:
-        return _Result(make_records(task.key, task.source, cutting), None)
+        return _Result(make_records(key, source, cutting), None)
     except (UserError, MemoryError, cv2.error) as error:
-        origin = f"image {task.key!r}" if isinstance(task.source, np.ndarray) else str(task.source)
+        origin = f"image {key!r}" if isinstance(source, np.ndarray) else str(source)
         reason = str(error).removeprefix(origin).strip() if isinstance(error, UserError) else repr(error)
         return _Result([], Skipped(origin, reason))
 
@@ -279,11 +278,3 @@ def _report(state: BuildState, report: Path, skipped: Sequence[Skipped], images:
         state.abandon()
         raise UserError(f"none of the {total} images can be used, as {report} lists: {named}{more}")
     logger.warning("%d of %d images were skipped, as %s lists: %s%s", count, total, report, named, more)
-
-
-def _tell_uncut(done: Done, crop_size: int) -> None:
-    if done.uncut:
-        logger.warning(
-            "%d of %d images are shorter than %d pixels along a side and were not cut along it",
-            done.uncut, done.images, crop_size,
-        )  # fmt: skip

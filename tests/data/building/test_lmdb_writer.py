@@ -19,7 +19,7 @@ from filelock import FileLock
 from esc_basicsr.__main__ import main
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building import build_state, lmdb_set, lmdb_writer, publish, sub_images
-from esc_basicsr.data.building.image_keys import collect_images
+from esc_basicsr.data.building.image_keys import find_keyed_images
 from esc_basicsr.data.building.lmdb_set import CHECKSUMS, FILES, META_INFO, LmdbSet
 from esc_basicsr.data.building.lmdb_verification import verify_lmdb
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
@@ -134,7 +134,7 @@ def test_compression_changes_the_size_and_the_third_field_and_no_pixel(tmp_path,
 
 
 def test_processes_write_the_same_bytes_as_one_process(tmp_path, photo_folder):
-    images = collect_images([photo_folder])
+    images = find_keyed_images([photo_folder])[0]
     many = {f"{key}{number}": path for number in range(4) for key, path in images.items()}
     one = build_lmdb_sets(many, tmp_path / "one", "x", scales=[2], crop_size=48, step=24)
     two = build_lmdb_sets(many, tmp_path / "two", "x", scales=[2], crop_size=48, step=24, workers=2)
@@ -193,7 +193,7 @@ def test_no_images_are_refused(tmp_path):
 def test_images_that_cannot_be_used_are_skipped_and_listed(tmp_path, photo_folder, workers, esc_log):
     (photo_folder / "broken.png").write_bytes((photo_folder / "chelsea.png").read_bytes()[:-200])
     (photo_folder / "dot.png").write_bytes(encode_png(np.zeros((5, 20, 3), np.uint8), 1))
-    images = dict(collect_images([photo_folder])) | {"gone": tmp_path / "gone.png"}
+    images = find_keyed_images([photo_folder])[0] | {"gone": tmp_path / "gone.png"}
     other = Skipped("two.png", "would be stored as 'one'")
     sets = build_lmdb_sets(
         images, tmp_path / "out", "x", scales=[2, 3], crop_size=0, workers=workers, skipped=[other]
@@ -278,7 +278,7 @@ from esc_basicsr.data.building import lmdb_writer
 work_at_once = lmdb_writer._work
 
 def work(task, cutting):
-    if task.key > "copy04":
+    if task[0] > "copy04":
         os.write(1, b"at copy05\\n")
         while not os.path.exists(FLAG):
             time.sleep(0.01)
@@ -379,7 +379,9 @@ def _build_until_killed(output, folder, kill_at, counter):
 
 
 def _build(output, folder):
-    build_lmdb_sets(collect_images([folder]), output, "x", scales=[2], crop_size=48, step=48, overwrite=True)
+    build_lmdb_sets(
+        find_keyed_images([folder])[0], output, "x", scales=[2], crop_size=48, step=48, overwrite=True
+    )
 
 
 def test_build_killed_at_any_step_ends_the_same(tmp_path, photo_folder):
@@ -449,10 +451,10 @@ def test_interrupted_build_is_gone_on_with_only_by_asking_for_the_same(
 def test_file_that_was_touched_since_is_another_image(tmp_path, photo_folder, monkeypatch):
     with monkeypatch.context() as full, pytest.raises(UserError):
         full.setattr(LmdbSet, "commit", _disk_is_full)
-        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+        build_lmdb_sets(find_keyed_images([photo_folder])[0], tmp_path, "x")
     os.utime(photo_folder / "coffee.png", (1, 1))
     with pytest.raises(UserError, match="image 'coffee' has changed since"):
-        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+        build_lmdb_sets(find_keyed_images([photo_folder])[0], tmp_path, "x")
 
 
 def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs, monkeypatch):
