@@ -9,7 +9,7 @@ from importlib import resources
 from typing import NamedTuple
 
 __all__ = [
-    "ABLATION",
+    "ABLATION_FIGURES",
     "PUBLICATION",
     "TRAINING_SETS",
     "AblationFigures",
@@ -54,7 +54,7 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 # row, as the shipped option files call it -> figures; ESC itself has no name there
-ABLATION = {row.pop("row"): AblationFigures(*map(float, row.values())) for row in _table("ablation")}
+ABLATION_FIGURES = {row.pop("row"): AblationFigures(*map(float, row.values())) for row in _table("ablation")}
 
 
 def published_costs(scale: int) -> dict[str, Costs]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esc_basicsr.lab.measure.report import markdown_table
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
 from esc_basicsr.metrics.result_files import write_csv, write_text
 

@@ -35,8 +35,8 @@ def test_attention_products_are_counted():
     pixels = window**2
     projections = pixels * 4 * dim * dim
     products = 2 * pixels * pixels * dim
-    norm = both - without - projections - products
-    assert 0 < norm <= 8 * pixels * dim
+    norm = 5 * pixels * dim
+    assert both - without == projections + products + norm
 
 
 def test_command_prints_a_table(capsys):
