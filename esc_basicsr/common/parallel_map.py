@@ -16,7 +16,7 @@ import torch
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["parallel_map"]
+__all__ = ["end_with_main_process", "parallel_map"]
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -63,15 +63,19 @@ def _start_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # they were held while it was forked
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    end_with_main_process()
     # One thread each: the workers fill the cores, and thread pools do not survive the fork.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
-def _end_with_main_process() -> None:
-    """End this worker with its main process, which cannot stop it when it is killed."""
+def end_with_main_process() -> None:
+    """Let this worker end with its main process, which cannot end it when it is killed."""
     main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if main_process is not None:
+            main_process.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
+from esc_basicsr.common.parallel_map import end_with_main_process
 
 __all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader"]
 
@@ -268,6 +269,7 @@ def _context() -> BaseContext | None:
 
 def _start_worker(number: int) -> None:
     stopping.ignored()
+    end_with_main_process()  # PyTorch's workers watch their parent, which here may be the server
 
 
 def _shut_down(batches: "weakref.ref[Any]", workers: Sequence[BaseProcess], owner: int) -> None:

@@ -1,7 +1,8 @@
-"""Data workers that do not start by forking have little memory of their own, and read the same."""
+"""Data workers that do not start by forking are light, read the same, and end with the main process."""
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,21 @@ print(json.dumps({
 }))
 """
 
+_KILLED = """
+import multiprocessing, os, signal
+import torch
+from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
+
+multiprocessing.set_start_method("spawn")
+sampler = ReproducibleSampler(40, 1, 4)
+data_set = ReproducibleDataset([{"image": torch.zeros(1)}] * 40, 0)
+loader = TrainingLoader(data_set, sampler, 4, num_workers=2)
+sampler.set_epoch(0)
+batches = iter(loader)
+next(batches)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 @pytest.fixture
 def options(hr_lmdb: Path) -> dict[str, Any]:
@@ -71,3 +87,10 @@ def test_workers_that_would_be_spawned_share_what_they_import(options: dict[str,
     assert max(seen["spawn"]["pss"]) < 250  # MB; a spawned one has 400, most of it torch's import
     for key in ("sum", "paths"):
         assert seen["spawn"][key] == seen["fork"][key]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL")
+def test_killed_main_process_leaves_no_worker_and_no_server() -> None:
+    # the pipe ends when the last process that holds it has ended
+    ended = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
