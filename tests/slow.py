@@ -8,6 +8,7 @@ SLOW = (
     "commands/test_demo.py",
     "data/building/test_lmdb_writer.py",
     "data/test_reproducible.py",
+    "data/test_workers.py",
     "lab/measure",
     "report/test_watched_training.py",
     "studies",

@@ -15,7 +15,7 @@ from PIL import Image
 from esc_basicsr.__main__ import COMMANDS, main
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.commands import compare as compare_command
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -66,7 +66,7 @@ def newcomer(tmp_path_factory) -> Path:
     run_lines(block("install commands").splitlines()[1:], folder)
     for name, photograph, size in (("DIV2K_train_HR", "coffee", 390), ("Set5_HR", "chelsea", 48)):
         (folder / name).mkdir()
-        image = load_photograph(photograph)[:size, :size, ::-1]
+        image = load_sample_image(photograph)[:size, :size, ::-1]
         cv2.imwrite(str(folder / name / f"{photograph}.png"), image)
     return folder
 
@@ -118,7 +118,7 @@ def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
 
 @pytest.mark.slow
 def test_upscale_commands_make_images_larger(tmp_path):
-    photo = Image.fromarray(load_photograph("chelsea")[:24, :20])
+    photo = Image.fromarray(load_sample_image("chelsea")[:24, :20])
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/cat.png"):
         photo.save(tmp_path / name)
@@ -153,7 +153,7 @@ def test_networks_are_compared_and_looked_into(line, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 64)
     monkeypatch.setattr("esc_basicsr.lab.measure.benchmark.peak_memory_growth", lambda build, lq: 0)
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(load_photograph("chelsea")[:128, :160]).save("photo.png")
+    Image.fromarray(load_sample_image("chelsea")[:128, :160]).save("photo.png")
     python, module, package, *arguments = line.split()
     assert (python, module, package) == ("python", "-m", "esc_basicsr")
     kind = arguments[1] if arguments[0] == "analyze" else arguments[0]

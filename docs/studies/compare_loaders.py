@@ -32,13 +32,13 @@ from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.common.timing import median_times
-from esc_basicsr.data.building.image_keys import collect_images
+from esc_basicsr.data.building.image_keys import find_keyed_images
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
 from esc_basicsr.data.lmdb_reader import ImageLMDB
-from esc_basicsr.data.photos import load_photograph, photograph_names
+from esc_basicsr.data.sample_images import load_sample_image, sample_image_names
 from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.options.recipes import Schedule
 
@@ -215,9 +215,12 @@ def find_images(folder: Path | None, size: int) -> dict[str, Path | npt.NDArray[
         UserError: There is none, or one cannot be read.
     """
     if folder is None:
-        return {name: load_photograph(name) for name in photograph_names()}
-    found = collect_images([folder])
-    large = {key: path for key, path in found.items() if min(read_image(path).shape[:2]) >= size}
+        return {name: load_sample_image(name) for name in sample_image_names()}
+    found, skipped = find_keyed_images([folder])
+    if skipped:
+        raise UserError(f"{skipped[0].image} {skipped[0].reason}")
+    large = {key: Path(path) for key, path in found.items()}
+    large = {key: path for key, path in large.items() if min(read_image(path).shape[:2]) >= size}
     if not large:
         raise UserError(f"{folder}: no image is as large as an HR crop, {size}×{size} pixels.")
     return {**large}

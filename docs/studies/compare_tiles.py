@@ -27,7 +27,7 @@ from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.data.degradation import reduce_uint8
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.fast.tiles import MARGIN, run_in_tiles
 from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network
@@ -69,7 +69,7 @@ def _measure(
     trained: TrainedNetwork, name: str, sides: Sequence[int], rows: list[dict[str, Any]]
 ) -> dict[str, Image]:
     """Add the figures of a image; give its images for the smallest tiles."""
-    gt = load_photograph(name)
+    gt = load_sample_image(name)
     scale = trained.scale
     gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     lq = torch.from_numpy(reduce_uint8(gt, scale).astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -35,7 +35,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.tables import markdown_table, mebibytes, scientific
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.lab.networks.reference import ReferenceNetwork
 from esc_basicsr.options.recipes import Recipe, training_text
@@ -122,7 +122,7 @@ def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
     """Find HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
     if given is not None:
         return [*given]
-    photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
+    photos = {name: load_sample_image(name) for name in TRAINING_PHOTOGRAPHS}
     return [*build_lmdb_sets(photos, folder, "photographs", crop_size=0).values()]
 
 

@@ -10,8 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.progress import progress
 from esc_basicsr.data.building.publish import publishing
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
@@ -62,16 +63,13 @@ def lay_out_benchmark(
             )
         files[relative.stem] = source / relative
     folders = [output / kind / f"X{scale}" for scale in scales for kind in ("HR", "LR_bicubic")]
-    with (
-        publishing(folders, ("*.png",), overwrite) as partials,
-        progress(f"making the test set {output}", len(files)) as bar,
-    ):
-        for stem, path in files.items():
+    bar = tqdm(files.items(), f"making {output}", unit="image", disable=None)
+    with publishing(folders, ("*.png",), overwrite) as partials, bar:
+        for stem, path in bar:
             image = read_image(path)
             for scale, hr_folder, lr_folder in zip(scales, partials[::2], partials[1::2], strict=True):
                 hr = crop_to_multiple(image, scale, str(path))
                 (hr_folder / f"{stem}.png").write_bytes(encode_png(hr, _COMPRESSION))
                 lr = encode_png(reduce_uint8(hr, scale), _COMPRESSION)
                 (lr_folder / f"{stem}x{scale}.png").write_bytes(lr)
-            bar.update()
     return folders

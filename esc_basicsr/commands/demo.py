@@ -31,7 +31,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.image_codec import encode_png
 from esc_basicsr.data.image_folder import read_rgb
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.metrics.quality import psnr_and_ssim
 from esc_basicsr.options.recipes import Recipe, benchmark_text, training_text
 from esc_basicsr.upscale import Upscaler
@@ -132,7 +132,7 @@ def prepare_data(folder: Path) -> list[str]:
     Returns:
         The held-out photographs' names.
     """
-    images: dict[str, Path | Image] = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
+    images: dict[str, Path | Image] = {name: load_sample_image(name) for name in TRAINING_PHOTOGRAPHS}
     build_lmdb_sets(images, folder, "photographs", crop_size=240, step=120)
     lay_out_held_out(folder)
     return list(HELD_OUT_PHOTOGRAPHS)
@@ -143,7 +143,7 @@ def lay_out_held_out(folder: Path) -> None:
     originals = folder / "held_out"
     originals.mkdir()
     for name in HELD_OUT_PHOTOGRAPHS:
-        (originals / f"{name}.png").write_bytes(encode_png(load_photograph(name)[:, :, ::-1], 1))
+        (originals / f"{name}.png").write_bytes(encode_png(load_sample_image(name)[:, :, ::-1], 1))
     lay_out_benchmark(originals, folder / "photographs", [SCALE])
 
 

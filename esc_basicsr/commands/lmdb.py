@@ -12,12 +12,12 @@ DIV2K with pairs for every scale:
 HR alone, for DFLIPDataset:
   python -m esc_basicsr lmdb Flickr2K_HR -o datasets/Flickr2K --name Flickr2K
 
-Interrupted in whatever way, the same command goes on where it was. Sets are verified before they appear;
+However it was interrupted, the same command goes on where it was. Sets are verified before they appear;
 later, as after copying them:
   python -m esc_basicsr lmdb --verify datasets/Flickr2K/Flickr2K_HR_sub.lmdb
 
-Images that are damaged, or unfit otherwise, are left out and listed in OUTPUT/NAME_HR_sub.left_out.csv.
-Exit code: 0 when all is done; 3 when sets were made, but images were left out; 2 for a mistake, such as a
+Images that are damaged, or unfit otherwise, are skipped and listed in OUTPUT/NAME_HR_sub.skipped.csv.
+Exit code: 0 when all is done; 3 when sets were made, but images were skipped; 2 for a mistake, such as a
 damaged set; 130 when interrupted.
 """
 
@@ -32,7 +32,7 @@ from esc_basicsr.data.building.lmdb_verification import verify_lmdb
 from esc_basicsr.data.building.lmdb_writer import COMPRESSION, build_lmdb_sets
 from esc_basicsr.data.building.skipped import report_of
 
-_IMAGES_LEFT_OUT = 3  # exit code
+_IMAGES_SKIPPED = 3  # exit code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         return _verify(args.input)
     if args.output is None or args.name is None:
-        raise UserError("to make sets, say where and how they are called: -o OUTPUT --name NAME")
+        raise UserError("to make sets, give their folder and their name: -o OUTPUT --name NAME")
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise UserError(f"--name is the beginning of folder names, not a path, got {args.name!r}")
-    images, left_out = find_keyed_images(args.input)
+    images, skipped = find_keyed_images(args.input)
     sets = build_lmdb_sets(
         images,
         args.output,
@@ -110,15 +110,15 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         overwrite=args.overwrite,
         restart=args.restart,
-        left_out=left_out,
+        skipped=skipped,
     )
     for folder in sets.values():
         print(folder)
-    return _IMAGES_LEFT_OUT if report_of(sets[1]).exists() else 0
+    return _IMAGES_SKIPPED if report_of(sets[1]).exists() else 0
 
 
 def _verify(sets: Sequence[Path]) -> int:
-    """Verify all, and say at the end what is wrong with any."""
+    """Verify all, and report at the end what is wrong with any."""
     faults = []
     for folder in sets:
         try:

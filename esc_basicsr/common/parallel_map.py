@@ -16,16 +16,16 @@ import torch
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["in_order"]
+__all__ = ["end_with_main_process", "parallel_map"]
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
-def in_order(
+def parallel_map(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int
 ) -> Generator[_Result, None, None]:
-    """Give ``function(task)`` of each task, in the tasks' order. Close the generator to end its processes.
+    """Yield ``function(task)`` of each task, in the tasks' order. Close the generator to end its processes.
 
     Args:
         function: What a process does with a task; both can be pickled.
@@ -63,15 +63,19 @@ def _start_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handler
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # they were held while it was forked
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    end_with_main_process()
     # One thread each: the workers fill the cores, and thread pools do not survive the fork.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
-def _end_with_main_process() -> None:
-    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+def end_with_main_process() -> None:
+    """Let this worker end with its main process, which cannot end it when it is killed."""
     main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if main_process is not None:
+            main_process.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -34,7 +34,7 @@ def reduce_uint8(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uin
 
 
 def make_pair(hr: Tensor, scale: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Make what BasicSR's models take of 8-bit HR images; LR as `reduce_uint8` makes it, on any device.
+    """Make LR and HR for BasicSR's models of 8-bit HR images; LR as `reduce_uint8` makes it, on any device.
 
     Args:
         hr: (..., H, W), uint8; sides that are multiples of ``scale``.

@@ -37,12 +37,12 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
 
             * ``name``, ``type``, and the keys of BasicSR's loader;
             * ``sources``: list of ``{dataroot_gt: folder.lmdb, weight: 1}``. ``weight`` is how often an epoch
-              visits each image of the source; any number above 0, 1 if left out. With 0.5 an epoch visits one
+              visits each image of the source; any number above 0, 1 by default. With 0.5 an epoch visits one
               image of each successive two, drawn anew each time;
             * ``gt_size``: side of an HR crop, a multiple of the scale (training only);
             * ``use_hflip``: flip left and right; ``use_rot``: flip up and down and transpose (training only);
             * ``lq_on_device``: leave LR to the model, which makes it for a batch at a time on its device
-              (`ESCModel`); false if left out;
+              (`ESCModel`); false by default;
             * ``scale`` and ``phase``, which BasicSR puts in.
 
     Returns of an item:
@@ -112,7 +112,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         return _Source(images, visits)
 
     def __len__(self) -> int:
-        """Items of an epoch: the sum over the sources of round(images * weight)."""
+        """Return the items of an epoch: the sum over the sources of round(images * weight)."""
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
 
 
 def _stratified(position: int, visits: int, images: int) -> int:
-    """The image for one of ``visits`` positions: drawn from the position's own stretch of the images."""
+    """Draw the image for one of ``visits`` positions from the position's own stretch of the images."""
     if visits == images:
         return position
     return min(int((position + random.random()) * images / visits), images - 1)

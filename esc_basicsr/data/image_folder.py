@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(folder: Path, recursive: bool) -> list[Path]:
-    """The image files in ``folder``, sorted, relative to it. Hidden files and folders are passed over.
+    """Find the image files in ``folder``, sorted, relative to it; hidden files and folders are ignored.
 
     Raises:
         UserError: ``folder`` is not a folder, or has no images.
@@ -33,7 +33,7 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
 
 
 def _images_in(folder: Path, recursive: bool, within: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Image files, relative to ``folder``; links that lead round in a circle lead to none.
+    """Yield image files, relative to ``folder``; links that lead round in a circle lead to none.
 
     Args:
         folder: Where to look.

@@ -1,6 +1,9 @@
 """Reading an LMDB of images, from any process."""
 
+import functools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +16,12 @@ import numpy.typing as npt
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_codec import decode_image
-from esc_basicsr.data.lmdb_pages import check_pages
 from esc_basicsr.data.meta_info import read_meta_info
 from esc_basicsr.data.stored_png import crop_stored_png
 
-__all__ = ["ImageLMDB", "shared_environment"]
+__all__ = ["ImageLMDB", "check_lmdb", "shared_environment"]
+
+_WALK = Path(__file__).with_name("lmdb_walk.py")
 
 # LMDB allows one environment for a file in a process: readers share it. Device and inode -> environment.
 _environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
@@ -45,12 +49,40 @@ def shared_environment(folder: Path) -> Any:
         file = (status.st_dev, status.st_ino)
         environment = _environments.get(file)
         if environment is None:
-            check_pages(folder / "data.mdb")
+            check_lmdb(folder)
             environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
             _environments[file] = environment
     except (lmdb.Error, OSError) as error:
         raise UserError(f"the LMDB {folder} cannot be opened: {error}") from error
     return environment
+
+
+def check_lmdb(folder: Path) -> None:
+    """Refuse an LMDB that is cut short or damaged; look at it once while it stays unchanged.
+
+    A process of its own looks first, as reading a damaged one may crash the process that reads.
+
+    Raises:
+        UserError: It cannot be opened, is cut short, or its tree of keys is damaged.
+    """
+    try:
+        status = (folder / "data.mdb").stat()
+        fault = _fault_of(folder, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"the LMDB {folder} cannot be opened: {error}") from error
+    if fault:
+        raise UserError(
+            f"the LMDB {folder} cannot be read: data.mdb is cut short or damaged ({fault}). "
+            "Copy or build it anew"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _fault_of(folder: Path, *_: int) -> str:
+    walk = subprocess.run([sys.executable, _WALK, folder], capture_output=True, text=True, check=False)
+    if not walk.returncode:
+        return ""
+    return " ".join(walk.stderr.split()) or f"LMDB crashed, exit code {walk.returncode}"
 
 
 class ImageLMDB:
@@ -88,11 +120,11 @@ class ImageLMDB:
         self._pid: int | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the environment, which belongs to this process."""
+        """Return all but the environment, which belongs to this process."""
         return {**self.__dict__, "_environment": None, "_pid": None}
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
@@ -114,7 +146,7 @@ class ImageLMDB:
         The pixels are the same.
 
         Args:
-            index: Place of the image in ``keys``.
+            index: Position of the image in ``keys``.
             top: First row.
             left: First column.
             height: Rows, at least 1.

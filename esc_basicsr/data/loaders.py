@@ -1,4 +1,4 @@
-"""What BasicSR's training loop reads from: training data that can be resumed, and validation sets."""
+"""Loaders for BasicSR's training loop: training data that can be resumed, and validation sets."""
 
 import importlib
 import logging
@@ -13,12 +13,12 @@ from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampl
 
 __all__ = ["MAX_UNREADABLE", "batch_of_process", "create_train_val_dataloader"]
 
-# datasets.train.max_unreadable where it is left out.
+# datasets.train.max_unreadable by default.
 MAX_UNREADABLE = 10
 
 
 def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
-    """How one process trains on its part of a global batch.
+    """Return how one process trains on its part of a global batch.
 
     ``datasets.train.global_batch_size`` is shared out evenly, in passes of no more than
     ``batch_size_per_gpu`` samples on each GPU. Without it every GPU takes ``batch_size_per_gpu``, in
@@ -132,7 +132,7 @@ def create_train_val_dataloader(
 
 
 def _seed_of_all(opt: Mapping[str, Any]) -> int:
-    """Rank 0's seed: where the options have none, every process has drawn its own."""
+    """Return rank 0's seed: where the options have none, every process has drawn its own."""
     seeds = [opt["manual_seed"]]
     if opt["dist"]:
         dist.broadcast_object_list(seeds)

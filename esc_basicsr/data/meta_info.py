@@ -15,7 +15,7 @@ from esc_basicsr.common.errors import UserError
 __all__ = ["Keys", "read_meta_info"]
 
 # "0801_s003.png (480,480,3) 1". The key ends at the first dot, as in BasicSR's paired_paths_from_lmdb.
-_LINE = re.compile(rb"([^.\n]+)\.[^\n]*\((\d{1,9}),\s*(\d{1,9}),\s*\d+\)")
+_LINE = re.compile(r"([^.\n]+)\.[^\n]*\((\d{1,9}),\s*(\d{1,9}),\s*\d+\)", re.ASCII)
 _KEPT = 32  # lists of a process; a mix of sets for training and some for validation are well below
 
 
@@ -35,7 +35,7 @@ class Keys(Sequence[str]):
         self._ends = ends
 
     def __len__(self) -> int:
-        """Number of keys."""
+        """Return the number of keys."""
         return len(self._ends)
 
     @overload
@@ -43,22 +43,22 @@ class Keys(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        """A key, or a list of some."""
+        """Return a key, or a list of some."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        begin = int(self._ends[place - 1]) if place else 0
-        return self._text[begin : int(self._ends[place])].decode()
+        position = range(len(self))[index]
+        begin = int(self._ends[position - 1]) if position else 0
+        return self._text[begin : int(self._ends[position])].decode()
 
     def __iter__(self) -> Iterator[str]:
-        """The keys in turn."""
+        """Yield the keys in turn."""
         begin = 0
         for end in map(int, self._ends):
             yield self._text[begin:end].decode()
             begin = end
 
     def __eq__(self, other: object) -> bool:
-        """Whether ``other`` is a sequence of the same keys."""
+        """Return whether ``other`` is a sequence of the same keys."""
         if isinstance(other, Keys):
             return self._text == other._text and np.array_equal(self._ends, other._ends)
         if isinstance(other, list | tuple):
@@ -69,7 +69,7 @@ class Keys(Sequence[str]):
 
 
 def read_meta_info(file: Path) -> tuple[Keys, npt.NDArray[np.int32]]:
-    """Read an LMDB's keys and sizes, or give those read before from the same unchanged file.
+    """Read an LMDB's keys and sizes, or return those read before from the same unchanged file.
 
     Args:
         file: A line an image: ``name.png (h,w,c) level``; ``name`` is the key.
@@ -92,13 +92,16 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     text, ends, sizes = bytearray(), array("q"), array("i")
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            match = _LINE.match(line)
-            if match is None or not _is_text(line):
-                said = line.decode(errors="replace").rstrip()
+            try:
+                match = _LINE.match(line.decode())
+            except UnicodeDecodeError:
+                match = None
+            if match is None:
+                found = line.decode(errors="replace").rstrip()
                 raise UserError(
-                    f"{file}, line {number}: expected 'name.png (height,width,channels) level', got {said!r}"
+                    f"{file}, line {number}: expected 'name.png (height,width,channels) level', got {found!r}"
                 )
-            text += match[1]
+            text += match[1].encode()
             ends.append(len(text))
             sizes.extend((int(match[2]), int(match[3])))
     if not ends:
@@ -106,11 +109,3 @@ def _read(file: Path, *_: int) -> tuple[Keys, npt.NDArray[np.int32]]:
     table = np.array(sizes, dtype=np.int32).reshape(-1, 2)
     table.flags.writeable = False
     return Keys(bytes(text), np.array(ends, dtype=np.int64)), table
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

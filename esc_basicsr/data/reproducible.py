@@ -1,4 +1,4 @@
-"""Training data whose order, augmentation and place can be had again: resumed, or on more processes.
+"""Training data whose order, augmentation and position are reproducible: resumed, or on more processes.
 
 A sample depends on the seed, the epoch and its position there alone: not on which process or worker makes it,
 nor on what either made before.
@@ -7,11 +7,13 @@ nor on what either made before.
 import atexit
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import random
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
+from esc_basicsr.common.parallel_map import end_with_main_process
 
 __all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader"]
 
@@ -37,7 +40,7 @@ class ReproducibleSampler(Sampler[Draw]):
     """The samples of one process: of each global batch, its share.
 
     An epoch is a permutation of ``images`` × ``ratio`` samples, cut into global batches; an incomplete last
-    one is left out. Each process takes the same number of samples of each, one stretch after another, so that
+    one is dropped. Each process takes the same number of samples of each, one stretch after another, so that
     a global batch is the same whatever the number of processes.
 
     Args:
@@ -47,7 +50,7 @@ class ReproducibleSampler(Sampler[Draw]):
         rank: This process.
         world_size: Processes.
         seed: The same in all processes.
-        resumed: ``place`` of the batch that training was at; None to begin anew.
+        resumed: `position` of the batch that training was at; None to begin anew.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class ReproducibleSampler(Sampler[Draw]):
         self._epoch: int | None = None
 
     def __len__(self) -> int:
-        """Samples of a whole epoch for this process."""
+        """Return the samples of a whole epoch for this process."""
         return self.batches * len(self._share)
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,14 +84,14 @@ class ReproducibleSampler(Sampler[Draw]):
         self.start = self.begin(epoch)
 
     def begin(self, epoch: int) -> int:
-        """The batch that an epoch begins with: above 0 where training was interrupted there."""
+        """Return the batch that an epoch begins with: above 0 where training was interrupted there."""
         resumed = self._resumed
         if not resumed or resumed["epoch"] != epoch or resumed["samples"] != self.samples:
             return 0
         return min(resumed["done"] * resumed["batch"] // self.batch, self.batches)
 
-    def place(self, done: int) -> dict[str, int]:
-        """What a resumed run needs to go on after ``done`` batches of this epoch."""
+    def position(self, done: int) -> dict[str, int]:
+        """Return what a resumed run needs to go on after ``done`` batches of this epoch."""
         if self._epoch is None:
             raise RuntimeError("set_epoch comes first")
         return {
@@ -100,7 +103,7 @@ class ReproducibleSampler(Sampler[Draw]):
         }
 
     def __iter__(self) -> Iterator[Draw]:
-        """The rest of the epoch; nothing before there is one, so that no worker begins on a wrong one."""
+        """Yield the rest of the epoch; nothing before there is one, so that no worker begins wrongly."""
         if self._epoch is None:
             return
         generator = torch.Generator().manual_seed(_hash(self.seed, self._epoch, -1))
@@ -145,13 +148,13 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
                 except UserError as error:
                     unreadable.append(_line(f"{self._name(index)}: {error}"))
                 except Exception as error:  # data sets of others fail as they please
-                    said = f"{type(error).__name__}: {error}"
-                    unreadable.append(_line(f"{self._name(index)} cannot be read or decoded ({said})"))
+                    message = f"{type(error).__name__}: {error}"
+                    unreadable.append(_line(f"{self._name(index)} cannot be read or decoded ({message})"))
                 index = random.randrange(len(self.dataset))
         return {"failure": "\n  ".join(unreadable)}
 
     def _name(self, index: int) -> str:
-        """Which image it is, of which set: PairedImageDataset's errors do not say."""
+        """Describe an image and its set: PairedImageDataset's errors do not."""
         opt = getattr(self.dataset, "opt", None) or {}
         label = f"{opt.get('name', 'data set')}, image {index}"
         paths = getattr(self.dataset, "paths", None)
@@ -163,8 +166,9 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
 class TrainingLoader(DataLoader[dict[str, Any]]):
     """Batches of a `ReproducibleDataset`, by a `ReproducibleSampler`.
 
-    A batch has what the data set's samples have, and ``place``: what resuming after it needs. An image that
-    had to be passed over is logged by name, once; beyond ``most_unreadable`` of them in this process it ends.
+    A batch has what the data set's samples have, and ``position``: what resuming after it needs. An image
+    that had to be passed over is logged by name, once; beyond ``most_unreadable`` of them in this process it
+    ends.
 
     Args:
         dataset: The samples.
@@ -181,6 +185,8 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
     def __init__(
         self, dataset: ReproducibleDataset, sampler: ReproducibleSampler, batch_size: int, **kwargs: Any
     ) -> None:
+        if kwargs.get("num_workers"):
+            kwargs.setdefault("multiprocessing_context", _context())
         super().__init__(
             dataset,
             batch_size,
@@ -196,7 +202,7 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         self._unreadable: set[str] = set()
 
     def __iter__(self) -> Any:
-        """The batches of the epoch at hand. Workers start with the first."""
+        """Yield the batches of the epoch at hand. Workers start with the first."""
         with stopping.held():
             batches = super().__iter__()
         atexit.register(_shut_down, weakref.ref(batches), getattr(batches, "_workers", ()), os.getpid())
@@ -206,7 +212,7 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
             if "failure" in batch:
                 raise UserError(f"training data cannot be read:\n  {batch['failure']}")
             self._report(batch.pop("unreadable"))
-            yield {**batch, "place": self.sampler.place(done)}
+            yield {**batch, "position": self.sampler.position(done)}
 
     def _report(self, lines: Sequence[str]) -> None:
         for line in (line for text in lines for line in text.splitlines()):
@@ -240,14 +246,30 @@ def _line(text: str) -> str:
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of samples; of one that failed, only why."""
+    """Put samples together to a batch; if one failed, return its reason alone."""
     failure = next((sample for sample in samples if "failure" in sample), None)
     batch: dict[str, Any] = failure or default_collate(samples)
     return batch
 
 
+def _context() -> BaseContext | None:
+    """Return how workers start: where they would be spawned, from one server that has imported for all.
+
+    A spawned worker has 0.3 GB of imported code for itself; workers of the server share its.
+    """
+    if (
+        multiprocessing.get_start_method() == "fork"
+        or "forkserver" not in multiprocessing.get_all_start_methods()
+    ):
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "esc_basicsr.data.dflip_dataset"])
+    return context
+
+
 def _start_worker(number: int) -> None:
     stopping.ignored()
+    end_with_main_process()  # PyTorch's workers watch their parent, which here may be the server
 
 
 def _shut_down(batches: "weakref.ref[Any]", workers: Sequence[BaseProcess], owner: int) -> None:
@@ -265,7 +287,7 @@ def _shut_down(batches: "weakref.ref[Any]", workers: Sequence[BaseProcess], owne
 
 
 def _hash(*numbers: int) -> int:
-    """A seed, 63 bits, that is another for other numbers, on every machine the same."""
+    """Derive a seed of 63 bits from numbers, on every machine the same."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 

@@ -41,7 +41,7 @@ def decode_source_image(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
 
     Gray becomes three equal channels, 16 bits are rounded to 8, CMYK becomes RGB by (1 - C)(1 - K) without
     regard to colour profiles, EXIF's orientation is applied, an opaque alpha channel is dropped, and of a
-    camera's multi-picture JPEG (MPO) the first picture is taken.
+    camera's multi-picture JPEG (MPO) the first image is taken.
 
     Args:
         data: The file's bytes.
@@ -68,7 +68,7 @@ def decode_source_image(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
 
 
 def source_image_size(data: BinaryIO, origin: str) -> tuple[int, int]:
-    """Height and width by the head of an image file; EXIF's orientation, often at the end, is not applied.
+    """Read height and width from the head of an image file; EXIF's orientation is not applied.
 
     Raises:
         UserError: The head is none of a format that is read.
@@ -79,12 +79,12 @@ def source_image_size(data: BinaryIO, origin: str) -> tuple[int, int]:
 
 
 class RefusedImageError(Exception):
-    """What is wrong with an image, to be said after its name."""
+    """A fault of an image; its message follows the image's name."""
 
 
 @contextmanager
 def refusing(origin: str) -> Iterator[None]:
-    """Say everything that reading an image raises as a UserError."""
+    """Turn everything that reading an image raises into a UserError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of oddities that do not keep it from decoding
@@ -102,9 +102,9 @@ def refusing(origin: str) -> Iterator[None]:
     except MemoryError:
         raise UserError(f"{origin} cannot be decoded: there is not enough memory") from None
     except Exception as error:  # a damaged file brings out of Pillow and OpenCV whatever its bytes lead to
-        said = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{origin} cannot be decoded: it is truncated or damaged ({said}). Replace or remove it"
+            f"{origin} cannot be decoded: it is truncated or damaged ({message}). Replace or remove it"
         ) from error
 
 
@@ -121,7 +121,7 @@ def check_single(header: Image.Image) -> None:
 
 
 def is_deep(header: Image.Image, data: bytes) -> bool:
-    """Whether samples have 16 bits, of which Pillow would drop the lower ones where there are colours."""
+    """Return whether samples have 16 bits, of which Pillow drops the lower ones where there are colours."""
     if header.format == "PNG":
         deep = data[24] == 16
     elif header.format == "TIFF":
@@ -179,7 +179,7 @@ def _decode_deep(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _check_opaque(alpha: npt.NDArray[np.generic], opaque: int) -> None:
-    """Colours below transparent pixels are what a program left there: nothing to learn, or to measure, by."""
+    """Refuse transparent pixels: the colours below them are what a program left there."""
     transparent = np.count_nonzero(alpha != opaque)
     if transparent:
         raise RefusedImageError(

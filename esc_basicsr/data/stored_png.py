@@ -23,7 +23,7 @@ _GAP = 64
 
 
 def has_stored_form(height: int, width: int) -> bool:
-    """Whether an image of this size can be written so: a block holds 65,535 bytes, a chunk 2 GiB."""
+    """Return whether an image of this size can be written so: a block holds 65,535 bytes, a chunk 2 GiB."""
     return 3 * width + 1 <= 0xFFFF and height * (_ROW_HEAD + 3 * width) < 2**31 - 64
 
 
@@ -76,7 +76,7 @@ def crop_stored_png(
 
 @functools.lru_cache(maxsize=64)
 def _layout(height: int, width: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
-    """The bytes before the first row, and those before each row's pixels, (height, 6)."""
+    """Return the bytes before the first row, and those before each row's pixels, (height, 6)."""
     row = 3 * width + 1  # a row's filter, and its pixels
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     content = len(_ZLIB_HEADER) + height * (row + 5) + 4  # 4: Adler-32
@@ -88,5 +88,5 @@ def _layout(height: int, width: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG, with its length and checksum."""
+    """Return a chunk of a PNG, with its length and checksum."""
     return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))

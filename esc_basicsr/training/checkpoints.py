@@ -36,7 +36,7 @@ __all__ = [
 
 
 _LARGEST = 2**62  # of whole numbers in a state
-# What `ReproducibleSampler.place` gives.
+# What `ReproducibleSampler.position` gives.
 _PLACE = {"seed", "samples", "batch", "epoch", "done"}
 
 

@@ -47,8 +47,8 @@ class ResumableModel(SharedValidation):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch; of training data, note where in it it ends."""
-        if "place" in data:
-            self._place = data["place"]
+        if "position" in data:
+            self._place = data["position"]
         super().feed_data(data)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:

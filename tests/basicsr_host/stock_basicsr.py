@@ -153,7 +153,7 @@ def resumed_run_has_its_place_in_the_data():
         return list(loader)
 
     batches = epoch()
-    rest = epoch(resume={**batches[1].get("place", {}), "epoch": 3, "iter": 20})
+    rest = epoch(resume={**batches[1].get("position", {}), "epoch": 3, "iter": 20})
     assert [batch["number"] for batch in rest] == [batch["number"] for batch in batches[2:]]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.analysis import networks
 
 TINY = "MSRResNet,num_feat=4,num_block=1"
@@ -26,7 +26,7 @@ def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for name in ("coffee", "chelsea"):
-        Image.fromarray(load_photograph(name)[100:150, 100:160]).save(folder / f"{name}.png")
+        Image.fromarray(load_sample_image(name)[100:150, 100:160]).save(folder / f"{name}.png")
     return folder
 
 

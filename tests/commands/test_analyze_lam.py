@@ -11,7 +11,7 @@ from PIL import Image
 from esc_basicsr.__main__ import main
 from esc_basicsr.commands.analyze_lam import make_scene
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.analysis import networks
 from esc_basicsr.lab.analysis.drawing import Attributed, draw_attribution
 from esc_basicsr.lab.analysis.local_attribution import Window
@@ -44,7 +44,7 @@ def test_networks_are_mapped_side_by_side_and_written_down(tmp_path, capsys):
 
 
 def test_window_is_centred_and_in_the_middle_of_the_crop():
-    image = load_photograph("coffee")  # 400×600
+    image = load_sample_image("coffee")  # 400×600
     scene = make_scene(image, "coffee", None, 256, 4)
     assert scene.hr.shape == (256, 256, 3) and scene.lr.shape == (64, 64, 3)
     assert scene.window == Window(119, 119, 16)
@@ -54,14 +54,14 @@ def test_window_is_centred_and_in_the_middle_of_the_crop():
 
 @pytest.mark.parametrize("x, y", [(0, 0), (583, 383), (0, 383)])
 def test_windows_at_the_border_are_looked_at_from_one_side(x, y):
-    scene = make_scene(load_photograph("coffee"), "coffee", [x, y], 256, 3)
+    scene = make_scene(load_sample_image("coffee"), "coffee", [x, y], 256, 3)
     assert scene.hr.shape == (255, 255, 3)
     assert (scene.left + scene.window.x, scene.top + scene.window.y) == (x, y)
     assert max(scene.window[:2]) + 16 <= 254
 
 
 def test_the_least_crop_is_what_the_window_and_its_neighbours_need():
-    image = load_photograph("coffee")
+    image = load_sample_image("coffee")
     with pytest.raises(UserError, match="at least 24 pixels a side; got --crop 23"):
         make_scene(image, "coffee", [50, 50, 20], 23, 4)
     scene = make_scene(image, "coffee", [50, 50, 20], 24, 4)
@@ -69,7 +69,7 @@ def test_the_least_crop_is_what_the_window_and_its_neighbours_need():
 
 
 def test_a_small_photograph_is_taken_whole():
-    scene = make_scene(load_photograph("coffee")[:61, :42], "part", None, 256, 4)
+    scene = make_scene(load_sample_image("coffee")[:61, :42], "part", None, 256, 4)
     assert scene.hr.shape == (60, 40, 3)
 
 

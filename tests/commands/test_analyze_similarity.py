@@ -11,7 +11,7 @@ from PIL import Image
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.analysis.images import central_lr
 from esc_basicsr.lab.networks.by_name import build_network
 
@@ -34,7 +34,7 @@ def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for width in (32, 34, 40, 36, 33):
-        part = load_photograph("coffee")[100 + width : 138 + width, 100 : 100 + width]
+        part = load_sample_image("coffee")[100 + width : 138 + width, 100 : 100 + width]
         Image.fromarray(part).save(folder / f"{width}.png")
     return str(folder)
 

@@ -24,7 +24,7 @@ def test_set_is_laid_out_as_the_options_expect(tmp_path, photo_folder, photograp
     )
     captured = capsys.readouterr()
     assert str(out / "LR_bicubic" / "X3") in captured.out.splitlines()
-    assert captured.err.startswith(f"making the test set {out}\n[")
+    assert captured.err == ""  # where there is no terminal
     for scale in (2, 3):
         for stem, photo in photographs.items():
             height, width = (side - side % scale for side in photo.shape[:2])
@@ -98,7 +98,7 @@ def test_existing_scale_is_refused_unless_overwrite(tmp_path, photo_folder, caps
 def test_unreadable_image_is_named_and_nothing_is_left(tmp_path, photo_folder, capsys):
     (photo_folder / "zebra.png").write_bytes(b"no image")
     assert main(["benchmark-set", str(photo_folder), "-o", str(tmp_path / "Set3"), "--scales", "2"]) == 2
-    message = capsys.readouterr().err.splitlines()[-1]  # below the bar's line
+    message = capsys.readouterr().err
     assert message.startswith("error: ") and "zebra.png cannot be decoded" in message
     assert _files(tmp_path / "Set3") == []
 

@@ -13,7 +13,7 @@ from esc_basicsr.__main__ import main
 from esc_basicsr.archs.variants import NETWORKS, VARIANTS, build_variant
 from esc_basicsr.commands import compare as compare_command
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.measure.benchmark import Row
 from esc_basicsr.metrics.published import ABLATION_FIGURES, published_costs, published_figures
 from esc_basicsr.options.baselines import BASELINES
@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def lay_out(data: Path, name: str) -> None:
     """A test set of one photograph, at every scale."""
     (data / "originals").mkdir(parents=True)
-    Image.fromarray(load_photograph("coffee")[:64, :80]).save(data / "originals" / "coffee.png")
+    Image.fromarray(load_sample_image("coffee")[:64, :80]).save(data / "originals" / "coffee.png")
     lay_out_benchmark(data / "originals", data / name, [2, 3, 4])
 
 

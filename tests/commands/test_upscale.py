@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale import Upscaler
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with two images, one of them in a folder of the folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "more").mkdir(parents=True)
-    photo = Image.fromarray(load_photograph("chelsea")[:20, :30])
+    photo = Image.fromarray(load_sample_image("chelsea")[:20, :30])
     photo.save("in/cat.png")
     photo.convert("L").save("in/more/gray.jpg", quality=95)
     return tmp_path
@@ -51,7 +51,7 @@ def test_pattern_and_format(folder: Path, model: Path) -> None:
 
 
 def test_transparency_is_upscaled_and_a_constant_one_stays(folder: Path, model: Path) -> None:
-    photo = load_photograph("chelsea")[:20, :30]
+    photo = load_sample_image("chelsea")[:20, :30]
     Image.fromarray(np.dstack([photo, np.full((20, 30), 77, np.uint8)])).save("in/even.png")
     Image.fromarray(np.dstack([photo, photo[..., 0]])).save("in/uneven.png")
     assert main(["upscale", "in/even.png", "in/uneven.png", "-o", "out", "--model", str(model)]) == 0
@@ -141,7 +141,7 @@ def test_warnings_have_lines_of_their_own_beside_the_bar(
     # as in a process of its own, which has not begun BasicSR's log
     monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [])
     monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
-    Image.fromarray(load_photograph("chelsea")[:96, :128]).save("in/large.png")
+    Image.fromarray(load_sample_image("chelsea")[:96, :128]).save("in/large.png")
     assert main(["upscale", "in/large.png", "-o", "whole.png", "--model", str(model)]) == 0
     capfd.readouterr()
     memory = str(Upscaler(model).bytes_per_pixel * 60**2 / 2**30)

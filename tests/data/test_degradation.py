@@ -5,13 +5,13 @@ from PIL import Image
 
 from esc_basicsr.archs.resize import resize_matrix
 from esc_basicsr.data.degradation import make_pair, reduce_uint8
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 
 SCALES = [2, 3, 4]
 
 
 def _photograph(name, size=240):
-    return np.ascontiguousarray(load_photograph(name)[30 : 30 + size, 50 : 50 + size])
+    return np.ascontiguousarray(load_sample_image(name)[30 : 30 + size, 50 : 50 + size])
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -1,4 +1,4 @@
-"""Training data that can be had again: order, augmentation, place, whatever the processes and workers."""
+"""Training data that can be had again: order, augmentation, position, whatever the processes and workers."""
 
 import itertools
 import os
@@ -106,18 +106,18 @@ def test_another_seed_is_another_order() -> None:
 def test_resumed_run_goes_on_with_the_next_batch(workers: int) -> None:
     batches = load(epochs=3)
     for done in (1, 3, 4, 5):
-        place = batches[done - 1]["place"]
-        rest = load(3 - place["epoch"], workers, first_epoch=place["epoch"], resumed=place, seed=99)
+        position = batches[done - 1]["position"]
+        rest = load(3 - position["epoch"], workers, first_epoch=position["epoch"], resumed=position, seed=99)
         assert samples(rest) == samples(batches[done:])
-        assert [batch["place"] for batch in rest] == [batch["place"] for batch in batches[done:]]
+        assert [batch["position"] for batch in rest] == [batch["position"] for batch in batches[done:]]
 
 
 def test_resumed_run_with_another_batch_sees_what_is_left_of_the_epoch() -> None:
-    place = load()[0]["place"]  # 4 of 12 samples
-    rest = samples(load(batch=2, resumed=place))
+    position = load()[0]["position"]  # 4 of 12 samples
+    rest = samples(load(batch=2, resumed=position))
     assert rest == samples(load())[4:]
     # and of other data the whole epoch, as its order is another one
-    assert len(samples(load(ratio=2, resumed=place))) == 20
+    assert len(samples(load(ratio=2, resumed=position))) == 20
 
 
 def test_global_random_numbers_of_the_main_process_are_left_alone() -> None:
@@ -244,7 +244,7 @@ def test_resumed_run_with_another_batch_gets_all_its_iterations(options: dict[st
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
         *_, last = itertools.islice(loader, 5 if epoch == 0 else 1)
-    options["resume"] = {**last["place"], "iter": 6}
+    options["resume"] = {**last["position"], "iter": 6}
     options["datasets"]["train"]["batch_size_per_gpu"] = 1
     loader, sampler, _, epochs, _ = create_train_val_dataloader(options, logger)
     iterations = 6

@@ -12,7 +12,7 @@ from esc_basicsr.archs import Bicubic
 from esc_basicsr.archs.resize import imresize
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.metrics.quality import measure_quality, pairs_of_set, psnr_and_ssim
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def data(tmp_path: Path) -> Path:
     """A test set of one photograph."""
     (tmp_path / "originals").mkdir()
-    Image.fromarray(load_photograph("coffee")[:64, :81]).save(tmp_path / "originals" / "coffee.png")
+    Image.fromarray(load_sample_image("coffee")[:64, :81]).save(tmp_path / "originals" / "coffee.png")
     lay_out_benchmark(tmp_path / "originals", tmp_path / "Set5", [2])
     return tmp_path
 

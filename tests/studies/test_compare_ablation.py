@@ -14,7 +14,7 @@ from compare_ablation import POINTS, SMALL, Row, draw, markdown, networks
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.options.recipes import ABLATION, option_files
 
 
@@ -34,7 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_trained_and_measured_in_turn(
     tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photograph = load_photograph("coffee")[:64, :64]
+    photograph = load_sample_image("coffee")[:64, :64]
     lmdb = build_lmdb_sets({"coffee": photograph}, tmp_path, "coffee", crop_size=0)[1]
     (tmp_path / "originals").mkdir()
     cv2.imwrite(str(tmp_path / "originals/one.png"), photograph)

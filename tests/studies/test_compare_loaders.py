@@ -12,7 +12,7 @@ from compare_loaders import differences_of, levels, methods
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 
 CROP = 128  # of ×2
 
@@ -23,7 +23,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, size in (("coffee", 200), ("chelsea", 160), ("rocket", 100)):
-        cv2.imwrite(str(folder / f"{name}.png"), load_photograph(name)[:size, :size, ::-1])
+        cv2.imwrite(str(folder / f"{name}.png"), load_sample_image(name)[:size, :size, ::-1])
     return folder
 
 
@@ -53,7 +53,7 @@ def test_comparison_writes_rates_and_differences_of_every_way_and_a_picture(phot
 
 
 def test_every_way_gives_the_same_hr(tmp_path):
-    photographs = {"coffee": load_photograph("coffee")[:200, :180]}
+    photographs = {"coffee": load_sample_image("coffee")[:200, :180]}
     folders = {
         level: build_lmdb_sets(photographs, tmp_path, f"x{level}", crop_size=0, compression=level)[1]
         for level in (0, 1)
@@ -67,7 +67,7 @@ def test_every_way_gives_the_same_hr(tmp_path):
 
 
 def test_plain_lr_is_pillows_and_ours_but_for_rounding_off_the_border(tmp_path):
-    photographs = {"coffee": load_photograph("coffee")[:200, :180]}
+    photographs = {"coffee": load_sample_image("coffee")[:200, :180]}
     path = build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)[1]
     compared = methods({0: path, 1: path}, 2, samples=4, batch=2)
     difference = differences_of(

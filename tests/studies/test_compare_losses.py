@@ -12,7 +12,7 @@ from compare_losses import batches, figures_of, train
 
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folders(tmp_path):
     """A folder to train on, and a test set."""
     for name, photograph, size in (("train", "coffee", 96), ("originals", "chelsea", 128)):
         (tmp_path / name).mkdir()
-        cv2.imwrite(str(tmp_path / name / "photo.png"), load_photograph(photograph)[:size, :size, ::-1])
+        cv2.imwrite(str(tmp_path / name / "photo.png"), load_sample_image(photograph)[:size, :size, ::-1])
     lay_out_benchmark(tmp_path / "originals", tmp_path / "Set", [2])
     return tmp_path
 
@@ -62,7 +62,7 @@ def test_y_psnr_is_that_of_basicsr():
 
 
 def test_networks_start_alike_and_see_the_same_batches():
-    photos = [load_photograph("coffee")]
+    photos = [load_sample_image("coffee")]
     losses = {"first": torch.nn.L1Loss(), "second": torch.nn.L1Loss()}
     first, second = train(losses, photos, 2, iterations=2, seed=0).values()
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
@@ -70,7 +70,7 @@ def test_networks_start_alike_and_see_the_same_batches():
 
 
 def test_batches_are_8_bit_reductions_of_their_crops():
-    lq, gt = next(batches([load_photograph("coffee")], 2, seed=0))
+    lq, gt = next(batches([load_sample_image("coffee")], 2, seed=0))
     assert gt.shape[-1] == 2 * lq.shape[-1]
     assert torch.equal((lq * 255).round() / 255, lq)
     assert (torch.nn.functional.avg_pool2d(gt, 2) - lq).abs().mean() < 0.02

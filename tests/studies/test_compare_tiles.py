@@ -20,8 +20,8 @@ def run(*arguments: object) -> int:
 @pytest.fixture
 def model(tmp_path: Path, tiny_network: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint whose network looks at all of the image, and small photographs."""
-    load = compare_tiles.load_photograph
-    monkeypatch.setattr(compare_tiles, "load_photograph", lambda name: load(name)[:61, :81])
+    load = compare_tiles.load_sample_image
+    monkeypatch.setattr(compare_tiles, "load_sample_image", lambda name: load(name)[:61, :81])
     monkeypatch.setattr(compare_tiles, "IMAGES", ("coffee", "astronaut"))
     network = NETWORKS[tiny_network.pop("type")](**tiny_network)
     with torch.no_grad():

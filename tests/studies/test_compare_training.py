@@ -15,7 +15,7 @@ from compare_training import RUNS, Row, build, markdown, options_of, smooth
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.options.schema import SECTIONS
 
 SMALL = {"type": "ESC", **NETWORK, "dim": 16, "pdim": 4, "conv_blocks": 1, "kernel_size": 5}
@@ -32,7 +32,7 @@ def test_comparison_writes_figures_losses_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare_training, "NETWORK", SMALL)
-    photograph = {"coffee": load_photograph("coffee")[:64, :64]}
+    photograph = {"coffee": load_sample_image("coffee")[:64, :64]}
     lmdb = build_lmdb_sets(photograph, tmp_path, "coffee", crop_size=0)[1]
     runs = ["float32", "accumulate-4", "channels_last", "release", "bf16", "other-start"]
     sizes = ("--patch", 8, "--batch", 4, "--iterations", 7)

@@ -13,7 +13,7 @@ from basicsr.models import build_model
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.training.esc_model import ESCModel
 
 
@@ -56,7 +56,7 @@ def test_image_too_large_for_the_memory_is_validated_in_tiles(
     build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
 ) -> None:
     model = build(scale=2)
-    photo = torch.from_numpy(load_photograph("chelsea")[:60, :72].copy()).permute(2, 0, 1)[None] / 255
+    photo = torch.from_numpy(load_sample_image("chelsea")[:60, :72].copy()).permute(2, 0, 1)[None] / 255
     model.feed_data({"lq": photo})
     model.test()
     whole = model.output
@@ -100,7 +100,7 @@ def test_other_optimizers_are_basicsrs(build: Callable[..., ESCModel]) -> None:
 
 
 def test_batch_of_hr_alone_gives_the_loaders_pairs_to_one_level(build: Callable[..., ESCModel]) -> None:
-    photograph = torch.from_numpy(load_photograph("coffee")[:96, :192]).permute(2, 0, 1)
+    photograph = torch.from_numpy(load_sample_image("coffee")[:96, :192]).permute(2, 0, 1)
     hr = torch.stack(photograph.split(96, dim=2))
     model = build(scale=3)
     model.feed_data({"gt": hr, "gt_path": ["a", "b"], "lq_path": ["a", "b"]})

@@ -22,7 +22,7 @@ from validating_ranks import METRICS, MIXED, SCALE, SETS, TINY, loader, lr_alone
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.fast import row_chunks
 from esc_basicsr.training.shared_validation import SharedValidation
 
@@ -440,7 +440,7 @@ def test_image_worked_through_strip_by_strip_has_the_psnr_of_the_plain_way(
 ) -> None:
     """Without gradients maps are worked through in chunks of rows, in validation too."""
     model = build(opt={"network_g": {**TINY, "type": network}})
-    hr = torch.from_numpy(load_photograph("coffee")).permute(2, 0, 1)[None]
+    hr = torch.from_numpy(load_sample_image("coffee")).permute(2, 0, 1)[None]
     batch = make_pair(hr, SCALE)
     monkeypatch.setitem(row_chunks._CHUNK_PIXELS, "cpu", 2**13)
     assert len(list(row_chunks.overlapping_chunks(batch["lq"].clone()))) > 5

@@ -23,7 +23,7 @@ from basicsr.data import build_dataloader, build_dataset
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import reduce_uint8
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.training.shared_validation import SharedValidation
 
 SCALE = 2
@@ -42,7 +42,7 @@ TINY = {
 
 def write_set(folder, sizes):
     """HR and LR PNGs: parts of a photograph, of these heights and widths."""
-    photograph = load_photograph("coffee")[:, :, ::-1]
+    photograph = load_sample_image("coffee")[:, :, ::-1]
     for kind in ("HR", "LR"):
         (folder / kind).mkdir(parents=True)
     for number, (height, width) in enumerate(sizes):

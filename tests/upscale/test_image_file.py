@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale.image_file import ImageFile, read_image, write_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -22,7 +22,7 @@ LOSSLESS = ("png", "tif", "tiff")
 
 @pytest.fixture(scope="module")
 def rgb() -> np.ndarray:
-    return load_photograph("coffee")[100:124, 200:232]
+    return load_sample_image("coffee")[100:124, 200:232]
 
 
 def deep(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.fast.tiles import MARGIN, run_in_tiles, tile_side, tiles
 from esc_basicsr.upscale import Upscaler, upscaler
 from esc_basicsr.weights.checkpoint import read_weights, write_safetensors
@@ -27,7 +27,7 @@ def upscale(model: Path) -> Upscaler:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    return load_photograph("chelsea")[:61, :75]
+    return load_sample_image("chelsea")[:61, :75]
 
 
 def direct(model: Path, photo: np.ndarray) -> torch.Tensor:

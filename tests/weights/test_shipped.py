@@ -13,7 +13,7 @@ from esc_basicsr.archs.resize import imresize
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.commands.demo import HELD_OUT_PHOTOGRAPHS
 from esc_basicsr.data.degradation import reduce_uint8
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.options.recipes import Recipe, benchmark_text
 from esc_basicsr.upscale import Upscaler
 from esc_basicsr.weights.checkpoint import read_safetensors_metadata
@@ -43,7 +43,7 @@ def test_photographs_are_upscaled_as_well_as_the_list_says(name: str) -> None:
     scale = listed.scale
     figures = []
     for photograph in HELD_OUT_PHOTOGRAPHS:
-        hr = load_photograph(photograph)
+        hr = load_sample_image(photograph)
         hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
         lq = reduce_uint8(hr, scale)
         bicubic = imresize(torch.from_numpy(lq).permute(2, 0, 1).float(), scale).round().clamp(0, 255)

@@ -1,4 +1,4 @@
-"""What a build of LMDB sets was asked for and how far it is, on the disk: a killed one is gone on with.
+"""The state of a build of LMDB sets on the disk: a killed build is continued.
 
 A folder beside the sets holds ``asked.txt`` (the parameters; then every image with what identifies it) and
 ``done.jsonl`` (a line whenever records were committed). It is there from before the first record until the
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.data.building.lmdb_set import Lengths
-from esc_basicsr.data.building.skipped import LeftOut
+from esc_basicsr.data.building.skipped import Skipped
 
 __all__ = ["BuildState", "Done", "build_state"]
 
@@ -73,18 +73,18 @@ class BuildState:
                 self.done = _parse(line, file)[0]
         os.truncate(file, end)
 
-    def note(self, done: Done, left_out: Iterable[LeftOut]) -> None:
-        """Write down how far the build is, and which images were left out since this was said last."""
+    def note(self, done: Done, skipped: Iterable[Skipped]) -> None:
+        """Write down how far the build is, and which images were skipped since the last note."""
         if self._journal is None:
             self._journal = (self._folder / _DONE).open("ab")
-        line = json.dumps({**done._asdict(), "left_out": [*left_out]})
+        line = json.dumps({**done._asdict(), "skipped": [*skipped]})
         self._journal.write(f"{line}\n".encode())
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self.done = done
 
-    def left_out(self) -> Iterator[LeftOut]:
-        """All images that were left out, as they were noted."""
+    def skipped(self) -> Iterator[Skipped]:
+        """Yield all images that were skipped, as they were noted."""
         file = self._folder / _DONE
         with file.open("rb") as lines:
             for line in lines:
@@ -155,18 +155,18 @@ def build_state(
         lock.release()
 
 
-def _parse(line: bytes, file: Path) -> tuple[Done, list[LeftOut]]:
+def _parse(line: bytes, file: Path) -> tuple[Done, list[Skipped]]:
     try:
         noted = json.loads(line)
-        left_out = [LeftOut(*each) for each in noted.pop("left_out")]
+        skipped = [Skipped(*each) for each in noted.pop("skipped")]
         lengths = tuple(Lengths(*each) for each in noted.pop("lengths"))
-        return Done(lengths=lengths, **noted), left_out
+        return Done(lengths=lengths, **noted), skipped
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{file} is damaged: pass --restart to begin the build anew") from None
 
 
 def _difference(file: Path, asked: Mapping[str, Any], images: Iterable[str]) -> str | None:
-    """What is asked now and was not, or otherwise, then; None if all is the same."""
+    """Describe the first difference between a build and the one that is asked for now, or return None."""
     with file.open(encoding="utf-8") as lines:
         try:
             before = json.loads(next(lines))

@@ -14,9 +14,8 @@ from esc_basicsr.data.building.sub_images import Record
 __all__ = ["CHECKSUMS", "FILES", "META_INFO", "Lengths", "LmdbSet"]
 
 META_INFO = "meta_info.txt"
-CHECKSUMS = (
-    "checksums.txt"  # a line a record, in the order of meta_info.txt: key, bytes, CRC-32 in hexadecimal
-)
+# A line a record, in the order of meta_info.txt: key, bytes, CRC-32 in hexadecimal.
+CHECKSUMS = "checksums.txt"
 FILES = ("data.mdb", "lock.mdb", META_INFO, CHECKSUMS)
 
 _FIRST_MAP_SIZE = 64 * 2**20
@@ -40,8 +39,8 @@ class LmdbSet:
     """A set that is being written, to be used in a ``with`` statement.
 
     What is put waits in memory until it is committed. LMDB commits whole or not at all, and syncs; the lines
-    of the text files follow. So a set holds at least what `commit` said last, and perhaps records beyond it,
-    after a kill of the process and after a loss of power alike.
+    of the text files follow. So a set holds at least what `commit` returned last, and perhaps records beyond
+    it, after a kill of the process and after a loss of power alike.
 
     Args:
         folder: Where it is; it must exist.
@@ -60,9 +59,7 @@ class LmdbSet:
         try:
             self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE)
         except lmdb.Error as error:
-            raise UserError(
-                f"{folder} cannot be gone on with: {error}. Pass --restart to begin anew"
-            ) from error
+            raise UserError(f"{folder} cannot be continued: {error}. Pass --restart to begin anew") from error
         if self._environment.stat()["entries"] < lengths.records:
             raise UserError(
                 f"{folder} has fewer records than it had when the build was interrupted: "

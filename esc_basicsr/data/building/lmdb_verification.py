@@ -1,4 +1,4 @@
-"""Whether an LMDB of images holds what its lists say."""
+"""Verifying that an LMDB of images holds what its lists say."""
 
 import itertools
 import struct
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
+from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.progress import progress
 from esc_basicsr.data.building.lmdb_set import CHECKSUMS
 from esc_basicsr.data.image_codec import decode_image
-from esc_basicsr.data.lmdb_pages import check_pages
-from esc_basicsr.data.lmdb_reader import ImageLMDB
+from esc_basicsr.data.lmdb_reader import ImageLMDB, check_lmdb
 
 __all__ = ["verify_lmdb"]
 
 _PNG_SIZE = struct.Struct(">16xII")  # of its head: what precedes width and height, and these
-_NAMED = 10  # faults that are told; a lost disk would fill the screen
+_NAMED = 10  # faults that are named; a lost disk would fill the screen
 
 
 class _Known(NamedTuple):
@@ -52,20 +51,22 @@ def verify_lmdb(folder: Path, expected: int | None = None) -> int:
     images = ImageLMDB(folder)
     faults: list[str] = []  # the first ones
     count = 0
-    check_pages(folder / "data.mdb")
+    check_lmdb(folder)
     try:
         # its own environment, as records are read in turn here: the readers' has no readahead
         environment = lmdb.open(str(folder), readonly=True, lock=False)
     except lmdb.Error as error:
         raise UserError(f"the LMDB {folder} cannot be opened: {error}") from error
-    with environment, progress(f"checking {folder}", len(images)) as bar:
+    rows = zip(images.keys, images.sizes.tolist(), _known_of(images), strict=True)
+    bar = tqdm(rows, f"checking {folder}", len(images), unit="record", disable=None)
+    with environment, bar:
         entries = environment.stat()["entries"]
         if expected is not None and not entries == len(images) == expected:
             raise UserError(
                 f"{folder} has {entries} records and lists {len(images)}; {expected} were put there. "
                 "Build the set anew"
             )
-        for key, size, known in zip(images.keys, images.sizes.tolist(), _known_of(images), strict=True):
+        for key, size, known in bar:
             try:
                 with environment.begin(buffers=True) as transaction:
                     fault = _fault(transaction.get(key.encode("utf-8")), (size[0], size[1]), known)
@@ -75,7 +76,6 @@ def verify_lmdb(folder: Path, expected: int | None = None) -> int:
                 count += 1
                 if count <= _NAMED:
                     faults.append(f"record {key!r} {fault}")
-            bar.update()
     if count:
         more = f"; and {count - _NAMED} more" if count > _NAMED else ""
         raise UserError(
@@ -86,7 +86,7 @@ def verify_lmdb(folder: Path, expected: int | None = None) -> int:
 
 
 def _known_of(images: ImageLMDB) -> Iterator[_Known | None]:
-    """What checksums.txt says of each image; None where there is no such file."""
+    """Yield what checksums.txt says of each image; None where there is no such file."""
     file = images.path / CHECKSUMS
     if not file.is_file():
         yield from itertools.repeat(None, len(images))
@@ -110,7 +110,7 @@ def _known(file: Path) -> Iterator[tuple[str, _Known]]:
 
 
 def _fault(record: memoryview | None, size: tuple[int, int], known: _Known | None) -> str | None:
-    """What is wrong with a record, to be said after its key; None if nothing is."""
+    """Return what is wrong with a record, as a message that follows its key, or None."""
     if record is None:
         return "is missing"
     if known is None:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
-from esc_basicsr.common.parallel_map import in_order
-from esc_basicsr.common.progress import progress
+from esc_basicsr.common.parallel_map import parallel_map
 from esc_basicsr.data.building.build_state import BuildState, Done, build_state
 from esc_basicsr.data.building.image_keys import is_key
 from esc_basicsr.data.building.lmdb_set import FILES, Lengths, LmdbSet
@@ -29,29 +29,24 @@ from esc_basicsr.data.building.publish import (
     remove,
     sigterm_raises,
 )
-from esc_basicsr.data.building.skipped import LeftOut, report_of, write_report
+from esc_basicsr.data.building.skipped import Skipped, report_of, write_report
 from esc_basicsr.data.building.sub_images import Cutting, Record, Source, make_records, space_needed
 
 __all__ = ["COMPRESSION", "build_lmdb_sets"]
 
 # None: records are read far more often than written, and are then cropped without decoding (docs/loader.md).
 COMPRESSION = 0
-_FORMAT = 1  # of what is written; a build of another is not gone on with
+_FORMAT = 2  # of what is written; a build of another is not continued
 # Records wait in memory until so many bytes or seconds of them are committed and synced at once.
 _COMMIT_BYTES = 32 * 2**20
 _COMMIT_SECONDS = 5.0
 _HEADS_AT_ONCE = 64  # images whose sizes a process reads as one task
-_NAMED = 5  # images left out that are told on the screen
-
-
-class _Task(NamedTuple):
-    key: str
-    source: Source
+_NAMED = 5  # skipped images that a message names
 
 
 class _Result(NamedTuple):
-    records: list[list[Record]]  # of each set; none if the image was left out
-    left_out: LeftOut | None
+    records: list[list[Record]]  # of each set; none if the image was skipped
+    skipped: Skipped | None
 
 
 class _Plan(NamedTuple):
@@ -74,7 +69,7 @@ def build_lmdb_sets(
     workers: int = 1,
     overwrite: bool = False,
     restart: bool = False,
-    left_out: Sequence[LeftOut] = (),
+    skipped: Sequence[Skipped] = (),
 ) -> dict[int, Path]:
     """Write ``<name>_HR`` and, for each scale s, ``<name>_LR_bicubic_X<s>`` LMDBs into ``output``.
 
@@ -84,7 +79,7 @@ def build_lmdb_sets(
 
     The sets are verified and appear together when all are complete. However the process ended before, by a
     kill or a loss of power too, the same call goes on from the records committed last, seconds before, and
-    ends with the same sets. Images that cannot be used are left out, and listed in the file of `report_of`.
+    ends with the same sets. Images that cannot be used are skipped, and listed in the file of `report_of`.
 
     In memory are the records of 2 * ``workers`` + 1 images, and of 32 MiB or 5 seconds of work.
 
@@ -100,7 +95,7 @@ def build_lmdb_sets(
         workers: Processes that read, reduce and encode. With 1 it all happens in this process.
         overwrite: Replace sets of the same names.
         restart: Throw away what an interrupted build of these sets left.
-        left_out: Images that are not among ``images``, for the report.
+        skipped: Images that are not among ``images``, for the report.
 
     Returns:
         Scale to the set's folder; 1 is HR.
@@ -132,8 +127,12 @@ def build_lmdb_sets(
                 if state.done is None or not state.done.is_verified:
                     check_replaceable(folders, FILES, overwrite)
                     done = _write(plan, state)
-                    _report(state, report_of(folders[0]), left_out, len(images))
-                    _tell_uncut(done, crop_size)
+                    _report(state, report_of(folders[0]), skipped, len(images))
+                    if done.uncut:
+                        logger.warning(
+                            "%d of %d images are shorter than %d pixels along a side, and not cut along it",
+                            *(done.uncut, done.images, crop_size),
+                        )
                     state.note(done._replace(is_verified=True), ())
                 put_in_place(folders)
                 state.remove()
@@ -143,18 +142,17 @@ def build_lmdb_sets(
 
 
 def _identities(images: Mapping[str, Source]) -> Iterator[str]:
-    """What tells that an image is the same as before: its file's size and time, or a digest of its pixels."""
-    for key in images:
-        source = images[key]
-        if isinstance(source, Path):
+    """Yield what identifies each image: its file's size and time, or a digest of its pixels."""
+    for key, source in images.items():
+        if isinstance(source, np.ndarray):
+            digest = hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=16)
+            yield f"{key} {source.shape} {digest.hexdigest()}"
+        else:
             try:
-                status = source.stat()
+                status = Path(source).stat()
                 yield f"{key} {status.st_size} {status.st_mtime_ns}"
             except OSError:
                 yield f"{key} missing"
-        else:
-            digest = hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=16)
-            yield f"{key} {source.shape} {digest.hexdigest()}"
 
 
 def _discard(output: Path, name: str, suffix: str) -> None:
@@ -190,14 +188,10 @@ def _write(plan: _Plan, state: BuildState) -> Done:
 def _space_needed(plan: _Plan) -> int:
     sources = iter(plan.images.values())
     chunks = iter(lambda: [*islice(sources, _HEADS_AT_ONCE)], [])
-    spaces = in_order(partial(space_needed, cutting=plan.cutting), chunks, plan.workers)
-    total = 0
-    chunk_count = math.ceil(len(plan.images) / _HEADS_AT_ONCE)
-    with closing(spaces), progress(f"estimating the space for {plan.label}", chunk_count) as bar:
-        for space in spaces:
-            total += space
-            bar.update()
-    return total
+    spaces = parallel_map(partial(space_needed, cutting=plan.cutting), chunks, plan.workers)
+    count = math.ceil(len(plan.images) / _HEADS_AT_ONCE)
+    with closing(spaces), tqdm(spaces, f"estimating the space for {plan.label}", count, disable=None) as bar:
+        return sum(bar)
 
 
 def _check_space(plan: _Plan, space: int) -> None:
@@ -212,16 +206,17 @@ def _check_space(plan: _Plan, space: int) -> None:
             "another disk, or store them with --compression 1"
         )
     logger.warning(
-        "%s has %.2f GB of free space, and the sets need up to %.2f GB; photographs take some 55 %% of that",
+        "%s has %.2f GB of free space, and the sets need up to %.2f GB; photos take some 55 %% of that",
         disk, free, needed,
     )  # fmt: skip
 
 
 def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     count, begin = len(plan.images), done.images
-    label = f"making LMDB sets {plan.label}" + (f", from image {begin + 1} of {count} on" if begin else "")
-    tasks = (_Task(key, plan.images[key]) for key in islice(plan.images, begin, None))
-    left_out: list[LeftOut] = []
+    if begin:
+        logger.info("%s: continued from image %d of %d on", plan.label, begin + 1, count)
+    tasks = islice(plan.images.items(), begin, None)
+    skipped: list[Skipped] = []
     waiting = 0  # bytes
     committed = time.monotonic()
     try:
@@ -230,12 +225,13 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
                 stack.enter_context(LmdbSet(folder, plan.cutting.compression, lengths))
                 for folder, lengths in zip(plan.partials, done.lengths, strict=True)
             ]
-            work = in_order(partial(_work, cutting=plan.cutting), tasks, plan.workers)
+            work = parallel_map(partial(_work, cutting=plan.cutting), tasks, plan.workers)
             results = stack.enter_context(closing(work))
-            bar = stack.enter_context(progress(label, count - begin))
-            for result in results:
-                if result.left_out is not None:
-                    left_out.append(result.left_out)
+            label = f"making {plan.label}"
+            bar = tqdm(results, label, count, unit="image", initial=begin, disable=None)
+            for result in stack.enter_context(bar):
+                if result.skipped is not None:
+                    skipped.append(result.skipped)
                 else:
                     first = result.records[0][0]
                     is_uncut = min(first.height, first.width) < plan.cutting.crop_size
@@ -247,9 +243,8 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
                 is_due = waiting >= _COMMIT_BYTES or time.monotonic() - committed >= _COMMIT_SECONDS
                 if is_due or done.images == count:
                     done = done._replace(lengths=tuple(lmdb_set.commit() for lmdb_set in sets))
-                    state.note(done, left_out)
-                    left_out, waiting, committed = [], 0, time.monotonic()
-                bar.update()
+                    state.note(done, skipped)
+                    skipped, waiting, committed = [], 0, time.monotonic()
     except BaseException:
         stored = state.done.images if state.done else 0
         logger.warning("%d of %d images are stored; the same command goes on from there", stored, count)
@@ -257,36 +252,29 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     return done
 
 
-def _work(task: _Task, cutting: Cutting) -> _Result:
+def _work(task: tuple[str, Source], cutting: Cutting) -> _Result:
+    key, source = task
     try:
-        return _Result(make_records(task.key, task.source, cutting), None)
+        return _Result(make_records(key, source, cutting), None)
     except (UserError, MemoryError, cv2.error) as error:
-        origin = str(task.source) if isinstance(task.source, Path) else f"image {task.key!r}"
-        said = str(error).removeprefix(origin).strip() if isinstance(error, UserError) else repr(error)
-        return _Result([], LeftOut(origin, said))
+        origin = f"image {key!r}" if isinstance(source, np.ndarray) else str(source)
+        reason = str(error).removeprefix(origin).strip() if isinstance(error, UserError) else repr(error)
+        return _Result([], Skipped(origin, reason))
 
 
-def _report(state: BuildState, report: Path, left_out: Sequence[LeftOut], images: int) -> None:
-    """List the images that were left out; refuse sets without any image."""
+def _report(state: BuildState, report: Path, skipped: Sequence[Skipped], images: int) -> None:
+    """List the images that were skipped; refuse sets without any image."""
 
-    def every() -> Iterator[LeftOut]:
-        return chain(left_out, state.left_out())
+    def every() -> Iterator[Skipped]:
+        return chain(skipped, state.skipped())
 
     named = "; ".join(f"{image} {reason}" for image, reason in islice(every(), _NAMED))
     if not named:
         report.unlink(missing_ok=True)
         return
-    count, total = write_report(report, every()), images + len(left_out)
+    count, total = write_report(report, every()), images + len(skipped)
     more = "; ..." if count > _NAMED else ""
     if count == total:
         state.abandon()
         raise UserError(f"none of the {total} images can be used, as {report} lists: {named}{more}")
-    logger.warning("%d of %d images were left out, as %s lists: %s%s", count, total, report, named, more)
-
-
-def _tell_uncut(done: Done, crop_size: int) -> None:
-    if done.uncut:
-        logger.warning(
-            "%d of %d images are shorter than %d pixels along a side and were not cut along it",
-            done.uncut, done.images, crop_size,
-        )  # fmt: skip
+    logger.warning("%d of %d images were skipped, as %s lists: %s%s", count, total, report, named, more)

@@ -50,7 +50,7 @@ def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool
 
 
 def partial_of(target: Path) -> Path:
-    """Where a folder is written that is to be ``target``."""
+    """Return where a folder is written until it becomes ``target``."""
     return target.with_name(target.name + ".partial")
 
 
@@ -99,7 +99,7 @@ def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM, which would end the process at once, raises SystemExit, so that what was begun is cleaned up.
+    """Make SIGTERM, which would end the process at once, raise SystemExit, so that cleaning up runs.
 
     Only in the main thread, where signals arrive, and not where another handler is at work.
     """
@@ -125,22 +125,19 @@ def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrit
     Raises:
         UserError: There is one.
     """
-    for target in targets:
-        if target.exists():
-            _check_replaceable(target, contents, overwrite)
-
-
-def _check_replaceable(target: Path, contents: Sequence[str], overwrite: bool) -> None:
-    if not overwrite:
-        raise UserError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
-    if not target.is_dir():
-        raise UserError(f"{target} is a file, where a folder is to be: move it away or choose another name")
-    for path in target.iterdir():
-        if not any(path.match(pattern) for pattern in contents):
+    for target in filter(Path.exists, targets):
+        if not overwrite:
             raise UserError(
-                f"{target} is not replaced, as it holds {path.name} and not only {', '.join(contents)}: "
-                "move it away or choose another name"
+                f"{target} exists already: choose another name, or pass --overwrite to replace it"
             )
+        if not target.is_dir():
+            raise UserError(f"{target} is a file, not a folder: move it away or choose another name")
+        for path in target.iterdir():
+            if not any(path.match(pattern) for pattern in contents):
+                raise UserError(
+                    f"{target} is not replaced, as it holds {path.name} and not only {', '.join(contents)}: "
+                    "move it away or choose another name"
+                )
 
 
 def remove(folder: Path) -> None:

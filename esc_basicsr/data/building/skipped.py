@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from esc_basicsr.common.files import written_whole
 
-__all__ = ["LeftOut", "report_of", "write_report"]
+__all__ = ["Skipped", "report_of", "write_report"]
 
 
-class LeftOut(NamedTuple):
-    """An image that was left out.
+class Skipped(NamedTuple):
+    """An image that is in no set.
 
     Attributes:
         image: Its path, or its key.
-        reason: What is wrong with it, to be said after ``image``.
+        reason: What is wrong with it; it follows ``image`` in a message.
     """
 
     image: str
@@ -24,12 +24,12 @@ class LeftOut(NamedTuple):
 
 
 def report_of(hr_set: Path) -> Path:
-    """The file that lists what was left out of a set and of those made with it; there if anything was."""
-    return hr_set.with_suffix(".left_out.csv")
+    """Return the file that lists what a set and those made with it skipped; it exists if anything was."""
+    return hr_set.with_suffix(".skipped.csv")
 
 
-def write_report(report: Path, left_out: Iterable[LeftOut]) -> int:
-    """Write the list as CSV, and give its length.
+def write_report(report: Path, skipped: Iterable[Skipped]) -> int:
+    """Write the list as CSV and return its length.
 
     Raises:
         UserError: It cannot be written.
@@ -38,10 +38,10 @@ def write_report(report: Path, left_out: Iterable[LeftOut]) -> int:
     with written_whole(report) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         rows = csv.writer(text)
-        rows.writerow(LeftOut._fields)
-        for each in left_out:
+        rows.writerow(Skipped._fields)
+        for each in skipped:
             rows.writerow(each)
             count += 1
         text.flush()
-        text.detach()  # the file is closed by whom it was lent from
+        text.detach()  # the file is closed by `written_whole`
     return count

@@ -18,7 +18,7 @@ from esc_basicsr.data.source_image import source_image_size
 
 __all__ = ["Cutting", "Record", "Source", "make_records", "space_needed"]
 
-Source = Path | npt.NDArray[np.uint8]  # an image file, or the image itself: (H, W, 3), RGB
+Source = str | Path | npt.NDArray[np.uint8]  # an image file, or the image itself: (H, W, 3), RGB
 
 _PAGE = 4096  # bytes, LMDB's unit
 _FRAME = 128  # bytes, more than a record's frame as a PNG takes
@@ -26,7 +26,7 @@ _LISTED = 512  # bytes, more than its entry in LMDB's tree and its lines in text
 
 
 class Cutting(NamedTuple):
-    """What is made of every image.
+    """How every image is cut, reduced and encoded.
 
     Attributes:
         scales: Of the LR images; none for HR alone.
@@ -60,7 +60,7 @@ class Cutting(NamedTuple):
             )
         if self.crop_size and self.step > self.crop_size:
             logger.warning(
-                "the step, %d, is larger than the crop size, %d: what lies between sub-images is left out",
+                "the step, %d, is larger than the crop size, %d: what lies between sub-images is lost",
                 self.step, self.crop_size,
             )  # fmt: skip
 
@@ -105,12 +105,12 @@ def make_records(key: str, source: Source, cutting: Cutting) -> list[list[Record
         UserError: The image is refused or too small, or a record does not decode to what was encoded. The
             message begins with its path, or its key.
     """
-    if isinstance(source, Path):
-        origin = str(source)
-        image = read_image(source)
-    else:
+    if isinstance(source, np.ndarray):
         origin = f"image {key!r}"
         image = source[:, :, ::-1]  # RGB, to OpenCV's BGR
+    else:
+        origin = str(source)
+        image = read_image(Path(source))
     whole = crop_to_multiple(image, cutting.multiple, origin)
     height, width = whole.shape[:2]
     windows = [(top, left) for top in cutting.starts(height) for left in cutting.starts(width)]
@@ -136,9 +136,9 @@ def _encode(origin: str, key: str, image: npt.NDArray[np.uint8], compression: in
 
 
 def space_needed(sources: Sequence[Source], cutting: Cutting) -> int:
-    """Bytes that the images' records take in all sets if nothing is compressed, by the images' sizes.
+    """Estimate, by the images' sizes, the bytes that all records take if nothing is compressed.
 
-    An image whose size cannot be told counts nothing.
+    An image whose size cannot be read counts nothing.
     """
     total = 0
     for source in sources:
@@ -159,10 +159,10 @@ def space_needed(sources: Sequence[Source], cutting: Cutting) -> int:
 
 
 def _size(source: Source) -> tuple[int, int]:
-    if not isinstance(source, Path):
+    if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
     try:
-        with source.open("rb") as file:
+        with Path(source).open("rb") as file:
             return source_image_size(file, str(source))
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import find_images, read_rgb
-from esc_basicsr.data.photos import load_photograph, photograph_names
+from esc_basicsr.data.sample_images import load_sample_image, sample_image_names
 from esc_basicsr.metrics.quality import Image
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "to_tensor",
 ]
 
-_HELP = f"a file, or one of scikit-image's: {', '.join(photograph_names())}"
+_HELP = f"a file, or one of scikit-image's: {', '.join(sample_image_names())}"
 # those of scikit-image that are large enough for ×4
 _DEFAULT_IMAGES = ("astronaut", "camera", "hubble_deep_field", "motorcycle_left")
 
@@ -65,8 +65,8 @@ def load_image(name: str) -> Image:
     path = Path(name)
     if path.exists():
         return read_rgb(path)
-    if name in photograph_names():
-        return load_photograph(name)
+    if name in sample_image_names():
+        return load_sample_image(name)
     raise UserError(f"{name}: there is no such file; expected {_HELP}.")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.building.image_keys import collect_images, find_keyed_images
+from esc_basicsr.data.building.image_keys import find_keyed_images
 
 
 def _touch(folder, *names):
@@ -22,9 +22,9 @@ def test_keys_are_paths_within_the_folder_as_ascii_without_dots(tmp_path):
         ".git/c.png",
         "notes.txt",
     )
-    images = collect_images([tmp_path])
+    images, _ = find_keyed_images([tmp_path])
     assert [*images] == ["0001_a", "0002_a", "b_1_5", "gru" + "fcn"]
-    assert images["b_1_5"] == tmp_path / "b 1.5.JPG" and len(images) == 4
+    assert images["b_1_5"] == str(tmp_path / "b 1.5.JPG") and len(images) == 4
 
 
 @pytest.mark.parametrize(
@@ -32,24 +32,22 @@ def test_keys_are_paths_within_the_folder_as_ascii_without_dots(tmp_path):
 )
 def test_of_two_images_of_one_key_the_first_is_taken(tmp_path, first, second):
     _touch(tmp_path, first, second)
-    images, left_out = find_keyed_images([tmp_path])
+    images, skipped = find_keyed_images([tmp_path])
     (key,) = images
-    assert images[key] == tmp_path / first
-    ((image, reason),) = left_out
+    assert images[key] == str(tmp_path / first)
+    ((image, reason),) = skipped
     assert image == str(tmp_path / second)
     assert reason == f"would be stored as {key!r}, as {tmp_path / first} is: rename one of them"
-    with pytest.raises(UserError, match=r"would be stored as 'a_?b?', as .* is: rename one of them"):
-        collect_images([tmp_path])
 
 
 def test_of_one_name_in_two_folders_that_of_the_first_folder_is_taken(tmp_path):
     _touch(tmp_path, "one/a.png", "two/a.png")
-    images, left_out = find_keyed_images([tmp_path / "two", tmp_path / "one"])
-    assert dict(images) == {"a": tmp_path / "two" / "a.png"}
-    assert [each.image for each in left_out] == [str(tmp_path / "one" / "a.png")]
+    images, skipped = find_keyed_images([tmp_path / "two", tmp_path / "one"])
+    assert images == {"a": str(tmp_path / "two" / "a.png")}
+    assert [each.image for each in skipped] == [str(tmp_path / "one" / "a.png")]
 
 
-def test_key_too_long_for_lmdb_is_left_out(tmp_path):
+def test_key_too_long_for_lmdb_is_skipped(tmp_path):
     _touch(tmp_path / ("x" * 250) / ("y" * 250), "a.png")
     images, ((_, reason),) = find_keyed_images([tmp_path])
     assert not images and "503 letters, at most 500" in reason

@@ -19,11 +19,11 @@ from filelock import FileLock
 from esc_basicsr.__main__ import main
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building import build_state, lmdb_set, lmdb_writer, publish, sub_images
-from esc_basicsr.data.building.image_keys import collect_images
+from esc_basicsr.data.building.image_keys import find_keyed_images
 from esc_basicsr.data.building.lmdb_set import CHECKSUMS, FILES, META_INFO, LmdbSet
 from esc_basicsr.data.building.lmdb_verification import verify_lmdb
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
-from esc_basicsr.data.building.skipped import LeftOut, report_of
+from esc_basicsr.data.building.skipped import Skipped, report_of
 from esc_basicsr.data.building.sub_images import Cutting, space_needed
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_codec import encode_png
@@ -134,7 +134,7 @@ def test_compression_changes_the_size_and_the_third_field_and_no_pixel(tmp_path,
 
 
 def test_processes_write_the_same_bytes_as_one_process(tmp_path, photo_folder):
-    images = collect_images([photo_folder])
+    images = find_keyed_images([photo_folder])[0]
     many = {f"{key}{number}": path for number in range(4) for key, path in images.items()}
     one = build_lmdb_sets(many, tmp_path / "one", "x", scales=[2], crop_size=48, step=24)
     two = build_lmdb_sets(many, tmp_path / "two", "x", scales=[2], crop_size=48, step=24, workers=2)
@@ -190,17 +190,17 @@ def test_no_images_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_images_that_cannot_be_used_are_left_out_and_listed(tmp_path, photo_folder, workers, esc_log):
+def test_images_that_cannot_be_used_are_skipped_and_listed(tmp_path, photo_folder, workers, esc_log):
     (photo_folder / "broken.png").write_bytes((photo_folder / "chelsea.png").read_bytes()[:-200])
     (photo_folder / "dot.png").write_bytes(encode_png(np.zeros((5, 20, 3), np.uint8), 1))
-    images = dict(collect_images([photo_folder])) | {"gone": tmp_path / "gone.png"}
-    other = LeftOut("two.png", "would be stored as 'one'")
+    images = find_keyed_images([photo_folder])[0] | {"gone": tmp_path / "gone.png"}
+    other = Skipped("two.png", "would be stored as 'one'")
     sets = build_lmdb_sets(
-        images, tmp_path / "out", "x", scales=[2, 3], crop_size=0, workers=workers, left_out=[other]
+        images, tmp_path / "out", "x", scales=[2, 3], crop_size=0, workers=workers, skipped=[other]
     )
     assert [*_all(sets[1])] == [*_all(sets[3])] == ["astronaut", "chelsea", "coffee"]
     report = report_of(sets[1])
-    assert report == tmp_path / "out" / "x_HR.left_out.csv"
+    assert report == tmp_path / "out" / "x_HR.skipped.csv"
     with report.open(newline="") as file:
         rows = [*csv.reader(file)]
     assert rows[:2] == [["image", "reason"], ["two.png", "would be stored as 'one'"]]
@@ -211,7 +211,7 @@ def test_images_that_cannot_be_used_are_left_out_and_listed(tmp_path, photo_fold
     assert rows[3][1] == "is 20x5: both sides must be at least 6; remove it"
     assert rows[4][1] == "cannot be read: No such file or directory"
     (message,) = esc_log
-    assert message.startswith(f"4 of 7 images were left out, as {report} lists: two.png would be stored")
+    assert message.startswith(f"4 of 7 images were skipped, as {report} lists: two.png would be stored")
     assert "dot.png is 20x5" in message
 
     build_lmdb_sets({"a": images["coffee"]}, tmp_path / "out", "x", crop_size=0, overwrite=True)
@@ -226,10 +226,10 @@ def test_sets_without_any_image_are_refused(tmp_path):
         UserError, match=r"none of the 2 images can be used, as .*csv lists: .*a\.png is empty"
     ):
         build_lmdb_sets(images, out, "x")
-    assert [path.name for path in out.iterdir()] == ["x_HR_sub.left_out.csv"]
+    assert [path.name for path in out.iterdir()] == ["x_HR_sub.skipped.csv"]
 
 
-def test_record_that_does_not_come_back_is_left_out(tmp_path, photographs, monkeypatch):
+def test_record_that_does_not_come_back_is_skipped(tmp_path, photographs, monkeypatch):
     def encode(image, compression):
         return encode_png(image if image.shape != (96, 96, 3) else image + 1, compression)
 
@@ -278,7 +278,7 @@ from esc_basicsr.data.building import lmdb_writer
 work_at_once = lmdb_writer._work
 
 def work(task, cutting):
-    if task.key > "copy04":
+    if task[0] > "copy04":
         os.write(1, b"at copy05\\n")
         while not os.path.exists(FLAG):
             time.sleep(0.01)
@@ -295,7 +295,7 @@ if __name__ == "__main__":
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_again(
-    tmp_path, photographs, number, code, capsys
+    tmp_path, photographs, number, code, esc_log
 ):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -330,18 +330,17 @@ def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_agai
     assert process.returncode == code, errors
     assert ("the same command goes on from there" in errors) == (number != signal.SIGKILL)
 
-    capsys.readouterr()
     assert main(command) == 3
-    begin = int(re.search(r"from image (\d+) of 12 on", capsys.readouterr().err)[1])
+    begin = int(re.search(r"continued from image (\d+) of 12 on", esc_log[0])[1])
     assert begin > 1 and (number != signal.SIGKILL or begin == 6)
     command[command.index(str(tmp_path / "out"))] = str(tmp_path / "at_once")
     assert main(command) == 3
     names = sorted(path.name for path in (tmp_path / "at_once").iterdir())
-    assert names == ["x_HR_sub.left_out.csv", "x_HR_sub.lmdb", "x_LR_bicubic_X2_sub.lmdb"]
+    assert names == ["x_HR_sub.lmdb", "x_HR_sub.skipped.csv", "x_LR_bicubic_X2_sub.lmdb"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    report, *sets = names
+    hr, report, lr = names
     assert (tmp_path / "out" / report).read_text() == (tmp_path / "at_once" / report).read_text()
-    for name in sets:
+    for name in (hr, lr):
         assert _records(tmp_path / "out" / name) == _records(tmp_path / "at_once" / name)
 
 
@@ -380,7 +379,9 @@ def _build_until_killed(output, folder, kill_at, counter):
 
 
 def _build(output, folder):
-    build_lmdb_sets(collect_images([folder]), output, "x", scales=[2], crop_size=48, step=48, overwrite=True)
+    build_lmdb_sets(
+        find_keyed_images([folder])[0], output, "x", scales=[2], crop_size=48, step=48, overwrite=True
+    )
 
 
 def test_build_killed_at_any_step_ends_the_same(tmp_path, photo_folder):
@@ -450,10 +451,10 @@ def test_interrupted_build_is_gone_on_with_only_by_asking_for_the_same(
 def test_file_that_was_touched_since_is_another_image(tmp_path, photo_folder, monkeypatch):
     with monkeypatch.context() as full, pytest.raises(UserError):
         full.setattr(LmdbSet, "commit", _disk_is_full)
-        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+        build_lmdb_sets(find_keyed_images([photo_folder])[0], tmp_path, "x")
     os.utime(photo_folder / "coffee.png", (1, 1))
     with pytest.raises(UserError, match="image 'coffee' has changed since"):
-        build_lmdb_sets(collect_images([photo_folder]), tmp_path, "x")
+        build_lmdb_sets(find_keyed_images([photo_folder])[0], tmp_path, "x")
 
 
 def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs, monkeypatch):
@@ -504,16 +505,19 @@ def test_existing_set_is_refused_unless_overwrite(tmp_path, photographs):
     assert list(_all(sets[1])) == ["chelsea"]
 
 
-def test_error_begins_a_line_of_its_own(tmp_path, photo_folder, capsys):
+def test_error_begins_a_line_of_its_own(tmp_path, photo_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for file in photo_folder.iterdir():
         file.write_bytes(b"no image")
     command = ["lmdb", str(photo_folder), "-o", str(tmp_path / "out"), "--name", "x", "--workers", "1"]
     assert main(command) == 2
-    *_, label, bar, error, rest = capsys.readouterr().err.split("\n")
-    assert (label[:6], bar[:1], error[:7], rest) == ("making", "[", "error: ", "")
+    *_, bar, error, rest = capsys.readouterr().err.split("\n")
+    assert "making x in" in bar and "3/3" in bar and (error[:7], rest) == ("error: ", "")
 
 
-def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     out = tmp_path / "datasets" / "DIV2K"
     command = ["lmdb", str(photo_folder), "-o", str(out), "--name", "DIV2K_train", "--workers", "2"]
     sizes = ["--scales", "2", "4", "--crop-size", "48", "--step", "24"]
@@ -526,10 +530,11 @@ def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys):
     ]
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(out / name) for name in names]
-    labels = [f"estimating the space for DIV2K_train in {out}", f"making LMDB sets DIV2K_train in {out}"]
+    labels = [f"estimating the space for DIV2K_train in {out}", f"making DIV2K_train in {out}"]
     labels += [f"checking {out / name}.partial" for name in names]
-    assert captured.err.split("\n")[:-1:2] == labels
-    assert "3/3" in captured.err and "ETA" in captured.err and captured.err.endswith("\n")
+    bars = captured.err.split("\n")[:-1] if is_terminal else []
+    assert all(f"{label}: 100%" in bar for label, bar in zip(labels, bars, strict=is_terminal)), bars
+    assert captured.err.endswith("\n") if is_terminal else captured.err == ""
     assert sorted(path.name for path in out.iterdir()) == names
     assert main([*command, "--scales", "2", "4"]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -541,13 +546,13 @@ def test_command_refuses_a_name_that_is_a_path(photo_folder, tmp_path, capsys, n
     assert "beginning of folder names, not a path" in capsys.readouterr().err
 
 
-def test_command_tells_by_its_exit_code_that_images_were_left_out(tmp_path, photo_folder, capsys):
+def test_command_tells_by_its_exit_code_that_images_were_skipped(tmp_path, photo_folder, capsys):
     (photo_folder / "coffee.jpg").write_bytes((photo_folder / "coffee.png").read_bytes())
     (photo_folder / "empty.png").touch()
     out = tmp_path / "out"
     assert main(["lmdb", str(photo_folder), "-o", str(out), "--name", "x", "--workers", "1"]) == 3
     assert capsys.readouterr().out == f"{out / 'x_HR_sub.lmdb'}\n"
-    report = (out / "x_HR_sub.left_out.csv").read_text()
+    report = (out / "x_HR_sub.skipped.csv").read_text()
     assert "coffee.png,\"would be stored as 'coffee', as " in report and "is empty (0 bytes)" in report
 
 

@@ -6,16 +6,16 @@ import torch
 from PIL import Image
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.analysis.images import load_image, reduce_by_pillow, to_tensor
 
 
 def test_an_image_is_a_file_or_a_photograph(tmp_path):
-    part = load_photograph("coffee")[:20, :30]
+    part = load_sample_image("coffee")[:20, :30]
     file = tmp_path / "part.png"
     Image.fromarray(part).save(file)
     assert np.array_equal(load_image(str(file)), part)
-    assert np.array_equal(load_image("coffee"), load_photograph("coffee"))
+    assert np.array_equal(load_image("coffee"), load_sample_image("coffee"))
     with pytest.raises(UserError, match="cofee: there is no such file; expected a file, or one of"):
         load_image("cofee")
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from scipy.stats import gaussian_kde
 
-from esc_basicsr.data.photos import load_photograph
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.analysis.local_attribution import (
     Attribution,
     Window,
@@ -42,7 +42,7 @@ def convolutions(scale: int = 2, channels: int = 3) -> nn.Sequential:
 @pytest.fixture(scope="module")
 def photograph() -> torch.Tensor:
     """A part of a photograph, (1, 3, 32, 32), float64."""
-    pixels = load_photograph("coffee")[100:228:4, 100:228:4]
+    pixels = load_sample_image("coffee")[100:228:4, 100:228:4]
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None] / torch.tensor(255.0).double()
 
 
