@@ -9,7 +9,7 @@ import importlib
 import io
 import random
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ import torch.distributed as dist
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.log import logger
+from esc_basicsr.training.ranks import on_first_rank
 from esc_basicsr.weights.checkpoint import read_weights, refuse_bombs
 
 __all__ = [
     "check_form",
     "load_resume_state",
     "newest_state",
-    "on_first_rank",
     "prune",
     "random_state",
     "restore_random_state",
@@ -90,24 +90,6 @@ def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
 def newest_state(opt: Mapping[str, Any]) -> Path | None:
     """The experiment's newest training state, if it has any."""
     return next(iter(_states(opt)), None)
-
-
-def on_first_rank(work: Callable[[], None]) -> None:
-    """Have rank 0 do something, and every rank know if it failed.
-
-    Raises:
-        UserError: It raised one on rank 0.
-    """
-    problems: list[str | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            work()
-        except UserError as error:
-            problems = [str(error)]
-    if dist.is_initialized():
-        dist.broadcast_object_list(problems)
-    if problems[0] is not None:
-        raise UserError(problems[0])
 
 
 # Random numbers
