@@ -207,8 +207,8 @@ class _Watch:
             host, pid = self.processes[cause.rank]
             print(
                 f"error: rank {cause.rank} (process {pid} on {host}) {cause.why}. The other ranks cannot "
-                "go on without it, and end. A training goes on from its newest checkpoint when it is started again "
-                "with --auto_resume.",
+                "go on without it, and end. A training goes on from its newest checkpoint when it is started "
+                "again with --auto_resume.",
                 file=sys.stderr,
                 flush=True,
             )
