@@ -46,11 +46,11 @@ COMMANDS = {
     ),
     "compare": (
         "esc_basicsr.commands.compare",
-        "measure ESC beside its rivals, or its ablation, as the paper's tables do",
+        "measure ESC beside its baselines, or its ablation, as the paper's tables do",
     ),
     "doctor": ("esc_basicsr.commands.doctor", "report what is installed, and what is wrong"),
     "complexity": (
-        "esc_basicsr.lab.measure.complexity",
+        "esc_basicsr.commands.complexity",
         "count parameters and multiply-adds of ESC",
     ),
 }

@@ -98,7 +98,7 @@ def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
 
 
 def _tags(options: dict[str, Any]) -> list[str]:
-    """The published variant, if it is one, and the sizes."""
+    """Name the published variant, if it is one, and the sizes."""
     sizes = {key: value for key, value in options.items() if key != "upscaling_factor"}
     tags = [name for name, variant in VARIANTS.items() if variant == sizes]
     return [*tags, f"{options['dim']}dim", f"{options['n_blocks']}nb"]

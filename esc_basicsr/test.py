@@ -10,17 +10,20 @@ What it writes goes to results/NAME under the working directory; NAME is the opt
 import argparse
 import sys
 
-from esc_basicsr.basicsr_host import pipeline
 from esc_basicsr.common.command_line import run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    pipeline.add_arguments(parser, is_train=False)
+    from esc_basicsr.basicsr_host.parse import add_arguments as add
+
+    add(parser, is_train=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run BasicSR's test_pipeline."""
+    from esc_basicsr.basicsr_host import pipeline
+
     return pipeline.run(args, is_train=False)
 
 

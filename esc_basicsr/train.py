@@ -11,17 +11,21 @@ file's ``name``.
 import argparse
 import sys
 
-from esc_basicsr.basicsr_host import pipeline
+# Spawned data workers import this module, when it is the main one: what is heavy waits.
 from esc_basicsr.common.command_line import run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    pipeline.add_arguments(parser, is_train=True)
+    from esc_basicsr.basicsr_host.parse import add_arguments as add
+
+    add(parser, is_train=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run BasicSR's train_pipeline."""
+    from esc_basicsr.basicsr_host import pipeline
+
     return pipeline.run(args, is_train=True)
 
 

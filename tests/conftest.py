@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from slow import SLOW
 
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common import log
@@ -83,6 +84,14 @@ def tiny_network() -> dict[str, Any]:
         "window_size": 4,
         "num_heads": 2,
     }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`."""
+    folder = Path(__file__).parent
+    for item in items:
+        if any(item.path.is_relative_to(folder / name) for name in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The package is clean by ruff and mypy, and says nothing about the machine it was written on."""
+"""The package is clean by ruff and mypy, and names neither machine paths nor documents that it lacks."""
 
 import re
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +21,10 @@ def test_tool_finds_nothing(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_slow_tests_exist():
+    assert all((ROOT / "tests" / name).exists() for name in SLOW)
+
+
 def test_no_machine_path_is_written_down():
     sources = [
         path
@@ -32,6 +37,17 @@ def test_no_machine_path_is_written_down():
     assert len(sources) > 50
     machine_path = re.compile(r"(?<![\w.])/(?:home|root|mnt|Users)/\w")
     found = [
-        str(path) for path in [*sources, ROOT / "README.md"] if machine_path.search(path.read_text("utf-8"))
+        str(path) for path in [*sources, *ROOT.glob("*.md")] if machine_path.search(path.read_text("utf-8"))
     ]
     assert not found
+
+
+def test_documents_that_the_code_names_exist():
+    missing = {
+        (str(path.relative_to(ROOT)), name)
+        for folder in ("esc_basicsr", "tests", "docs/studies")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"\bdocs/[\w/.-]+\.(?:md|csv|json)\b", path.read_text("utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert not missing

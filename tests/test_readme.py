@@ -1,4 +1,4 @@
-"""The README tells the truth: its examples run, its commands exist, its table is what is measured."""
+"""README and docs hold: examples run, commands and links exist, the table of variants is what is built."""
 
 import os
 import re
@@ -20,6 +20,12 @@ from esc_basicsr.data.photos import load_photograph
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "datasets/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 # What makes the README's training a matter of seconds. Everything else is as written.
 SHORT = [
@@ -37,14 +43,18 @@ SHORT = [
 ]
 
 
-def block(marker: str) -> str:
+def block(marker: str, page: str = "README.md") -> str:
     """The code block after ``<!-- marker -->``."""
-    found = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", README, re.DOTALL)
+    text = (ROOT / page).read_text("utf-8")
+    found = re.search(rf"<!-- {marker} -->\n```bash\n(.*?)```", text, re.DOTALL)
     assert found, marker
     return found[1]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize(
+    "code",
+    re.findall(r"```python\n(.*?)```", README + (ROOT / "docs/speed.md").read_text("utf-8"), re.DOTALL),
+)
 def test_python_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
@@ -54,12 +64,11 @@ def test_python_example_runs(code, tmp_path, monkeypatch):
 def newcomer(tmp_path_factory) -> Path:
     """A folder in which a newcomer has put images and the shipped options."""
     folder = tmp_path_factory.mktemp("newcomer")
-    shutil.copytree(ROOT / "options", folder / "options")
-    for name, photographs, size in (("DIV2K_train_HR", ("coffee",), 390), ("Set5_HR", ("chelsea",), 48)):
+    run_lines(block("install commands").splitlines()[1:], folder)
+    for name, photograph, size in (("DIV2K_train_HR", "coffee", 390), ("Set5_HR", "chelsea", 48)):
         (folder / name).mkdir()
-        for photograph in photographs:
-            picture = load_photograph(photograph)[:size, :size, ::-1]
-            cv2.imwrite(str(folder / name / f"{photograph}.png"), picture)
+        image = load_photograph(photograph)[:size, :size, ::-1]
+        cv2.imwrite(str(folder / name / f"{photograph}.png"), image)
     return folder
 
 
@@ -81,10 +90,11 @@ def run_lines(lines: list[str], folder: Path, *extra: str) -> list[str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
     run_lines(block("data commands").splitlines(), newcomer)
     assert (newcomer / "datasets/DIV2K/DIV2K_train_LR_bicubic_X3_sub.lmdb/data.mdb").is_file()
-    # the same picture stands in for the other sets
+    # the same image stands in for the other sets
     for name in BENCHMARKS[1:]:
         shutil.copytree(newcomer / "datasets/Set5", newcomer / "datasets" / name)
 
@@ -107,7 +117,8 @@ def test_data_train_and_test_commands_take_a_newcomer_through(newcomer):
     assert main(["options", "--check", str(checked)]) == 2  # the other DFLIP sets are not there
 
 
-def test_upscale_commands_make_pictures_larger(tmp_path):
+@pytest.mark.slow
+def test_upscale_commands_make_images_larger(tmp_path):
     photo = Image.fromarray(load_photograph("chelsea")[:24, :20])
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/cat.png"):
@@ -136,7 +147,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("line", block("compare commands").splitlines())
+@pytest.mark.slow
+@pytest.mark.parametrize("line", block("compare commands", "docs/compare.md").splitlines())
 def test_networks_are_compared_and_looked_into(line, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 64)
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 64)
@@ -187,8 +199,21 @@ def test_no_command_shows_the_commands(capsys):
     assert all(command in text for command in COMMANDS)
 
 
-def test_links_and_named_files_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    for path in re.findall(r"-opt (options/\S+)", README):
-        assert (ROOT / path).is_file(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_named_files_and_commands_exist(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"-opt (options/[^\s`]+)|python (\S+\.py)", text):
+        assert (ROOT / "".join(path)).is_file(), path
+    for command in re.findall(r"python -m esc_basicsr (\w[\w-]*)", text):
+        assert command in COMMANDS, command
+    for module in re.findall(r"`esc_basicsr/(?!.*NAME)([\w/.]+)`", text):
+        assert (ROOT / "esc_basicsr" / module).exists(), module
+
+
+def test_readme_is_short_and_every_page_is_in_the_index():
+    assert len(README.split()) < 1000
+    index = (ROOT / "docs/README.md").read_text("utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))

@@ -14,12 +14,13 @@ Writes ablation-training.json, .md and .png. Short trainings do not rank network
 
 import argparse
 import contextlib
+import functools
 import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +33,18 @@ from compare_training import (
     train,
     training_sources,
 )
+from matplotlib.figure import Figure
 
 from esc_basicsr.commands.demo import TRAINING_PHOTOGRAPHS, lay_out_held_out
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.fast import kernels
-from esc_basicsr.lab.measure.comparison_table import YARDSTICK
-from esc_basicsr.lab.measure.measure import describe_machine
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
-from esc_basicsr.metrics.published import ABLATION as PUBLISHED
+from esc_basicsr.lab.measure.comparison_table import BASELINE
+from esc_basicsr.lab.measure.results import make_folder, publish
+from esc_basicsr.metrics.published import ABLATION_FIGURES
 from esc_basicsr.metrics.quality import measure_quality, pairs_of_set
 from esc_basicsr.options.recipes import ABLATION, BENCHMARKS, ablation_rows
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCALE = 2
 PHOTOGRAPHS = "photographs"
@@ -55,19 +54,12 @@ POINTS = 10  # of a curve
 
 
 class Row(NamedTuple):
-    """One row's training.
+    """One row's training."""
 
-    Attributes:
-        name: Of `ABLATION`, or ``ESC``.
-        params: Parameters.
-        seconds: Median of an iteration.
-        psnr: Test set -> PSNR on Y in dB after each tenth of the iterations.
-    """
-
-    name: str
+    name: str  # of `ABLATION`, or "ESC"
     params: int
-    seconds: float
-    psnr: dict[str, list[float]]
+    seconds: float  # median of an iteration
+    psnr: dict[str, list[float]]  # test set -> PSNR on Y in dB after each tenth of the iterations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch", type=int, default=64, help="side of an LR patch (default: 64)")
     parser.add_argument("--batch", type=int, default=16, help="patches in a batch (default: 16)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    rows = [YARDSTICK, *ABLATION]
+    rows = [BASELINE, *ABLATION]
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help="default: all")
     parser.add_argument("--train", type=Path, nargs="+", metavar="LMDB", help="HR LMDBs to train on")
     parser.add_argument("--data", type=Path, help="folder of test sets, as datasets/README.md says")
@@ -86,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def networks(names: Sequence[str], small: bool) -> dict[str, dict[str, Any]]:
-    """``network_g`` of rows, as their option files have it."""
+    """Give ``network_g`` of rows, as their option files have it."""
     rows = ablation_rows()
     return {name: {**rows[name].network, **(SMALL if small else {})} for name in names}
 
@@ -105,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
         except UserError as error:
             raise UserError(f"--patch {args.patch}, on what is trained on: {error}") from error
         make_folder(args.output)
-        way = _way(device)
+        implementation = _implementation(device)
         models = {
-            name: build(options_of(way, network, SCALE, args.iterations, device))
+            name: build(options_of(implementation, network, SCALE, args.iterations, device))
             for name, network in networks(args.rows, args.small).items()
         }
         moments = [args.iterations * (point + 1) // POINTS for point in range(POINTS)]
@@ -129,12 +121,11 @@ def run(args: argparse.Namespace) -> int:
         Row(name, params[name], float(np.median(seconds[name][UNTIMED:])), psnr[name]) for name in args.rows
     ]
     settings = {"small": SMALL if args.small else None, "patch": args.patch, "batch": args.batch}
-    settings |= {"iterations": args.iterations, "way": way, "machine": describe_machine(device)}
+    settings |= {"iterations": args.iterations, "implementation": implementation}
     settings["train"] = [str(path.name) for path in args.train or ()] or list(TRAINING_PHOTOGRAPHS)
-    results = {"settings": settings, "moments": moments, "rows": [row._asdict() for row in rows]}
-    text = markdown(rows)
-    print(text)
-    write_report(args.output, "ablation-training", results, text, draw(rows, moments))
+    draw_rows = functools.partial(draw, rows, moments)
+    stem = "ablation-training"
+    publish(args.output, stem, markdown(rows), settings, rows, device, draw_rows, moments=moments)
     return 0
 
 
@@ -151,8 +142,8 @@ def _check(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
-def _way(device: torch.device) -> str:
-    """Of `RUNS`: on a CPU the C++ kernels where they can be compiled, which give the same in less time."""
+def _implementation(device: torch.device) -> str:
+    """Choose of `RUNS`: on a CPU the C++ kernels where they can be compiled: the same in less time."""
     if device.type == "cpu":
         with contextlib.suppress(UserError):
             kernels.load()
@@ -161,7 +152,7 @@ def _way(device: torch.device) -> str:
 
 
 def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """HR and LR files by test set; those that come with scikit-image are made in ``folder``."""
+    """Find HR and LR files by test set; those that come with scikit-image are made in ``folder``."""
     if args.data is None:
         lay_out_held_out(folder)
         return {PHOTOGRAPHS: pairs_of_set(folder, PHOTOGRAPHS, SCALE)}
@@ -176,35 +167,33 @@ def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[P
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table of where the trainings ended; differences are to ESC's, the paper's in brackets."""
+    """Write a table of where the trainings ended; differences are to ESC's, the paper's in brackets."""
     sets = list(rows[0].psnr)
     head = ["row", "parameters", "seconds an iteration"]
     head += [cell for test in sets for cell in (f"PSNR on {test}", "to ESC")]
-    yardstick = next((row for row in rows if row.name == YARDSTICK), None)
+    esc = next((row for row in rows if row.name == BASELINE), None)
     lines = []
     for row in rows:
         cells = [row.name, f"{row.params:,}", f"{row.seconds:.2f}"]
         for test in sets:
             last = row.psnr[test][-1]
-            apart = "" if yardstick in (None, row) else f"{last - yardstick.psnr[test][-1]:+.2f} dB"
+            apart = "" if esc in (None, row) else f"{last - esc.psnr[test][-1]:+.2f} dB"
             cells += [f"{last:.2f} dB", " ".join(filter(None, (apart, _published(row.name, test))))]
         lines.append(cells)
     return markdown_table(head, lines)
 
 
 def _published(name: str, test: str) -> str:
-    """What the paper has a row lose against ESC on a test set, in brackets; nothing where it has none."""
+    """Give in brackets what the paper has a row lose against ESC on a test set, if it has that."""
     key = test.lower()
-    own, esc = PUBLISHED["" if name == YARDSTICK else name], PUBLISHED[""]
-    if name == YARDSTICK or key not in ("set5", "urban100"):
+    own, esc = ABLATION_FIGURES["" if name == BASELINE else name], ABLATION_FIGURES[""]
+    if name == BASELINE or key not in ("set5", "urban100"):
         return ""
     return f"({getattr(own, key) - getattr(esc, key):+.2f})"
 
 
-def draw(rows: Sequence[Row], moments: Sequence[int]) -> "Figure":
-    """PSNR against iterations, and, in the second half, how far each row is from ESC."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Sequence[Row], moments: Sequence[int]) -> Figure:
+    """Draw PSNR against iterations, and, in the second half, how far each row is from ESC."""
     sets = list(rows[0].psnr)
     figure = Figure(figsize=(12, 4.5 * len(sets)), layout="constrained")
     grid = figure.subplots(len(sets), 2, squeeze=False)
@@ -214,8 +203,8 @@ def draw(rows: Sequence[Row], moments: Sequence[int]) -> "Figure":
         for number, (name, row) in enumerate(curves.items()):
             style = {"color": f"C{number}", "marker": ".", "label": name}
             left.plot(moments, row.psnr[test], **style)
-            if YARDSTICK in curves:
-                apart = np.subtract(row.psnr[test], curves[YARDSTICK].psnr[test])
+            if BASELINE in curves:
+                apart = np.subtract(row.psnr[test], curves[BASELINE].psnr[test])
                 right.plot(moments[late], apart[late], **style)
         left.set_ylabel(f"PSNR on Y, {test} (dB)")
         right.set_ylabel("above ESC (dB)")

@@ -30,6 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
+from esc_basicsr.common.timing import median_times
 from esc_basicsr.data.building.image_keys import collect_images
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.degradation import make_pair
@@ -37,7 +39,7 @@ from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import read_image
 from esc_basicsr.data.lmdb_reader import ImageLMDB
 from esc_basicsr.data.photos import load_photograph, photograph_names
-from esc_basicsr.lab.measure.measure import describe_machine, median_times
+from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.options.recipes import Schedule
 
 Batch = dict[str, Any]
@@ -85,7 +87,7 @@ def _to_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def ways(folders: Mapping[int, Path], scale: int, samples: int, batch: int) -> dict[str, Way]:
-    """What is compared, by name, over the LMDBs of compression 1 and 0."""
+    """List what is compared, by name, over the LMDBs of compression 1 and 0."""
 
     def ours(compression: int, lq_on_device: bool = False) -> Dataset[Any]:
         options = {"name": "photographs", "phase": "train", "scale": scale, "gt_size": LR_PATCH * scale}
@@ -113,7 +115,7 @@ def ways(folders: Mapping[int, Path], scale: int, samples: int, batch: int) -> d
 
 
 def levels(way: Way) -> tuple[Tensor, Tensor]:
-    """LR and HR of all samples, equal ones for equal ways, in 8-bit levels."""
+    """Give LR and HR of all samples, equal ones for equal ways, in 8-bit levels."""
     random.seed(0)
     batches = list(way())
     lq, gt = (torch.cat([batch[key] for batch in batches]) * 255 for key in ("lq", "gt"))
@@ -121,7 +123,7 @@ def levels(way: Way) -> tuple[Tensor, Tensor]:
 
 
 def differences_of(lq: Tensor, other: Tensor) -> dict[str, float]:
-    """Largest and mean difference in levels, both two pixels off the border, and how many values differ."""
+    """Compare levels: largest and mean difference, both two pixels off the border, and their number."""
     difference = (lq - other).abs()
     inner = difference[..., 2:-2, 2:-2]
     return {
@@ -135,7 +137,7 @@ def differences_of(lq: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def measure(folders: Mapping[int, Path], scale: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one scale: samples a second of each way, and its LR against the plain way's and ours.
+    """Measure one scale: samples a second of each way, and its LR against the plain way's and ours.
 
     Raises:
         RuntimeError: Two ways do not crop alike: their LR could not be compared.
@@ -164,10 +166,10 @@ def measure(folders: Mapping[int, Path], scale: int, args: argparse.Namespace) -
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table; ratios are to the plain way on compressed records."""
+    """Write a table; ratios are to the plain way on compressed records."""
     head = ["scale", "way", "samples a second", "times the plain way"]
     head += ["LR from plain's: largest, mean", "off the border", "LR values that differ from ours"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         cells = [f"×{row['scale']}", row["way"]]
         cells += [f"{row['samples_per_second']:.0f}", f"{row['times_plain']:.1f}"]
@@ -180,12 +182,12 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         else:
             cells += [""] * 3
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Bars of samples a second, a group for each scale."""
+    """Draw bars of samples a second, a group for each scale."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["way"] for row in rows))
@@ -207,7 +209,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def find_photographs(folder: Path | None, size: int) -> dict[str, Path | npt.NDArray[np.uint8]]:
-    """The embedded photographs, or those of a folder, that have a crop of ``size``.
+    """Find the embedded photographs, or those of a folder, that have a crop of ``size``.
 
     Raises:
         UserError: There is none, or one cannot be read.

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from esc_basicsr.archs import ESC, Bicubic
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.metrics.quality import super_resolve
@@ -62,12 +63,12 @@ def read_pairs(folder: Path, scale: int) -> list[Pair]:
 
 
 def to_tensor(images: Sequence[Image]) -> Tensor:
-    """(H, W, 3) images of one size to (B, 3, H, W) in [0, 1]."""
+    """Stack (H, W, 3) images of one size to (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless random crops and their reductions."""
+    """Yield endless random crops and their reductions."""
     random = np.random.default_rng(seed)
     size = PATCH * scale
     while True:
@@ -81,12 +82,12 @@ def batches(photos: Sequence[Image], scale: int, seed: int) -> Iterator[tuple[Te
 
 
 def ycbcr(image: Image) -> npt.NDArray[np.float64]:
-    """BT.601 studio swing in 8-bit units, unrounded."""
+    """Convert to BT.601 studio swing in 8-bit units, unrounded."""
     return image.astype(np.float64) @ (np.array(RGB_TO_YCBCR).T / 255)
 
 
 def figures_of(sr: Image, gt: Image, border: int) -> dict[str, float]:
-    """Y and RGB PSNR in dB, and the mean absolute chroma error in 8-bit units, borders cropped."""
+    """Measure Y and RGB PSNR in dB, and the mean absolute chroma error in 8-bit units, borders cropped."""
     inner = (slice(border, -border), slice(border, -border))
     sr, gt = sr[inner], gt[inner]
     difference = np.abs(ycbcr(sr) - ycbcr(gt))
@@ -125,7 +126,7 @@ def train(
 
 
 def evaluate(method: Callable[[Image], Image], pairs: Sequence[Pair], border: int) -> dict[str, float]:
-    """Mean figures over a test set."""
+    """Average figures over a test set."""
     rows = [figures_of(method(pair.lq), pair.gt, border) for pair in pairs]
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
@@ -218,13 +219,14 @@ def run(args: argparse.Namespace) -> int:
     settings |= {"batch": BATCH, "patch": PATCH, "photographs": len(photos), "torch": torch.__version__}
     mmengine.dump({"settings": settings, "results": table}, args.output / "loss_comparison.json", indent=1)
     draw(methods, sets[args.val[0].name], args.output / "loss_comparison.jpg")
-    print(
-        "| set | loss | Y PSNR | RGB PSNR | chroma error, mean | 99th percentile |\n|---|---|---|---|---|---|"
-    )
-    for set_name, rows in table.items():
-        for name, row in rows.items():
-            cells = [f"{row[key]:.3f}" for key in ("psnr_y", "psnr_rgb", "chroma_mae", "chroma_p99")]
-            print(f"| {set_name} | {name} | {' | '.join(cells)} |")
+    head = ["set", "loss", "Y PSNR", "RGB PSNR", "chroma error, mean", "99th percentile"]
+    keys = ("psnr_y", "psnr_rgb", "chroma_mae", "chroma_p99")
+    lines = [
+        [set_name, name, *(f"{row[key]:.3f}" for key in keys)]
+        for set_name, rows in table.items()
+        for name, row in rows.items()
+    ]
+    print(markdown_table(head, lines))
     return 0
 
 

@@ -1,10 +1,10 @@
-"""What tiles cost: photographs upscaled whole, strip by strip, in aligned tiles and in plain ones.
+"""The cost of tiles: images upscaled whole, by row chunks, in aligned tiles and in plain ones.
 
     python docs/studies/compare_tiles.py --model FILE -o DIR
 
 Aligned tiles are those of `Upscaler` for what is too large for the memory; plain ones, of the same size, lie
 anywhere and have no margin. All are compared with the whole image, by PSNR of 8-bit pixels on RGB, and with
-the photograph whose bicubic reduction was upscaled, by PSNR on Y. Writes tiles.json, tiles.md and tiles.png:
+the image whose bicubic reduction was upscaled, by PSNR on Y. Writes tiles.json, tiles.md and tiles.png:
 where, and how much, tiles differ.
 """
 
@@ -13,30 +13,30 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from esc_basicsr import fast
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.fast.tiles import MARGIN, run_in_tiles
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
+from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Image = npt.NDArray[np.uint8]
 
-PHOTOGRAPHS = ("astronaut", "coffee", "hubble_deep_field", "retina")
+IMAGES = ("astronaut", "coffee", "hubble_deep_field", "retina")
 PLAIN = "plain tiles"
-_ENHANCED = 16  # times, of the differences in the picture
+_ENHANCED = 16  # times, of the differences in the figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,63 +56,55 @@ def run(args: argparse.Namespace) -> int:
     trained = load_network(args.model)
     window = int(trained.options["window_size"])
     rows: list[dict[str, Any]] = []
-    pictures: dict[str, dict[str, Image]] = {}
-    for name in tqdm(PHOTOGRAPHS, desc="photographs"):
-        pictures[name] = _measure(trained, name, [side * window for side in args.windows], rows)
-    results = {
-        "network": trained.options,
-        "margin": MARGIN * window,
-        "torch": torch.__version__,
-        "rows": rows,
-    }
-    text = _table(rows)
-    print(text)
-    if args.output is not None:
-        write_report(args.output, "tiles", results, text, _draw(pictures))
+    images: dict[str, dict[str, Image]] = {}
+    for name in tqdm(IMAGES, desc="images"):
+        images[name] = _measure(trained, name, [side * window for side in args.windows], rows)
+    settings = {"network": trained.options, "margin": MARGIN * window}
+    draw = functools.partial(_draw, images)
+    publish(args.output, "tiles", _table(rows), settings, rows, torch.device("cpu"), draw)
     return 0
 
 
 def _measure(
     trained: TrainedNetwork, name: str, sides: Sequence[int], rows: list[dict[str, Any]]
 ) -> dict[str, Image]:
-    """Add the figures of a photograph; give its pictures for the smallest tiles."""
+    """Add the figures of a image; give its images for the smallest tiles."""
     gt = load_photograph(name)
     scale = trained.scale
     gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     lq = torch.from_numpy(reduce_uint8(gt, scale).astype(np.float32) / 255).permute(2, 0, 1)[None]
     window = int(trained.options["window_size"])
-    run = functools.partial(_run, trained)
+    run = functools.partial(_run, fast.prepare(trained.network))
     whole = run(lq)
-    with torch.enable_grad():  # in one piece: by strips it goes only without gradients
-        plain = trained.network(lq).detach()
-    pictures = {"whole": _picture(whole)}
+    plain = _run(trained.network, lq)
+    images = {"whole": _to_image(whole)}
     for side in sides:
         aligned = run_in_tiles(run, lq, scale, side, window)
         # as much memory
         naive = run_in_tiles(run, lq, scale, side + 2 * MARGIN * window, window, margin=0)
-        pictures |= {} if len(pictures) > 1 else {"tiles": _picture(aligned), PLAIN: _picture(naive)}
-        ways: dict[str, Tensor] = {"strips": whole, f"tiles of {side}": aligned, PLAIN: naive}
+        images |= {} if len(images) > 1 else {"tiles": _to_image(aligned), PLAIN: _to_image(naive)}
+        ways: dict[str, Tensor] = {"row chunks": whole, f"tiles of {side}": aligned, PLAIN: naive}
         for way, sr in ways.items():
-            if way != "strips" or side == sides[0]:
+            if way != "row chunks" or side == sides[0]:
                 rows.append(
                     {
-                        "photograph": name,
+                        "image": name,
                         "way": way,
-                        "side": None if way == "strips" else side,
-                        "psnr_to_whole": _psnr(_picture(sr), _picture(plain)),
-                        "psnr_y_gained": _luma_psnr(_picture(sr), gt, scale)
-                        - _luma_psnr(_picture(plain), gt, scale),
+                        "side": None if way == "row chunks" else side,
+                        "psnr_to_whole": _psnr(_to_image(sr), _to_image(plain)),
+                        "psnr_y_gained": _luma_psnr(_to_image(sr), gt, scale)
+                        - _luma_psnr(_to_image(plain), gt, scale),
                     }
                 )
-    return pictures
+    return images
 
 
-def _run(trained: TrainedNetwork, lq: Tensor) -> Tensor:
+def _run(net: nn.Module, lq: Tensor) -> Tensor:
     with torch.inference_mode():
-        return trained.network(lq)
+        return net(lq)
 
 
-def _picture(sr: Tensor) -> Image:
+def _to_image(sr: Tensor) -> Image:
     return (sr[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -125,12 +117,12 @@ def _psnr(one: Image, other: Image) -> float:
 def _luma_psnr(sr: Image, gt: Image, scale: int) -> float:
     from basicsr.metrics import calculate_psnr
 
-    pair = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in (sr, gt)]
+    pair = [np.ascontiguousarray(image[:, :, ::-1]) for image in (sr, gt)]
     return float(calculate_psnr(*pair, crop_border=scale, test_y_channel=True))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A row for each way: over the photographs, the worst and the mean."""
+    """Write a row for each method: over the images, the worst and the mean."""
     kinds = list(dict.fromkeys((row["way"], row["side"]) for row in rows))
     lines = []
     for way, side in kinds:
@@ -146,13 +138,11 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
-def _draw(pictures: dict[str, dict[str, Image]]) -> "Figure":
-    """Each photograph, and where its smallest tiles differ from the whole."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.1 * len(pictures)), layout="constrained")
-    axes = figure.subplots(len(pictures), 3, squeeze=False)
-    for row, (name, own) in zip(axes, pictures.items(), strict=True):
+def _draw(images: dict[str, dict[str, Image]]) -> Figure:
+    """Draw each image, and where its smallest tiles differ from the whole."""
+    figure = Figure(figsize=(9.6, 3.1 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 3, squeeze=False)
+    for row, (name, own) in zip(axes, images.items(), strict=True):
         row[0].imshow(own["whole"])
         row[0].set_title(name)
         for axis, way in zip(row[1:], ("tiles", PLAIN), strict=True):

@@ -32,10 +32,11 @@ from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.commands.demo import TRAINING_PHOTOGRAPHS
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table, mebibytes, scientific
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.lab.measure.measure import describe_machine
+from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.lab.networks.reference import ReferenceNetwork
 from esc_basicsr.options.recipes import Recipe, training_text
 from esc_basicsr.training.esc_model import ESCModel
@@ -54,7 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
     CPU_KERNELS: {"cpu_kernels": True},
     "bf16+channels_last+compile": {"train": {"amp": "bf16", "compile": True}, "channels_last": True},
     RELEASE: {},
-    # the yardstick: how far two sound trainings differ
+    # the measure of differences: how far two sound trainings differ
     "other-start": {"manual_seed": 1},
 }
 LEARNING_RATE = 1e-3
@@ -63,24 +64,15 @@ SMOOTHED = 25  # iterations of a moving average
 
 
 class Row(NamedTuple):
-    """One training's figures.
+    """One training's figures."""
 
-    Attributes:
-        run: A key of `RUNS`.
-        seconds: Median of an iteration.
-        memory: Bytes of peak memory of an iteration, weights and optimizer of all trainings included; None on
-            a CPU.
-        loss: Mean of the last `SMOOTHED` losses.
-        largest: Largest relative difference of its smoothed losses from the first row's.
-        mean: Mean of those differences.
-    """
-
-    run: str
-    seconds: float
+    run: str  # a key of `RUNS`
+    seconds: float  # median of an iteration
+    # bytes, peak of an iteration, weights and optimizer of all trainings included; None on a CPU
     memory: int | None
-    loss: float
-    largest: float
-    mean: float
+    loss: float  # mean of the last `SMOOTHED` losses
+    largest: float  # largest relative difference of its smoothed losses from the first row's
+    mean: float  # of those differences
 
 
 def release_form(network: dict[str, Any], compile_flex: bool) -> nn.Module:
@@ -93,7 +85,7 @@ def release_form(network: dict[str, Any], compile_flex: bool) -> nn.Module:
 def options_of(
     run: str, network: Mapping[str, Any], scale: int, iterations: int, device: torch.device
 ) -> dict[str, Any]:
-    """The options to train ``network`` by: the shipped recipe in short, and what `RUNS` adds."""
+    """Make the options to train ``network`` with: the shipped recipe in short, and what `RUNS` adds."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     opt: dict[str, Any] = yaml.safe_load(training_text(Recipe("ESC", 2, "DIV2K", VARIANTS["ESC"])))
@@ -127,7 +119,7 @@ def build(opt: dict[str, Any]) -> ESCModel:
 
 
 def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
-    """HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
+    """Find HR LMDBs to train on: those given, or one of scikit-image's photographs, made in ``folder``."""
     if given is not None:
         return [*given]
     photos = {name: load_photograph(name) for name in TRAINING_PHOTOGRAPHS}
@@ -135,7 +127,7 @@ def training_sources(given: Sequence[Path] | None, folder: Path) -> list[Path]:
 
 
 def batches(sources: Sequence[Path], scale: int, patch: int, batch: int, iterations: int) -> DataLoader[Any]:
-    """Random crops of HR LMDBs with their reductions, ``patch`` LR pixels wide, the same in each call."""
+    """Load random crops of HR LMDBs and their reductions, ``patch`` LR pixels wide, the same each time."""
     roots = [{"dataroot_gt": str(source)} for source in sources]
     opt = {"name": "training", "phase": "train", "scale": scale, "sources": roots, "gt_size": patch * scale}
     dataset = DFLIPDataset({**opt, "use_hflip": True, "use_rot": True})
@@ -184,7 +176,7 @@ def train(
 
 
 def smooth(losses: Sequence[float]) -> Curve:
-    """Moving average over `SMOOTHED` iterations, or all if there are fewer."""
+    """Take the moving average over `SMOOTHED` iterations, or all if there are fewer."""
     width = min(SMOOTHED, len(losses))
     return np.convolve(losses, np.full(width, 1 / width), mode="valid")
 
@@ -215,23 +207,23 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first row."""
+    """Write a table; ratios are to the first row."""
     head = ["training", "iterations/s", "times as fast", "peak memory", "final loss"]
     head += ["largest difference", "mean difference"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         is_first = row is rows[0]
         cells = [
             row.run,
             f"{1 / row.seconds:.2f}",
             f"{rows[0].seconds / row.seconds:.2f}",
-            "" if row.memory is None else f"{row.memory / 2**20:.0f} MiB",
+            "" if row.memory is None else mebibytes(row.memory),
             f"{row.loss:.5f}",
-            "" if is_first else f"{row.largest:.1e}",
-            "" if is_first else f"{row.mean:.1e}",
+            scientific(None if is_first else row.largest),
+            scientific(None if is_first else row.mean),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,27 +14,25 @@ import functools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table, mebibytes, milliseconds, scientific
+from esc_basicsr.common.timing import times_in_turn
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    describe_machine,
-    device_to_measure_on,
+    check_measuring_arguments,
     peak_memory_growth,
-    times_in_turn,
 )
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, mebibytes, milliseconds, write_report
+from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.lab.networks.selective_scan import CHUNK, implementation, selective_scan
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
 
@@ -48,7 +46,7 @@ _PIECE = 256
 def step_by_step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The recurrence as it is written, see `selective_scan`."""
+    """Run the recurrence as it is written, see `selective_scan`."""
     dt = F.softplus(delta + delta_bias)
     h = u.new_zeros(len(u), *A.shape)
     y = []
@@ -63,7 +61,7 @@ def step_by_step(
 
 
 def _doubled(decay: Tensor, h: Tensor) -> Tensor:
-    """States of chunks that start from zero: each pass doubles the steps that a state has seen."""
+    """Compute states of chunks that start from zero: each pass doubles the steps that a state has seen."""
     seen = 1
     while seen < len(h):
         h = torch.cat([h[:seen], torch.addcmul(h[seen:], decay[seen:], h[:-seen])])
@@ -73,7 +71,7 @@ def _doubled(decay: Tensor, h: Tensor) -> Tensor:
 
 
 def _walked(decay: Tensor, h: Tensor) -> Tensor:
-    """States of chunks that start from zero: one step of all chunks at a time."""
+    """Compute states of chunks that start from zero: one step of all chunks at a time."""
     states = [h[0]]
     for decay_l, h_l in zip(decay[1:], h[1:], strict=True):
         states.append(torch.addcmul(h_l, decay_l, states[-1]))
@@ -90,7 +88,7 @@ def in_chunks(
     D: Tensor,
     delta_bias: Tensor,
 ) -> Tensor:
-    """States of chunks by ``within``, as if each started from zero; then what enters a chunk is added."""
+    """Compute states of chunks by ``within``, as if from zero; then what enters a chunk is added."""
 
     def chunks(value: Tensor) -> Tensor:  # [batch, (chunks steps), rows] -> [steps, batch, chunks, rows]
         value = F.pad(value, (0, 0, 0, -value.shape[1] % CHUNK))
@@ -117,18 +115,11 @@ DESIGNS: dict[str, Callable[..., Tensor]] = {
 
 
 class Row(NamedTuple):
-    """One design's figures; of each pair the first is the output's alone, the second with all gradients.
+    """One design's figures; of each pair the first is the output's alone, the second with all gradients."""
 
-    Attributes:
-        design: One of `DESIGNS`.
-        seconds: Each time measured.
-        memory: Bytes of peak memory growth, 12 bytes for each number of the input with it.
-        differences: Of the output, and of the gradients.
-    """
-
-    design: str
-    seconds: tuple[list[float], list[float]]
-    memory: tuple[int, int]
+    design: str  # one of `DESIGNS`
+    seconds: tuple[list[float], list[float]]  # each time measured
+    memory: tuple[int, int]  # bytes of peak growth, 12 for each number of the input with it
     differences: tuple[float, float]
 
     @property
@@ -138,7 +129,7 @@ class Row(NamedTuple):
 
 
 def random_inputs(n: int, device: torch.device) -> list[Tensor]:
-    """What `selective_scan` takes, as a new network has it: steps of 0.001 to 0.1, rates of 1 to N."""
+    """Make what `selective_scan` takes, as a new network has it: steps of 0.001 to 0.1, rates of 1 to N."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, n, CHANNELS), (1, n, CHANNELS), (1, n, STATES), (1, n, STATES))
     u, delta, B, C = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -148,7 +139,7 @@ def random_inputs(n: int, device: torch.device) -> list[Tensor]:
 
 
 def with_gradients(design: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The output, and the gradients of its sum of squares by every input."""
+    """Compute the output, and the gradients of its sum of squares by every input."""
     inputs = [value.detach().requires_grad_() for value in inputs]
     y = design(*inputs)
     return (y.detach(), *torch.autograd.grad(y.square().sum(), inputs))
@@ -185,19 +176,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write it down where asked."""
-    device = device_to_measure_on(args)
+    device = check_measuring_arguments(args)
     if min(args.size) < 1:
         raise UserError(f"--size must be at least 1, got {min(args.size)}.")
     make_folder(args.output)
     rows = measure(list(dict.fromkeys(args.design)), args.size, device, args.repeats, args.warmup)
-    text = markdown(rows)
-    print(text)
-    if args.output is not None:
-        settings = {"size": list(args.size), "channels": CHANNELS, "states": STATES, "chunk": CHUNK}
-        settings |= {"ours": implementation(device), "repeats": args.repeats, "warmup": args.warmup}
-        settings |= {"machine": describe_machine(device)}
-        results = {"settings": settings, "rows": [row._asdict() for row in rows]}
-        write_report(args.output, "selective_scan", results, text, draw(rows))
+    settings = {"size": list(args.size), "channels": CHANNELS, "states": STATES, "chunk": CHUNK}
+    settings |= {"ours": implementation(device), "repeats": args.repeats, "warmup": args.warmup}
+    publish(args.output, "selective_scan", markdown(rows), settings, rows, device, lambda: draw(rows))
     return 0
 
 
@@ -236,32 +222,20 @@ def measure(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first design."""
-    head = [
-        "design",
-        "forward",
-        "÷",
-        "with gradients",
-        "÷",
-        "memory",
-        "with gradients",
-        "difference",
-        "of gradients",
-    ]
+    """Write a table; ratios are to the first design."""
+    head = ["design", "forward", "÷", "with gradients", "÷", "memory", "with gradients", "difference"]
     lines = []
     for row in rows:
         cells = [row.design]
         for latency, first in zip(row.latencies, rows[0].latencies, strict=True):
             cells += [milliseconds(latency), f"{first / latency:.1f}"]
         cells += [mebibytes(memory) for memory in row.memory]
-        lines.append(cells + [f"{difference:.1e}" for difference in row.differences])
-    return markdown_table(head, lines)
+        lines.append([*cells, *map(scientific, row.differences)])
+    return markdown_table([*head, "of gradients"], lines)
 
 
-def draw(rows: Sequence[Row]) -> "Figure":
-    """Time and memory of each design, in logarithms."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Sequence[Row]) -> Figure:
+    """Draw time and memory of each design, in logarithms."""
     figure = Figure(figsize=(11, 1.5 + 0.6 * len(rows)), layout="constrained")
     names = [row.design for row in rows]
     panels = figure.subplots(1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""Time a training step of ESC in its forms, in turn, and compare their gradients.
+"""Time a training step of ESC in its implementations, in turn, and compare their gradients.
 
     python docs/studies/training_step.py -o DIR
     python docs/studies/training_step.py --device cuda --network ESC:release-flex ESC --batch 64
@@ -14,45 +14,36 @@ import functools
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table, milliseconds, scientific
+from esc_basicsr.common.timing import times_in_turn
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    describe_machine,
-    device_to_measure_on,
-    times_in_turn,
+    check_measuring_arguments,
 )
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, milliseconds, write_report
-from esc_basicsr.lab.networks.by_name import build, check_forms, network_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from esc_basicsr.lab.measure.results import make_folder, publish
+from esc_basicsr.lab.networks.by_name import build_network, check_implementations, network_of
 
 # autocast of the forward pass; weights stay float32
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class Row(NamedTuple):
-    """One form's figures.
+    """One implementation's figures."""
 
-    Attributes:
-        network: As it was named.
-        seconds: Each step measured.
-        difference: Largest relative difference of a parameter's gradient from the first form's.
-        bias_difference: The same for the position biases alone.
-    """
-
-    network: str
-    seconds: list[float]
-    difference: float | None
-    bias_difference: float | None
+    network: str  # as it was named
+    seconds: list[float]  # each step measured
+    difference: float | None  # largest relative one of a parameter's gradient from the first implementation's
+    bias_difference: float | None  # the same for the position biases alone
 
     @property
     def latency(self) -> float:
@@ -83,7 +74,7 @@ class Step:
         self.optimizer.step()
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients of the last step by parameter, named alike in each form."""
+        """Return the gradients of the last step by parameter, named alike in each implementation."""
         named = self.net.named_parameters()
         return {
             name.removeprefix("net."): grad
@@ -111,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write it down where asked."""
-    device, dtype = device_to_measure_on(args), PRECISIONS[args.precision]
+    device, dtype = check_measuring_arguments(args), PRECISIONS[args.precision]
     for name in args.network:
         if network_of(name) not in VARIANTS:
             raise UserError(f"--network {name}: expected {', '.join(VARIANTS)}, or a form of one.")
@@ -119,22 +110,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--network {name}: Flex has no gradients on a CPU; leave it out here.")
     if min(args.batch, args.patch) < 1:
         raise UserError(f"--batch and --patch must be at least 1, got {args.batch} and {args.patch}.")
-    check_forms(args.network, device, dtype or torch.float32)
+    check_implementations(args.network, device, dtype or torch.float32)
     make_folder(args.output)
     random = torch.Generator().manual_seed(0)
     lq = torch.rand(args.batch, 3, args.patch, args.patch, generator=random).to(device)
     side = args.patch * args.scale
     gt = torch.rand(args.batch, 3, side, side, generator=random).to(device)
     rows = measure(args.network, args.scale, lq, gt, dtype, args.repeats, args.warmup)
-    table = markdown(rows)
-    print(table)
-    if args.output is not None:
-        settings = {
-            key: getattr(args, key) for key in ("scale", "batch", "patch", "precision", "repeats", "warmup")
-        }
-        settings["machine"] = describe_machine(device)
-        results = {"settings": settings, "rows": [row._asdict() for row in rows]}
-        write_report(args.output, "training_step", results, table, draw(rows))
+    keys = ("scale", "batch", "patch", "precision", "repeats", "warmup")
+    settings = {key: getattr(args, key) for key in keys}
+    publish(args.output, "training_step", markdown(rows), settings, rows, device, lambda: draw(rows))
     return 0
 
 
@@ -148,7 +133,9 @@ def measure(
     warmup: int,
 ) -> list[Row]:
     """Measure steps of several forms on one batch, in turn."""
-    steps = {name: Step(build(name, scale).to(lq.device), lq, gt, dtype) for name in dict.fromkeys(names)}
+    steps = {
+        name: Step(build_network(name, scale).to(lq.device), lq, gt, dtype) for name in dict.fromkeys(names)
+    }
     times = times_in_turn(steps, repeats, warmup, lq.device)
     first: dict[str, dict[str, Tensor]] = {}
     rows = []
@@ -166,7 +153,7 @@ def measure(
 def largest_relative_difference(
     gradients: dict[str, Tensor], expected: dict[str, Tensor], part: str
 ) -> float:
-    """Over the parameters whose name has ``part`` in it: norm of the difference, against the norm."""
+    """Return, over the parameters whose name has ``part`` in it: norm of the difference, against the norm."""
     tiny = torch.finfo(torch.float32).tiny
     named = [(gradients[name], grad) for name, grad in expected.items() if part in name]
     differences = [(made - grad).norm() / grad.norm().clamp(min=tiny) for made, grad in named]
@@ -174,28 +161,20 @@ def largest_relative_difference(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table; ratios are to the first form of the same variant."""
+    """Write a table; ratios are to the first implementation of the same variant."""
     first: dict[str, Row] = {}
     lines = []
     for row in rows:
-        yardstick = first.setdefault(network_of(row.network), row)
-        differences = (row.difference, row.bias_difference)
-        lines.append(
-            [
-                row.network,
-                milliseconds(row.latency),
-                "" if yardstick is row else f"{yardstick.latency / row.latency:.2f}",
-                *("" if difference is None else f"{difference:.1e}" for difference in differences),
-            ]
-        )
+        base = first.setdefault(network_of(row.network), row)
+        ratio = "" if base is row else f"{base.latency / row.latency:.2f}"
+        differences = map(scientific, (row.difference, row.bias_difference))
+        lines.append([row.network, milliseconds(row.latency), ratio, *differences])
     head = ["network", "a step", "times as fast", "gradients differ", "position bias's alone"]
     return markdown_table(head, lines)
 
 
-def draw(rows: Sequence[Row]) -> "Figure":
-    """Steps per second."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Sequence[Row]) -> Figure:
+    """Draw steps per second."""
     figure = Figure(figsize=(7, 1 + 0.5 * len(rows)), layout="constrained")
     axis = figure.subplots()
     bars = axis.barh([row.network for row in rows], [1 / row.latency for row in rows])

@@ -1,23 +1,19 @@
-"""What stock BasicSR 1.4.2 breaks on today's stack, mended in one place.
+"""What stock BasicSR 1.4.2 breaks on today's stack, patched in one place.
 
-Each mend names what it repairs and where that was reported, asks first whether the BasicSR at hand is sound
-in that point (by what it does, not by its version: a vendored or newer one may have it repaired), and then
-leaves it alone. `apply` does all of it before anything else imports BasicSR; `active_mends` tells which
-mends were needed.
+Each patch names what it repairs and where that was reported, looks first whether the BasicSR at hand needs it
+(by what its code does, not by its version: a vendored or newer one may have it repaired), and then leaves it
+alone. `apply` does all of it once BasicSR is imported; `active` lists which patches were needed.
 """
 
 import importlib
-import importlib.util
 import inspect
 import os
 import subprocess
 import sys
-import tempfile
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -26,42 +22,41 @@ import torch.distributed as dist
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.training.checkpoints import load_resume_state, write_torch
 
+__all__ = ["PATCHES", "Patch", "active", "apply", "patch_copied_script"]
+
 
 @dataclass(frozen=True)
-class Mend:
+class Patch:
     """One repair of BasicSR.
 
     Args:
-        name: What is mended, in a word or two.
+        name: What is repaired, in a word or two.
         where: The file of BasicSR, and the issues there that report it.
-        is_sound: Whether the BasicSR at hand needs no mend. Touches no GPU.
-        apply: Makes it sound.
+        purpose: What goes wrong without it, in a sentence.
+        is_needed: Tells whether the BasicSR at hand needs it. Touches no GPU.
+        apply: Repairs it.
     """
 
     name: str
     where: str
-    is_sound: Callable[[], bool]
+    purpose: str
+    is_needed: Callable[[], bool]
     apply: Callable[[], None]
 
-    @property
-    def purpose(self) -> str:
-        """What goes wrong without it, in a sentence."""
-        return (self.apply.__doc__ or "").strip()
 
-
-_active: list[Mend] = []
+_active: list[Patch] = []
 
 
 def apply() -> None:
-    """Import BasicSR, mending what of it is not sound. Idempotent."""
-    for mend in MENDS:
-        if not mend.is_sound():
-            mend.apply()
-            _active.append(mend)
+    """Patch what of BasicSR needs it. Idempotent."""
+    for patch in PATCHES:
+        if patch.is_needed():
+            patch.apply()
+            _active.append(patch)
 
 
-def active_mends() -> tuple[Mend, ...]:
-    """The mends that the BasicSR of this process needed, in the order of `MENDS`."""
+def active() -> tuple[Patch, ...]:
+    """List the patches that the BasicSR of this process needed, in the order of `PATCHES`."""
     return tuple(_active)
 
 
@@ -72,8 +67,25 @@ def _host(module_name: str) -> Any:
     return importlib.import_module(f"basicsr.{module_name}")
 
 
-def _ours(function: Callable[..., Any]) -> bool:
+def _is_ours(function: Callable[..., Any]) -> bool:
     return (function.__module__ or "").startswith("esc_basicsr.")
+
+
+def _mentions(function: Callable[..., Any], *names: str) -> bool:
+    """Tell whether a function's code, what is nested in it included, uses one of the names or texts."""
+
+    def of(code: CodeType) -> bool:
+        nested = any(of(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+        return nested or bool({*code.co_names, *map(str, code.co_consts)} & {*names})
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and of(code)
+
+
+def _needs_gpu(function: Callable[..., Any]) -> bool:
+    """Tell whether a function of BasicSR takes the current GPU without asking whether there is one."""
+    takes = _mentions(function, "current_device", "set_device", "Stream")
+    return takes and not _is_ours(function) and not _mentions(function, "is_available")
 
 
 def _rebind(name: str, old: object, new: object) -> None:
@@ -83,7 +95,7 @@ def _rebind(name: str, old: object, new: object) -> None:
             setattr(module, name, new)
 
 
-# What mends replaced in basicsr.train, by name.
+# What patches replaced in basicsr.train, by name.
 _stock_of_train: dict[str, Any] = {}
 
 
@@ -93,10 +105,10 @@ def _replace_in_train(name: str, new: object) -> None:
     setattr(module, name, new)
 
 
-def mend_copied_script(script: Any) -> None:
-    """Mend a copy of BasicSR's train.py that is run as a script: it has functions of its own."""
+def patch_copied_script(script: Any) -> None:
+    """Patch a copy of BasicSR's train.py that is run as a script: it has functions of its own."""
     own = getattr(script, "load_resume_state", None)
-    if own is not None and not is_resume_sound(own):
+    if own is not None and _is_resume_broken(own):
         script.load_resume_state = load_resume_state
     for name, stock in _stock_of_train.items():
         own = getattr(script, name, None)
@@ -112,80 +124,11 @@ def _same_code(one: Any, other: Any) -> bool:
     )
 
 
-class _Cuda:
-    """``torch.cuda`` of a machine without a GPU."""
-
-    def is_available(self) -> bool:
-        return False
-
-    def device_count(self) -> int:
-        return 0
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"torch.cuda.{name}: no GPU")
-
-
-class _Torch:
-    """Torch on a machine without a GPU."""
-
-    cuda = _Cuda()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _works_without_gpu(function: Callable[..., Any], *args: Any, **stand_ins: Any) -> bool:
-    """Whether a function of BasicSR ends without an error where there is no GPU.
-
-    Asked of a copy that sees ``stand_ins`` for its module's names, so it has no effect and needs no GPU.
-    """
-    if _ours(function) or not isinstance(function, types.FunctionType):
-        return True
-    names = {**function.__globals__, "torch": _Torch(), **stand_ins}
-    copy = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    try:
-        copy(*args)
-    except Exception:
-        return False
-    return True
-
-
-# torchvision
-
-_FUNCTIONAL_TENSOR = "torchvision.transforms.functional_tensor"
-
-
-def _functional_tensor_is_there() -> bool:
-    if _FUNCTIONAL_TENSOR in sys.modules:
-        return True
-    torchvision = importlib.util.find_spec("torchvision")
-    if torchvision is None:
-        return True  # BasicSR's import says itself that torchvision is missing
-    folders = [str(Path(folder) / "transforms") for folder in torchvision.submodule_search_locations or ()]
-    return PathFinder.find_spec(_FUNCTIONAL_TENSOR, folders) is not None
-
-
-def _supply_functional_tensor() -> None:
-    """``import basicsr`` fails: it wants a module that torchvision removed in 0.17, for one function."""
-
-    def rgb_to_grayscale(img: torch.Tensor, num_output_channels: int = 1) -> torch.Tensor:
-        from torchvision.transforms import functional
-
-        return functional.rgb_to_grayscale(img, num_output_channels)
-
-    module: Any = types.ModuleType(_FUNCTIONAL_TENSOR)
-    module.rgb_to_grayscale = rgb_to_grayscale
-    sys.modules[_FUNCTIONAL_TENSOR] = module
-
-
 # Distributed training
 
 
 def _backend_for(wanted: str) -> str:
-    """``wanted``, or gloo where nccl cannot run."""
+    """Return ``wanted``, or gloo where nccl cannot run."""
     return "gloo" if "nccl" in wanted and not torch.cuda.is_available() else wanted
 
 
@@ -205,7 +148,7 @@ def _init_dist_pytorch(backend: str, port: int | None = None, **kwargs: Any) -> 
 
 
 def _store_of_this_attempt() -> dict[str, Any]:
-    """Where ranks that torchrun has restarted meet, as arguments of ``init_process_group``.
+    """Say where ranks that torchrun has restarted meet, as arguments of ``init_process_group``.
 
     torchrun gives them the store of the attempt before, in which torch 2.15 finds addresses of dead ranks.
     """
@@ -270,41 +213,14 @@ class _Recorder:
             raise RuntimeError("nccl: no GPU")
 
 
-def _is_dist_sound() -> bool:
-    module = _host("utils.dist_util")
-    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NODELIST": "n1", "SLURM_LOCALID": "0"}
-    scontrol = types.SimpleNamespace(getoutput=lambda command: "n1")
-    return all(
-        _works_without_gpu(
-            function, "nccl", dist=_Recorder(), os=types.SimpleNamespace(environ=env), subprocess=scontrol
-        )
-        for function, env in ((module._init_dist_pytorch, torchrun), (module._init_dist_slurm, slurm))
-    )
-
-
-def _mend_dist() -> None:
-    """``--launcher pytorch`` and ``slurm`` need a GPU: rank % 0, and the backend is always nccl."""
+def _patch_dist() -> None:
     # init_dist, which other modules have bound, looks these up when it is called.
     module = _host("utils.dist_util")
     module._init_dist_pytorch = _init_dist_pytorch
     module._init_dist_slurm = _init_dist_slurm
 
 
-def _is_ddp_sound() -> bool:
-    model = types.SimpleNamespace(device=torch.device("cpu"), opt={"dist": True, "num_gpu": 0})
-
-    def wrap(net: torch.nn.Module, device_ids: Any = None, **kwargs: Any) -> torch.nn.Module:
-        if device_ids:
-            raise ValueError("device_ids on a CPU")
-        return net
-
-    function = _host("models.base_model").BaseModel.model_to_device
-    return _works_without_gpu(function, model, torch.nn.Identity(), DistributedDataParallel=wrap)
-
-
-def _mend_ddp() -> None:
-    """A distributed network on a CPU fails: it is given the current CUDA device."""
+def _patch_ddp() -> None:
     base_model = _host("models.base_model").BaseModel
     stock = base_model.model_to_device
 
@@ -320,46 +236,26 @@ def _mend_ddp() -> None:
 # Options
 
 
-def _are_options_sound() -> bool:
-    parse_options = _host("utils.options").parse_options
-    if _ours(parse_options):
-        return True
-    code = parse_options.__code__
-    return not {"exec", "eval"} & set(code.co_names) and "--local-rank" in code.co_consts
-
-
-def _mend_options() -> None:
-    """Option files and --force_yml can run code; torch.distributed.launch's --local-rank is unknown."""
-    stock = _host("utils.options").parse_options
-
+def _patch_options() -> None:
     def parse_options(root_path: str, is_train: bool = True) -> Any:
-        from esc_basicsr.basicsr_host import pipeline
+        from esc_basicsr.basicsr_host import parse
 
-        return pipeline.parse_options(stock, root_path, is_train)
+        parsed = parse.parse_options(root_path, is_train)
+        patch_copied_script(sys.modules["__main__"])
+        return parsed
 
-    _rebind("parse_options", stock, parse_options)
+    _rebind("parse_options", _host("utils.options").parse_options, parse_options)
 
 
 # Resuming
 
 
-def is_resume_sound(load_resume_state: Callable[..., Any]) -> bool:
-    """Whether this version of ``load_resume_state`` resumes on a CPU, and from under ``root_path``."""
-    if _ours(load_resume_state) or not isinstance(load_resume_state, types.FunctionType):
-        return True
-
-    class Torch(_Torch):
-        def load(self, path: str, map_location: Any = None, **kwargs: Any) -> dict[str, int]:
-            return {"iter": 0}
-
-    opt = {"auto_resume": False, "path": {"resume_state": "0.state"}}
-    return "experiments" not in load_resume_state.__code__.co_consts and _works_without_gpu(
-        load_resume_state, opt, torch=Torch(), check_resume=lambda opt, iteration: None
-    )
+def _is_resume_broken(function: Callable[..., Any]) -> bool:
+    """Tell whether this ``load_resume_state`` needs a GPU, or looks under the working directory."""
+    return not _is_ours(function) and (_needs_gpu(function) or _mentions(function, "experiments"))
 
 
-def _mend_resume() -> None:
-    """Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file."""
+def _patch_resume() -> None:
     _host("train").load_resume_state = load_resume_state
 
 
@@ -376,42 +272,17 @@ class _TorchThatSavesWhole:
         return getattr(torch, name)
 
 
-def _is_saving_sound() -> bool:
-    """Whether what torch.save is given for a training state is not the file of that name itself."""
+def _is_saved_in_place() -> bool:
     module = _host("models.base_model")
-    if isinstance(module.torch, _TorchThatSavesWhole):
-        return True
-    saved_to = []
-
-    class Torch(_Torch):
-        def save(self, content: object, file: Any, **kwargs: Any) -> None:
-            saved_to.append(str(getattr(file, "name", file)))
-
-    opt = {"path": {"training_states": "no such folder"}}
-    _works_without_gpu(
-        inspect.unwrap(module.BaseModel.save_training_state),
-        *(types.SimpleNamespace(opt=opt, optimizers=[], schedulers=[]), 0, 1),
-        torch=Torch(),
-        time=types.SimpleNamespace(sleep=lambda seconds: None),
-    )
-    return str(Path("no such folder", "1.state")) not in saved_to
+    is_patched = isinstance(module.torch, _TorchThatSavesWhole)
+    return not is_patched and not _mentions(module.BaseModel.save_training_state, "replace", "rename")
 
 
-def _mend_saving() -> None:
-    """Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file."""
+def _patch_saving() -> None:
     _host("models.base_model").torch = _TorchThatSavesWhole()
 
 
-def _copies_onto_itself() -> bool:
-    copy_opt_file = _host("train").copy_opt_file
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "options.yml"
-        file.touch()
-        return _works_without_gpu(copy_opt_file, str(file), folder)
-
-
-def _mend_copy_opt_file() -> None:
-    """Every rank copies the option file, its folder there or not; the experiment's own copy is an error."""
+def _patch_copy_opt_file() -> None:
     stock = _host("train").copy_opt_file
 
     def copy_opt_file(opt_file: str, experiments_root: str) -> None:
@@ -426,8 +297,7 @@ def _mend_copy_opt_file() -> None:
 # Logging
 
 
-def _mend_tensorboard() -> None:
-    """TensorBoard shows twice what a resumed run repeats, and numbers that are not finite as if they were."""
+def _patch_tensorboard() -> None:
     module = _host("utils.logger")
 
     def init_tb_logger(log_dir: str) -> Any:
@@ -441,23 +311,21 @@ def _mend_tensorboard() -> None:
 # Data
 
 
-def _mend_data_order() -> None:
-    """A resumed run begins its epoch anew, with other random numbers, which depend on the workers."""
+def _patch_data_order() -> None:
     from esc_basicsr.data.loaders import create_train_val_dataloader
 
     _replace_in_train("create_train_val_dataloader", create_train_val_dataloader)
 
 
-def _is_dataloader_sound() -> bool:
+def _is_dataloader_broken() -> bool:
     try:
         _host("data").build_dataloader([0], {"phase": "val", "persistent_workers": True})
     except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
-def _mend_dataloader() -> None:
-    """``persistent_workers`` of a validation set, which has no workers, is an error."""
+def _patch_dataloader() -> None:
     stock = _host("data").build_dataloader
 
     def build_dataloader(dataset: Any, dataset_opt: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -468,20 +336,10 @@ def _mend_dataloader() -> None:
     _rebind("build_dataloader", stock, build_dataloader)
 
 
-def _is_prefetcher_sound() -> bool:
-    prefetcher = _host("data.prefetch_dataloader").CUDAPrefetcher
-    if _ours(prefetcher.__new__):
-        return True
-    return _works_without_gpu(
-        prefetcher.__init__, types.SimpleNamespace(preload=lambda: None), [], {"num_gpu": 0}
-    )
-
-
-def _mend_prefetcher() -> None:
-    """``prefetch_mode: cuda`` fails without a GPU."""
+def _patch_prefetcher() -> None:
     module = _host("data.prefetch_dataloader")
 
-    def new(cls: type, loader: Any, opt: dict[str, Any]) -> Any:
+    def new(cls: type, loader: Any, opt: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if opt["num_gpu"] == 0 or not torch.cuda.is_available():
             return module.CPUPrefetcher(loader)
         return object.__new__(cls)
@@ -490,13 +348,11 @@ def _mend_prefetcher() -> None:
     module.CUDAPrefetcher.__new__ = new
 
 
-def _is_lmdb_sound() -> bool:
-    names = vars(_host("utils.file_client").LmdbBackend)
-    return "__getstate__" in names or "__reduce__" in names
+def _is_lmdb_bound_to_its_process() -> bool:
+    return not {"__getstate__", "__reduce__"} & vars(_host("utils.file_client").LmdbBackend).keys()
 
 
-def _mend_lmdb() -> None:
-    """A data set whose LMDB was read cannot go to spawned workers; two cannot share an LMDB."""
+def _patch_lmdb() -> None:
     from esc_basicsr.data.lmdb_reader import shared_environment
 
     backend = _host("utils.file_client").LmdbBackend
@@ -529,37 +385,85 @@ def _mend_lmdb() -> None:
     backend.__getstate__ = getstate
 
 
-MENDS = (
-    Mend(
-        "functional_tensor",
-        "basicsr/data/degradations.py; BasicSR #533, #649, #663",
-        _functional_tensor_is_there,
-        _supply_functional_tensor,
+PATCHES = (
+    Patch(
+        "distributed set-up on a CPU",
+        "basicsr/utils/dist_util.py",
+        "``--launcher pytorch`` and ``slurm`` need a GPU: rank % 0, and the backend is always nccl.",
+        lambda: _needs_gpu(_host("utils.dist_util")._init_dist_pytorch),
+        _patch_dist,
     ),
-    Mend("distributed set-up on a CPU", "basicsr/utils/dist_util.py", _is_dist_sound, _mend_dist),
-    Mend("DDP on a CPU", "basicsr/models/base_model.py", _is_ddp_sound, _mend_ddp),
-    Mend("options", "basicsr/utils/options.py; BasicSR #626", _are_options_sound, _mend_options),
-    Mend(
+    Patch(
+        "DDP on a CPU",
+        "basicsr/models/base_model.py",
+        "A distributed network on a CPU fails: it is given the current CUDA device.",
+        lambda: _needs_gpu(_host("models.base_model").BaseModel.model_to_device),
+        _patch_ddp,
+    ),
+    Patch(
+        "options",
+        "basicsr/utils/options.py; BasicSR #626",
+        "Option files and --force_yml can run code; torch.distributed.launch's --local-rank is unknown.",
+        lambda: _mentions(_host("utils.options").parse_options, "exec", "eval"),
+        _patch_options,
+    ),
+    Patch(
         "resume",
         "basicsr/train.py",
-        lambda: is_resume_sound(_host("train").load_resume_state),
-        _mend_resume,
+        "Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file.",
+        lambda: _is_resume_broken(_host("train").load_resume_state),
+        _patch_resume,
     ),
-    Mend("whole checkpoints", "basicsr/models/base_model.py", _is_saving_sound, _mend_saving),
-    Mend("option file's copy", "basicsr/utils/options.py", _copies_onto_itself, _mend_copy_opt_file),
-    Mend(
+    Patch(
+        "whole checkpoints",
+        "basicsr/models/base_model.py",
+        "Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file.",
+        _is_saved_in_place,
+        _patch_saving,
+    ),
+    Patch(
+        "option file's copy",
+        "basicsr/utils/options.py",
+        "Every rank copies the option file, its folder there or not; the experiment's own copy is an error.",
+        lambda: not _mentions(_host("train").copy_opt_file, "samefile"),
+        _patch_copy_opt_file,
+    ),
+    Patch(
         "TensorBoard",
         "basicsr/utils/logger.py",
-        lambda: _ours(_host("utils.logger").init_tb_logger),
-        _mend_tensorboard,
+        "TensorBoard shows twice what a resumed run repeats, and NaN as if it were a number.",
+        lambda: not _is_ours(_host("utils.logger").init_tb_logger),
+        _patch_tensorboard,
     ),
-    Mend(
+    Patch(
         "data order",
         "basicsr/train.py",
-        lambda: _ours(_host("train").create_train_val_dataloader),
-        _mend_data_order,
+        "A resumed run begins its epoch anew, with other random numbers, which depend on the workers.",
+        lambda: not _is_ours(_host("train").create_train_val_dataloader),
+        _patch_data_order,
     ),
-    Mend("persistent_workers", "basicsr/data/__init__.py", _is_dataloader_sound, _mend_dataloader),
-    Mend("CUDAPrefetcher", "basicsr/data/prefetch_dataloader.py", _is_prefetcher_sound, _mend_prefetcher),
-    Mend("LMDB clients", "basicsr/utils/file_client.py", _is_lmdb_sound, _mend_lmdb),
+    Patch(
+        "persistent_workers",
+        "basicsr/data/__init__.py",
+        "``persistent_workers`` of a validation set, which has no workers, is an error.",
+        _is_dataloader_broken,
+        _patch_dataloader,
+    ),
+    Patch(
+        "CUDAPrefetcher",
+        "basicsr/data/prefetch_dataloader.py",
+        "``prefetch_mode: cuda`` fails without a GPU.",
+        lambda: (
+            not _is_ours(_host("data.prefetch_dataloader").CUDAPrefetcher.__new__)
+            and _needs_gpu(_host("data.prefetch_dataloader").CUDAPrefetcher.__init__)
+        ),
+        _patch_prefetcher,
+    ),
+    Patch(
+        "LMDB clients",
+        "basicsr/utils/file_client.py",
+        "A data set whose LMDB was read cannot go to spawned workers; two cannot share an LMDB.",
+        _is_lmdb_bound_to_its_process,
+        _patch_lmdb,
+    ),
 )

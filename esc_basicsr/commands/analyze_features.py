@@ -1,4 +1,4 @@
-"""What layers make of an image: feature maps, their spectra, and what one pixel attends to.
+"""Show what layers make of an image: feature maps, their spectra, and what one pixel attends to.
 
 Of each layer the mean and the norm over channels, principal components as colours, and how amplitude falls
 with frequency; of attention layers the weights of one query, on the image.
@@ -6,21 +6,21 @@ with frequency; of attention layers the weights of one query, on the image.
   python -m esc_basicsr analyze features --network ESC_x4.pth --image photo.png -o DIR
   python -m esc_basicsr analyze features --network a.pth --layers "body.[0-9]" --query 40 52 -o DIR
 
-A network is what 'python -m esc_basicsr bench --help' lists. The photograph is a high-resolution one: its
+A network is what 'python -m esc_basicsr bench --help' lists. The image is a high-resolution one: its
 central part is reduced by Pillow's bicubic filter. Writes features.json, features.md and features.png.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn as nn
-from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.lab.analysis.attention_maps import (
     Layer,
     Seen,
@@ -33,7 +33,7 @@ from esc_basicsr.lab.analysis.attention_maps import (
     see,
     tile_of,
 )
-from esc_basicsr.lab.analysis.crops import central_lr
+from esc_basicsr.lab.analysis.drawing import Attention, Featured, View, draw_features
 from esc_basicsr.lab.analysis.features import (
     Values,
     as_colours,
@@ -41,18 +41,9 @@ from esc_basicsr.lab.analysis.features import (
     channel_norm,
     relative_log_amplitude,
 )
-from esc_basicsr.lab.analysis.features_drawing import Drawn, Glance, View, draw
-from esc_basicsr.lab.analysis.images import IMAGE_HELP, Pixels, to_tensor
-from esc_basicsr.lab.analysis.networks import (
-    Subject,
-    add_network_arguments,
-    note_on_failures,
-    note_on_weights,
-    of_those_that_work,
-    subjects_of,
-)
-from esc_basicsr.lab.measure.measure import describe_machine
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
+from esc_basicsr.lab.analysis.images import add_image_argument, central_lr, to_tensor
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.metrics.quality import Image
 
 # fine texture beside smooth parts
 DEFAULT_IMAGE = "astronaut"
@@ -62,10 +53,18 @@ _MOST = 6  # layers of a network that are shown where none are named
 _T = TypeVar("_T")
 
 
+class Job(NamedTuple):
+    """A network, the layers whose features are shown, and these with its attention layers."""
+
+    subject: Subject
+    shown: list[str]
+    layers: list[Layer]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
     add_network_arguments(parser)
-    parser.add_argument("--image", default=DEFAULT_IMAGE, help=f"{IMAGE_HELP} (default: {DEFAULT_IMAGE})")
+    add_image_argument(parser, DEFAULT_IMAGE)
     parser.add_argument(
         "--layers",
         nargs="+",
@@ -95,53 +94,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at each network's layers, print a table, write the report."""
-    jobs: list[tuple[Subject, list[str], list[Layer]]] = []
-    for subject in subjects_of(args):
-        refuse_compiled(subject)
-        shown = stage_names(subject) if args.layers is None else _named(subject, args.layers)
-        attention: list[str] = []
-        if args.modules is not None or has_attention(subject.net):
-            attention = attention_names(subject.net, subject.name, args.modules)
-        jobs.append((subject, shown, locate(subject, list(dict.fromkeys([*shown, *attention])))))
-    scale = jobs[0][0].scale
-    tile = math.lcm(*(tile_of(subject.net, [layer.name for layer in layers]) for subject, _, layers in jobs))
+    jobs = [_job(subject, args) for subject in subjects_of(args)]
+    scale = jobs[0].subject.scale
+    tile = math.lcm(*(tile_of(job.subject.net, [layer.name for layer in job.layers]) for job in jobs))
     lr = central_lr(args.image, args.size, tile, tile, scale)
     height, width = lr.shape[:2]
     # near the centre, which is a corner of windows: inside of regular and of half-shifted ones
-    x, y = args.query or (width // 2 + tile // 4, height // 2 + tile // 4)
+    x, y = query = args.query or (width // 2 + tile // 4, height // 2 + tile // 4)
     if not (0 <= x < width and 0 <= y < height):
         raise UserError(f"--query {x} {y} does not lie in the LR image of {width}×{height}.")
-    make_folder(args.output)
-    with tqdm(total=len(jobs), desc="features", unit="network") as bar:
+    return analyze(
+        args,
+        "features",
+        jobs,
+        lambda job, bar: _look(job, lr, query, torch.device(args.device), bar),
+        steps=len(jobs),
+        table=_table,
+        caption=lambda rows: _caption(args.image, scale, rows, lr, query),
+        settings={"image": args.image, "lr_size": [height, width], "scale": scale, "query": [x, y]},
+        draw=lambda networks, caption: draw_features(networks, query, caption),
+    )
 
-        def look(job: tuple[Subject, list[str], list[Layer]]) -> tuple[dict[str, Any], Drawn]:
-            bar.set_postfix_str(job[0].network)
-            found = _look(*job, lr, (x, y), torch.device(args.device))
-            bar.update()
-            return found
 
-        found, failures = of_those_that_work(look, jobs)
-    rows, drawn = [row for row, _ in found], [one for _, one in found]
-    caption = _caption(args, [subject for subject, _, _ in jobs], rows, lr, (x, y))
-    caption += note_on_failures(failures)
-    text = f"{_table(rows)}\n\n{caption}"
-    print(text)
-    settings = {
-        "image": args.image,
-        "lr_size": [height, width],
-        "scale": scale,
-        "query": [x, y],
-        "machine": describe_machine(torch.device(args.device)),
-    }
-    results = {"settings": settings, "rows": rows}
-    write_report(args.output, "features", results, text, draw(drawn, (x, y), caption))
-    if failures:
-        raise UserError(failures)
-    return 0
+def _job(subject: Subject, args: argparse.Namespace) -> Job:
+    refuse_compiled(subject)
+    if args.layers is None:
+        shown = stage_names(subject)
+    else:
+        names = [name for name, _ in subject.net.named_modules() if name]
+        top = [name for name in names if name.count(".") <= 1]
+        shown = match_names(subject.net, subject.name, args.layers, top)
+    attention: list[str] = []
+    if args.modules is not None or has_attention(subject.net):
+        attention = attention_names(subject.net, subject.name, args.modules)
+    return Job(subject, shown, locate(subject, list(dict.fromkeys([*shown, *attention]))))
 
 
 def stage_names(subject: Subject) -> list[str]:
-    """A network's stages: the children of its largest list of modules, of those nearest to the root.
+    """List a network's stages: the children of its largest list of modules, of those nearest to the root.
 
     Returns:
         At most 6 names, evenly chosen, the first and the last among them.
@@ -170,21 +160,12 @@ def _evenly(items: Sequence[_T]) -> list[_T]:
     return [items[index] for index in chosen]
 
 
-def _named(subject: Subject, patterns: Sequence[str]) -> list[str]:
-    names = [name for name, _ in subject.net.named_modules() if name]
-    top = [name for name in names if name.count(".") <= 1]
-    return match_names(subject.net, subject.name, patterns, top)
-
-
 def _look(
-    subject: Subject,
-    shown: Sequence[str],
-    layers: Sequence[Layer],
-    lr: Pixels,
-    query: tuple[int, int],
-    device: torch.device,
-) -> tuple[dict[str, Any], Drawn]:
-    """One network's figures, and what is drawn of it."""
+    job: Job, lr: Image, query: tuple[int, int], device: torch.device, bar: Bar
+) -> tuple[Row, Featured]:
+    """Measure and draw one network's layers."""
+    subject, shown, layers = job
+    bar.set_postfix_str(subject.network)
     seen = see(subject, layers, to_tensor(lr, device))
     order = [layer.name for layer in layers if layer.name in shown]
     features = {name: seen[name].features.double().cpu().numpy() for name in order}
@@ -195,48 +176,42 @@ def _look(
     views, figures = {}, []
     for name, values in features.items():
         frequencies, spectrum = relative_log_amplitude(values)
-        views[name] = View(
-            channel_mean(values), channel_norm(values), colours.get(name), frequencies, spectrum
-        )
-        explained = variances.get(name)
+        norm = channel_norm(values)
+        views[name] = View(channel_mean(values), norm, colours.get(name), frequencies, spectrum)
         figures.append(
             {
                 "layer": name,
                 "size": list(values.shape),
                 "mean": float(values.mean()),
-                "norm": float(views[name].norm.mean()),
-                "explained": None if explained is None else [float(share) for share in explained],
-                "frequencies": [float(frequency) for frequency in frequencies],
-                "relative_log_amplitude": [float(value) for value in spectrum],
+                "norm": float(norm.mean()),
+                "explained": variances[name].tolist() if name in variances else None,
+                "frequencies": frequencies.tolist(),
+                "relative_log_amplitude": spectrum.tolist(),
             }
         )
-    glances = _glances(layers, seen, query)
-    row = {
-        "network": subject.network,
-        "weights": subject.weights,
-        "params": subject.params,
-        "layers": figures,
-        "attention": [
-            {
-                "layer": name,
-                "window": [glance.left, glance.top, len(glance.weights)],
-                "weights": [[float(w) if np.isfinite(w) else None for w in line] for line in glance.weights],
-            }
-            for name, glance in glances.items()
-        ],
-    }
-    chosen = {name: glances[name] for name in _evenly(list(glances))} if glances else {}
-    return row, Drawn(subject.label, lr, views, chosen)
+    attention = _attention(layers, seen, query)
+    row = {**subject.row, "layers": figures}
+    row["attention"] = [
+        {
+            "layer": name,
+            "window": [one.left, one.top, len(one.weights)],
+            "weights": [[float(w) if np.isfinite(w) else None for w in line] for line in one.weights],
+        }
+        for name, one in attention.items()
+    ]
+    bar.update()
+    chosen = {name: attention[name] for name in _evenly(list(attention))} if attention else {}
+    return row, Featured(subject.label, lr, views, chosen)
 
 
 def _colours(features: dict[str, Values]) -> tuple[dict[str, Values], dict[str, Values]]:
-    """Principal components, one basis for layers of equally many channels; and shares of variance."""
+    """Find principal components, one basis for layers of equally many channels; and shares of variance."""
     colours: dict[str, Values] = {}
     shares: dict[str, Values] = {}
     for channels in {values.shape[-1] for values in features.values()}:
-        names = [name for name, values in features.items() if values.shape[-1] == channels]
         if channels < 3:
             continue
+        names = [name for name, values in features.items() if values.shape[-1] == channels]
         drawn, variances = as_colours([features[name] for name in names])
         colours |= dict(zip(names, drawn, strict=True))
         total = variances.sum()
@@ -244,9 +219,11 @@ def _colours(features: dict[str, Values]) -> tuple[dict[str, Values], dict[str, 
     return colours, shares
 
 
-def _glances(layers: Sequence[Layer], seen: dict[str, Seen], query: tuple[int, int]) -> dict[str, Glance]:
+def _attention(
+    layers: Sequence[Layer], seen: dict[str, Seen], query: tuple[int, int]
+) -> dict[str, Attention]:
     x, y = query
-    glances = {}
+    found = {}
     for layer in layers:
         maps = seen[layer.name].maps
         if maps is None:
@@ -256,61 +233,39 @@ def _glances(layers: Sequence[Layer], seen: dict[str, Seen], query: tuple[int, i
         values = weights.double().cpu().numpy()
         values[: max(-top, 0)] = values[side - max(top + side - rows, 0) :] = np.nan
         values[:, : max(-left, 0)] = values[:, side - max(left + side - columns, 0) :] = np.nan
-        glances[layer.name] = Glance(values, left, top)
-    return glances
+        found[layer.name] = Attention(values, left, top)
+    return found
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     head = ["network", "weights", "layer", "size", "mean", "mean norm", "variance of 3 components"]
     lines = []
     for row in rows:
         for layer in row["layers"]:
             explained, (height, width, channels) = layer["explained"], layer["size"]
-            lines.append(
-                [
-                    row["network"],
-                    row["weights"],
-                    layer["layer"],
-                    f"{channels}×{height}×{width}",
-                    f"{layer['mean']:.3g}",
-                    f"{layer['norm']:.3g}",
-                    "–" if explained is None else f"{sum(explained):.1%}",
-                    f"{layer['relative_log_amplitude'][-1]:.2f}",
-                ]
-            )
+            cells = [row["network"], row["weights"], layer["layer"], f"{channels}×{height}×{width}"]
+            cells += [f"{layer['mean']:.3g}", f"{layer['norm']:.3g}"]
+            cells += ["–" if explained is None else f"{sum(explained):.1%}"]
+            lines.append([*cells, f"{layer['relative_log_amplitude'][-1]:.2f}"])
     return markdown_table([*head, "log amplitude at the highest frequency"], lines)
 
 
-def _attention_notes(rows: Sequence[dict[str, Any]], query: tuple[int, int]) -> list[str]:
-    notes = []
+def _caption(image: str, scale: int, rows: Sequence[Row], lr: Image, query: tuple[int, int]) -> list[str]:
+    height, width = lr.shape[:2]
+    sentences = [
+        f"Features that layers make of {image}: its centre, LR {width}×{height} at "
+        f"×{scale} by Pillow's bicubic filter. Channel mean (signed) and L2 norm over channels, "
+        "on logarithmic colour scales that are one for the figure, the mean's linear around 0. Principal "
+        "components: the first three as red, green and blue, 1st to 99th percentile, one basis for all "
+        "layers of a network that have equally many channels. Relative log amplitude: mean over channels and "
+        "directions of log10(|FFT2| + 1e-8), minus that at frequency 0."
+    ]
     if any(row["attention"] for row in rows):
-        notes.append(
+        sentences.append(
             f"Attention: after softmax, mean over heads, of the query at x {query[0]}, y {query[1]} of the "
             "LR image; its window is outlined; a logarithmic scale."
         )
     without = [row["network"] for row in rows if not row["attention"]]
     if without:
-        notes.append(f"No attention by windows was seen in {', '.join(without)}.")
-    return notes
-
-
-def _caption(
-    args: argparse.Namespace,
-    subjects: Sequence[Subject],
-    rows: Sequence[dict[str, Any]],
-    lr: Pixels,
-    query: tuple[int, int],
-) -> str:
-    height, width = lr.shape[:2]
-    parts = [
-        f"Features that layers make of {args.image}: its centre, LR {width}×{height} at "
-        f"×{subjects[0].scale} by Pillow's bicubic filter. Channel mean (signed) and L2 norm over channels, "
-        "on logarithmic colour scales that are one for the figure, the mean's linear around 0. Principal "
-        "components: the first three as red, green and blue, 1st to 99th percentile, one basis for all "
-        "layers of a network that have equally many channels. Relative log amplitude: mean over channels and "
-        "directions of log10(|FFT2| + 1e-8), minus that at frequency 0.",
-        *_attention_notes(rows, query),
-        "How ESC's authors drew features was not found; these definitions are ours.",
-        note_on_weights(subjects),
-    ]
-    return " ".join(parts).rstrip()
+        sentences.append(f"No attention by windows was seen in {', '.join(without)}.")
+    return [*sentences, "How ESC's authors drew features was not found; these definitions are ours."]

@@ -1,6 +1,6 @@
 """Local attribution maps: which LR pixels a network uses for the detail in a window of its output.
 
-The photograph is cropped around the window, reduced by Pillow's bicubic filter, and upscaled by each network;
+The image is cropped around the window, reduced by Pillow's bicubic filter, and upscaled by each network;
 gradients are integrated from a blurred LR image to the sharp one (Gu and Dong, arXiv:2011.11265). The
 diffusion index says how widely the map is spread, from near 0 to 100; it compares maps of one size.
 
@@ -12,16 +12,16 @@ A network is what 'python -m esc_basicsr bench --help' lists. Writes lam.json, l
 
 import argparse
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.lab.analysis.attribution_drawing import Column, draw
-from esc_basicsr.lab.analysis.images import IMAGE_HELP, Pixels, load_image, reduce_by_pillow, to_tensor
+from esc_basicsr.common.tables import markdown_table
+from esc_basicsr.lab.analysis.drawing import Attributed, draw_attribution
+from esc_basicsr.lab.analysis.images import add_image_argument, load_image, reduce_by_pillow, to_tensor
 from esc_basicsr.lab.analysis.local_attribution import (
     FOLD,
     INTEGRATIONS,
@@ -34,60 +34,49 @@ from esc_basicsr.lab.analysis.local_attribution import (
     diffusion_index,
     relative_map,
 )
-from esc_basicsr.lab.analysis.networks import (
-    Subject,
-    add_network_arguments,
-    note_on_failures,
-    note_on_weights,
-    of_those_that_work,
-    subjects_of,
-)
-from esc_basicsr.lab.measure.measure import describe_machine
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.metrics.quality import Image
 
 # gray, which red shows on, with a pattern that repeats
 DEFAULT_IMAGE = "brick"
-_PATCH = 16
+_SIZE = 16
 _CROP = 256
 
 
 class Scene(NamedTuple):
-    """What the networks are given.
+    """The part of an image that the networks are given, and the window in it."""
 
-    Attributes:
-        hr: The part of the photograph that is looked at, (H, W, 3).
-        lr: Its reduction.
-        left: Column of the photograph where it begins.
-        top: Row of the photograph where it begins.
-        window: The window, in ``hr``.
-    """
-
-    hr: Pixels
-    lr: Pixels
-    left: int
+    hr: Image  # the part of the image that is looked at
+    lr: Image
+    left: int  # where it begins in the image
     top: int
-    window: Window
+    window: Window  # in `hr`
+
+    @property
+    def window_in_image(self) -> Window:
+        """The window, counted from the image's corner."""
+        return Window(self.left + self.window.x, self.top + self.window.y, self.window.size)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
     add_network_arguments(parser)
-    parser.add_argument("--image", default=DEFAULT_IMAGE, help=f"{IMAGE_HELP} (default: {DEFAULT_IMAGE})")
+    add_image_argument(parser, DEFAULT_IMAGE)
     parser.add_argument(
         "--window",
         type=int,
         nargs="+",
         metavar="N",
-        help="X Y [SIZE]: left column, top row and side of the window, in the photograph's pixels "
-        f"(default: {_PATCH}×{_PATCH}, centred)",
+        help="X Y [SIZE]: left column, top row and side of the window, in the image's pixels "
+        f"(default: {_SIZE}×{_SIZE}, centred)",
     )
     parser.add_argument(
         "--crop",
         type=int,
         default=_CROP,
         metavar="SIDE",
-        help="of the square around the window that the networks are given, in the photograph's pixels; a "
-        f"smaller photograph is taken whole (default: {_CROP})",
+        help="of the square around the window that the networks are given, in the image's pixels; a "
+        f"smaller image is taken whole (default: {_CROP})",
     )
     parser.add_argument("--fold", type=int, default=FOLD, help=f"steps of the path (default: {FOLD})")
     parser.add_argument(
@@ -105,41 +94,32 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--fold must be at least 1, got {args.fold}.")
     image = load_image(args.image)
     subjects = subjects_of(args)
-    scene = make_scene(image, args.image, args.window, args.crop, subjects[0].scale)
-    make_folder(args.output)
-    device = torch.device(args.device)
-    with tqdm(total=args.fold * len(subjects), desc="attribution", unit="step") as bar:
-
-        def map_of(subject: Subject) -> tuple[dict[str, Any], Column]:
-            bar.set_postfix_str(subject.network)
-            return _map(subject, scene, device, args, bar)
-
-        found, failures = of_those_that_work(map_of, subjects)
-    rows, columns = [row for row, _ in found], [column for _, column in found]
-    caption = _caption(args, scene, subjects)
-    caption += note_on_failures(failures)
-    text = f"{_table(rows)}\n\n{caption}"
-    print(text)
-    settings = {
-        "image": args.image,
-        "crop": [scene.left, scene.top, scene.hr.shape[1], scene.hr.shape[0]],
-        "window": [scene.left + scene.window.x, scene.top + scene.window.y, scene.window.size],
-        "lr_size": list(scene.lr.shape[:2]),
-        "scale": subjects[0].scale,
-        "fold": args.fold,
-        "integration": args.integration,
-        "largest_sigma": LARGEST_SIGMA,
-        "machine": describe_machine(device),
-    }
-    figure = draw(scene.hr, scene.lr, scene.window, columns, caption)
-    write_report(args.output, "lam", {"settings": settings, "rows": rows}, text, figure)
-    if failures:
-        raise UserError(failures)
-    return 0
+    scale = subjects[0].scale
+    scene = make_scene(image, args.image, args.window, args.crop, scale)
+    return analyze(
+        args,
+        "lam",
+        subjects,
+        lambda subject, bar: _map(subject, scene, args, bar),
+        steps=args.fold * len(subjects),
+        table=_table,
+        caption=lambda rows: _caption(args, scene, scale),
+        settings={
+            "image": args.image,
+            "crop": [scene.left, scene.top, scene.hr.shape[1], scene.hr.shape[0]],
+            "window": [*scene.window_in_image],
+            "lr_size": list(scene.lr.shape[:2]),
+            "scale": scale,
+            "fold": args.fold,
+            "integration": args.integration,
+            "largest_sigma": LARGEST_SIGMA,
+        },
+        draw=lambda maps, caption: draw_attribution(scene.hr, scene.lr, scene.window, maps, caption),
+    )
 
 
-def make_scene(image: Pixels, name: str, window: list[int] | None, crop: int, scale: int) -> Scene:
-    """Crop a photograph around a window, and reduce it.
+def make_scene(image: Image, name: str, window: list[int] | None, crop: int, scale: int) -> Scene:
+    """Crop an image around a window, and reduce it.
 
     Args:
         image: (H, W, 3).
@@ -149,19 +129,19 @@ def make_scene(image: Pixels, name: str, window: list[int] | None, crop: int, sc
         scale: Reduction factor.
 
     Raises:
-        UserError: The window is none, or does not fit into the photograph or the crop.
+        UserError: The window is none, or does not fit into the image or the crop.
     """
     height, width = image.shape[:2]
     if window is not None and len(window) not in (2, 3):
         raise UserError(f"--window: expected X Y or X Y SIZE, got {len(window)} numbers.")
-    size = window[2] if window is not None and len(window) == 3 else _PATCH
+    size = window[2] if window is not None and len(window) == 3 else _SIZE
     kept_height, kept_width = (min(side, crop) // scale * scale for side in (height, width))
     least = max(size + 1, LEAST_SIDE * scale)
     if size < 1:
         raise UserError(f"--window: SIZE must be at least 1, got {size}.")
     if min(kept_height, kept_width) < least:
         raise UserError(
-            f"a window of {size} pixels at ×{scale} needs --crop and a photograph of at least "
+            f"a window of {size} pixels at ×{scale} needs --crop and an image of at least "
             f"{-(-least // scale) * scale} pixels a side; got --crop {crop} and {name} of {width}×{height}."
         )
     x, y = window[:2] if window is not None else ((width - 1 - size) // 2, (height - 1 - size) // 2)
@@ -177,11 +157,10 @@ def make_scene(image: Pixels, name: str, window: list[int] | None, crop: int, sc
     return Scene(hr, reduce_by_pillow(hr, scale), left, top, Window(x - left, y - top, size))
 
 
-def _map(
-    subject: Subject, scene: Scene, device: torch.device, args: argparse.Namespace, bar: "tqdm[Any]"
-) -> tuple[dict[str, Any], Column]:
-    """One network's figures, and what is drawn of it."""
-    lq = to_tensor(scene.lr, device)
+def _map(subject: Subject, scene: Scene, args: argparse.Namespace, bar: Bar) -> tuple[Row, Attributed]:
+    """Attribute the detail in the window to the LR image, for one network."""
+    bar.set_postfix_str(subject.network)
+    lq = to_tensor(scene.lr, torch.device(args.device))
     start = time.perf_counter()
 
     def functional(image: Tensor) -> Tensor:
@@ -200,48 +179,34 @@ def _map(
     shown = sr[0, :, top : top + size, left : left + size].clamp(0, 1).mul(255).round().byte()
     index = diffusion_index(relative)
     row = {
-        "network": subject.network,
-        "weights": subject.weights,
-        "params": subject.params,
+        **subject.row,
         "diffusion_index": index,
         "sum": float(attribution.values.sum()),
         "detail_gained": float(gained),
         "seconds": seconds,
     }
-    return row, Column(subject.label, relative, index, shown.permute(1, 2, 0).cpu().numpy())
+    return row, Attributed(subject.label, relative, index, shown.permute(1, 2, 0).cpu().numpy())
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[Row]) -> str:
     head = ["network", "weights", "parameters", "diffusion index", "sum of attributions", "detail gained"]
-    return markdown_table(
-        [*head, "time"],
-        [
-            [
-                row["network"],
-                row["weights"],
-                f"{row['params']:,}",
-                f"{row['diffusion_index']:.2f}",
-                f"{row['sum']:.4g}",
-                f"{row['detail_gained']:.4g}",
-                f"{row['seconds']:.1f} s",
-            ]
-            for row in rows
-        ],
-    )
+    lines = []
+    for row in rows:
+        cells = [row["network"], row["weights"], f"{row['params']:,}", f"{row['diffusion_index']:.2f}"]
+        lines.append([*cells, f"{row['sum']:.4g}", f"{row['detail_gained']:.4g}", f"{row['seconds']:.1f} s"])
+    return markdown_table([*head, "time"], lines)
 
 
-def _caption(args: argparse.Namespace, scene: Scene, subjects: list[Subject]) -> str:
+def _caption(args: argparse.Namespace, scene: Scene, scale: int) -> list[str]:
     height, width = scene.lr.shape[:2]
-    window = Window(scene.left + scene.window.x, scene.top + scene.window.y, scene.window.size)
+    x, y, size = scene.window_in_image
     where = "right ends" if args.integration == "right" else "midpoints"
-    parts = [
+    return [
         f"Local attribution maps of {args.image}: what each LR pixel contributed to the detail in a window "
-        f"of the ×{subjects[0].scale} output, {window.size}×{window.size} at x {window.x}, y {window.y}. "
+        f"of the ×{scale} output, {size}×{size} at x {x}, y {y}. "
         f"Gradients at the {where} of {args.fold} steps from a blur of sigma {LARGEST_SIGMA} to the sharp "
         f"image; LR {width}×{height} by Pillow's bicubic filter. Attributions would add up to the detail "
         "gained on this path if steps were infinitely small. Diffusion indices compare maps of one size.",
         "Definition: Gu and Dong, arXiv:2011.11265; ours are the centred window where none is named, the "
         "crop, and a gradient of zero where the output is flat.",
-        note_on_weights(subjects),
     ]
-    return " ".join(parts).rstrip()

@@ -8,7 +8,7 @@ random weights.
   python -m esc_basicsr analyze similarity --network SwinIR-light -o DIR
   python -m esc_basicsr analyze similarity --network a.pth --modules "layers.*.attn" --images Set5 -o DIR
 
-A network is what 'python -m esc_basicsr bench --help' lists. Photographs are high-resolution ones: their
+A network is what 'python -m esc_basicsr bench --help' lists. Images are high-resolution ones: their
 central parts are reduced by Pillow's bicubic filter. Writes similarity.json, similarity.md and
 similarity.png.
 """
@@ -18,15 +18,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.lab.analysis.attention_maps import (
     Layer,
     attention_names,
@@ -36,30 +35,21 @@ from esc_basicsr.lab.analysis.attention_maps import (
     see,
     tile_of,
 )
-from esc_basicsr.lab.analysis.crops import central_lr
-from esc_basicsr.lab.analysis.images import Pixels, add_images_argument, image_names, to_tensor
-from esc_basicsr.lab.analysis.networks import (
-    Subject,
-    add_network_arguments,
-    note_on_failures,
-    note_on_weights,
-    of_those_that_work,
-    subjects_of,
-)
+from esc_basicsr.lab.analysis.drawing import Compared, draw_similarity
+from esc_basicsr.lab.analysis.features import Values
+from esc_basicsr.lab.analysis.images import add_images_argument, central_lr, image_names, to_tensor
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
 from esc_basicsr.lab.analysis.random_twins import random_twin
 from esc_basicsr.lab.analysis.similarity import (
     LEAST_ROWS,
     ImageCKA,
     MapSimilarity,
-    Matrix,
     PixelCKA,
     centred_cosine,
     cosine,
     uniform_cosine,
 )
-from esc_basicsr.lab.analysis.similarity_drawing import Panel, draw
-from esc_basicsr.lab.measure.measure import describe_machine
-from esc_basicsr.lab.measure.report import make_folder, markdown_table, write_report
+from esc_basicsr.metrics.quality import Image
 
 _SIZE = 128
 _ROWS = ("pixels", "images")
@@ -72,22 +62,15 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """One way to compare layers.
+class Statistic(NamedTuple):
+    """One comparison of layers: matrices, (layers, layers); NaN where it is undefined."""
 
-    Attributes:
-        pairs: Of all pairs of layers, (layers, layers); NaN where it is undefined.
-        uniform: For maps, of each layer's with a uniform one, on the keys shared with another layer.
-        centred: For maps, after subtracting means.
-    """
-
-    pairs: Matrix
-    uniform: Matrix | None = None
-    centred: Matrix | None = None
+    pairs: Values
+    uniform: Values | None = None  # of each layer's map with a uniform one, on the keys shared with another
+    centred: Values | None = None  # of maps, after subtracting means
 
     def figures(self, groups: Sequence[str]) -> dict[str, float | None]:
-        """Means over pairs of layers: adjacent, adjacent within groups, two apart; None if undefined."""
+        """Average over pairs of layers: adjacent, adjacent within groups, two apart; None if undefined."""
         layers = range(len(self.pairs))
         adjacent = [(i, i + 1) for i in layers[:-1]]
         within = [(i, j) for i, j in adjacent if groups[i] == groups[j]]
@@ -101,33 +84,18 @@ class Statistic:
         }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was found of one network.
-
-    Attributes:
-        subject: The network.
-        layers: Its attention layers, in order.
-        statistics: By their keys, those of `_TITLES`.
-        seconds: What it took.
-    """
-
-    subject: Subject
-    layers: Sequence[str]
-    statistics: dict[str, Statistic]
-    seconds: float
-
-    @property
-    def groups(self) -> list[str]:
-        """Each layer's group."""
-        return [group_of(name) for name in self.layers]
-
-
-def _mean(matrix: Matrix | None, pairs: Sequence[tuple[int, int]]) -> float | None:
+def _mean(matrix: Values | None, pairs: Sequence[tuple[int, int]]) -> float | None:
     if matrix is None or not pairs:
         return None
     mean = float(np.mean([matrix[pair] for pair in pairs]))
     return mean if np.isfinite(mean) else None
+
+
+class Job(NamedTuple):
+    """A network, and its attention layers in order."""
+
+    subject: Subject
+    layers: list[Layer]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     names = image_names(args.images)
     if args.rows == "images" and len(names) < LEAST_ROWS:
         raise UserError(f"--rows images needs at least {LEAST_ROWS} images, got {len(names)}.")
-    jobs: list[tuple[Subject, list[Layer]]] = []
+    jobs: list[Job] = []
     tiles, least = [], 1
     for subject in subjects_of(args):
         refuse_compiled(subject)
@@ -179,83 +147,93 @@ def run(args: argparse.Namespace) -> int:
         layers = locate(subject, modules)
         tiles.append(tile_of(subject.net, modules))
         least = max(least, tiles[-1] * (2 if any(layer.shift for layer in layers) else 1))
-        jobs.append((subject, layers))
         twin = random_twin(subject)
-        if twin is not None:
-            jobs.append((twin, layers))
-    # the same parts of the photographs for all networks
-    images = [central_lr(name, args.size, math.lcm(*tiles), least, jobs[0][0].scale) for name in names]
+        jobs += [Job(one, layers) for one in (subject, twin) if one is not None]
+    scale = jobs[0].subject.scale
+    # the same parts of the images for all networks
+    images = [central_lr(name, args.size, math.lcm(*tiles), least, scale) for name in names]
     sizes = sorted({image.shape[:2] for image in images})
     if args.rows == "images" and len(sizes) > 1:
         raise UserError(
             f"--rows images needs LR images of one size, got {', '.join(f'{w}×{h}' for h, w in sizes)}. "
             "Leave some out, or ask for a smaller --size."
         )
-    make_folder(args.output)
-    with tqdm(total=len(jobs) * len(images), desc="similarity", unit="image") as bar:
-        found, failures = of_those_that_work(lambda job: _measure(*job, images, args, bar), jobs)
-    caption = _caption(args, found, names) + note_on_failures(failures)
-    text = f"{_table(found)}\n\n{caption}"
-    print(text)
-    settings = {
-        "images": names,
-        "lr_sizes": sizes,
-        "scale": jobs[0][0].scale,
-        "rows": args.rows,
-        "batch": args.batch if args.rows == "images" else None,
-        "machine": describe_machine(torch.device(args.device)),
-    }
-    results = {"settings": settings, "rows": [_row(measured) for measured in found]}
-    write_report(args.output, "similarity", results, text, draw([_panel(one) for one in found], caption))
-    if failures:
-        raise UserError(failures)
-    return 0
+    return analyze(
+        args,
+        "similarity",
+        jobs,
+        lambda job, bar: _measure(job, images, args, bar),
+        steps=len(jobs) * len(images),
+        table=_table,
+        caption=lambda rows: _caption(args, rows, len(images)),
+        settings={
+            "images": names,
+            "lr_sizes": sizes,
+            "scale": scale,
+            "rows": args.rows,
+            "batch": args.batch if args.rows == "images" else None,
+        },
+        draw=draw_similarity,
+    )
 
 
-def _measure(
-    subject: Subject,
-    layers: Sequence[Layer],
-    images: Sequence[Pixels],
-    args: argparse.Namespace,
-    bar: "tqdm[Any]",
-) -> Measured:
+def _measure(job: Job, images: Sequence[Image], args: argparse.Namespace, bar: Bar) -> tuple[Row, Compared]:
     """Compare one network's layers."""
     start = time.perf_counter()
+    subject = job.subject
     bar.set_postfix_str(subject.label)
-    names = [layer.name for layer in layers]
+    names = [layer.name for layer in job.layers]
+    try:
+        statistics = _statistics(job, names, images, args, bar)
+    except ValueError as error:
+        raise UserError(f"{subject.name}: {error}. Try other --modules or --images.") from error
+    groups = [group_of(name) for name in names]
+    row: Row = {**subject.row, "layers": names, "groups": groups}
+    row["statistics"] = {
+        key: statistic.figures(groups) | {"pairs": _listed(statistic.pairs)}
+        for key, statistic in statistics.items()
+    }
+    row["seconds"] = time.perf_counter() - start
+    features = "cka" if "cka" in statistics else "cka_unbiased"
+    maps = statistics.get("map_pixel", (None, None, None))
+    return row, Compared(subject.label, groups, _TITLES[features], statistics[features].pairs, *maps)
+
+
+def _statistics(
+    job: Job, names: list[str], images: Sequence[Image], args: argparse.Namespace, bar: Bar
+) -> dict[str, Statistic]:
     maps: MapSimilarity | None = MapSimilarity(len(names))
     pixels, wholes = PixelCKA(names), ImageCKA(names)
     whole = args.rows == "images"
     count = max(len(images) // args.batch, 1) if whole else len(images)
-    try:
-        for batch in np.array_split(np.arange(len(images)), count):
-            kept: list[list[Tensor]] = [[] for _ in names]
-            for index in batch:
-                image = images[index]
-                seen = see(subject, layers, to_tensor(image, torch.device(args.device)))
-                for name, features in zip(names, kept, strict=True):
-                    _check_size(subject, name, seen[name].features, image)
-                    features.append(seen[name].features)
-                all_maps = [found for name in names if (found := seen[name].maps) is not None]
-                if maps is not None and len(all_maps) == len(names):
-                    maps.update(all_maps)
-                else:
-                    maps = None
-                bar.update()
-            if whole:
-                wholes.update(kept)
+    for batch in np.array_split(np.arange(len(images)), count):
+        kept: list[list[Tensor]] = [[] for _ in names]
+        for index in batch:
+            seen = see(job.subject, job.layers, to_tensor(images[index], torch.device(args.device)))
+            for name, features in zip(names, kept, strict=True):
+                _check_size(job.subject, name, seen[name].features, images[index])
+                features.append(seen[name].features)
+            all_maps = [found for name in names if (found := seen[name].maps) is not None]
+            if maps is not None and len(all_maps) == len(names):
+                maps.update(all_maps)
             else:
-                pixels.update([features[0].flatten(0, 1) for features in kept])
-        statistics = {} if whole else {"cka": Statistic(pixels.biased())}
-        statistics["cka_unbiased"] = Statistic((wholes if whole else pixels).unbiased())
-    except ValueError as error:
-        raise UserError(f"{subject.name}: {error}. Try other --modules or --images.") from error
+                maps = None
+            bar.update()
+        if whole:
+            wholes.update(kept)
+        else:
+            pixels.update([features[0].flatten(0, 1) for features in kept])
+    statistics = {} if whole else {"cka": Statistic(pixels.biased())}
+    statistics["cka_unbiased"] = Statistic((wholes if whole else pixels).unbiased())
     if maps is not None:
-        statistics |= _map_statistics(maps)
-    return Measured(subject, names, statistics, time.perf_counter() - start)
+        statistics["map_pixel"] = Statistic(maps.pixel(), maps.pixel_uniform(), maps.pixel_centred())
+        for key, means in (("map_window", maps.window_means()), ("map_relative", maps.displacement_means())):
+            uniform = np.array([[uniform_cosine(a)] * len(means) for a in means])
+            statistics[key] = Statistic(_of_pairs(cosine, means), uniform, _of_pairs(centred_cosine, means))
+    return statistics
 
 
-def _check_size(subject: Subject, name: str, features: Tensor, image: Pixels) -> None:
+def _check_size(subject: Subject, name: str, features: Tensor, image: Image) -> None:
     if features.shape[:2] != image.shape[:2]:
         raise UserError(
             f"{subject.name}: {name} has {tuple(features.shape[:2])} pixels of an image of "
@@ -263,15 +241,7 @@ def _check_size(subject: Subject, name: str, features: Tensor, image: Pixels) ->
         )
 
 
-def _map_statistics(maps: MapSimilarity) -> dict[str, Statistic]:
-    statistics = {"map_pixel": Statistic(maps.pixel(), maps.pixel_uniform(), maps.pixel_centred())}
-    for key, means in (("map_window", maps.window_means()), ("map_relative", maps.displacement_means())):
-        uniform = np.array([[uniform_cosine(a)] * len(means) for a in means])
-        statistics[key] = Statistic(_of_pairs(cosine, means), uniform, _of_pairs(centred_cosine, means))
-    return statistics
-
-
-def _of_pairs(compare: Callable[[Tensor, Tensor], float], means: Sequence[Tensor]) -> Matrix:
+def _of_pairs(compare: Callable[[Tensor, Tensor], float], means: Sequence[Tensor]) -> Values:
     """Compare all pairs; NaN where windows differ in size."""
     matrix = np.full((len(means), len(means)), np.nan)
     for i, a in enumerate(means):
@@ -281,67 +251,34 @@ def _of_pairs(compare: Callable[[Tensor, Tensor], float], means: Sequence[Tensor
     return matrix
 
 
-def _row(measured: Measured) -> dict[str, Any]:
-    """What the JSON file has of a network."""
-    statistics = {
-        key: statistic.figures(measured.groups) | {"pairs": _listed(statistic.pairs)}
-        for key, statistic in measured.statistics.items()
-    }
-    return {
-        "network": measured.subject.network,
-        "weights": measured.subject.weights,
-        "params": measured.subject.params,
-        "layers": list(measured.layers),
-        "groups": measured.groups,
-        "statistics": statistics,
-        "seconds": measured.seconds,
-    }
-
-
-def _listed(matrix: Matrix) -> list[list[float | None]]:
-    """As JSON has it, which knows no NaN."""
+def _listed(matrix: Values) -> list[list[float | None]]:
+    """Convert a matrix to what JSON has, which knows no NaN."""
     return [[float(value) if np.isfinite(value) else None for value in row] for row in matrix]
 
 
-def _panel(measured: Measured) -> Panel:
-    kept = measured.statistics
-    features = "cka" if "cka" in kept else "cka_unbiased"
-    maps = kept.get("map_pixel")
-    return Panel(
-        measured.subject.label,
-        measured.groups,
-        _TITLES[features],
-        kept[features].pairs,
-        None if maps is None else maps.pairs,
-        None if maps is None else maps.uniform,
-        None if maps is None else maps.centred,
-    )
-
-
-def _table(found: Sequence[Measured]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     head = ["network", "weights", "statistic", "adjacent layers", "within groups", "l and l+2"]
     lines = []
-    for measured in found:
-        for key, statistic in measured.statistics.items():
-            figures = statistic.figures(measured.groups).values()
+    for row in rows:
+        for key, statistic in row["statistics"].items():
+            figures = [value for name, value in statistic.items() if name != "pairs"]
             shown = [f"{100 * value:.2f} %" if value is not None else "–" for value in figures]
-            lines.append([measured.subject.network, measured.subject.weights, _TITLES[key], *shown])
+            lines.append([row["network"], row["weights"], _TITLES[key], *shown])
     return markdown_table([*head, "with a uniform map", "centred"], lines)
 
 
-def _caption(args: argparse.Namespace, found: Sequence[Measured], images: Sequence[str]) -> str:
-    pairs = ", ".join(dict.fromkeys(f"{one.subject.network}: {_pairs(one)}" for one in found))
-    rows = "pixels, pooled over images" if args.rows == "pixels" else "whole images"
+def _caption(args: argparse.Namespace, rows: Sequence[Row], images: int) -> list[str]:
+    pairs = ", ".join(dict.fromkeys(f"{row['network']}: {_pairs(row['groups'])}" for row in rows))
+    examples = "pixels, pooled over images" if args.rows == "pixels" else "whole images"
+    batches = "images" if args.rows == "pixels" else f"batches of at least {args.batch} images"
     features = "what attention's output projection gives, before it is added to the residual"
     if args.modules is not None:
         features = f"what {' and '.join(args.modules)} give"
-    parts = [
-        f"Similarity of attention layers on {len(images)} photographs, LR at most {args.size} a side by "
+    sentences = [
+        f"Similarity of attention layers on {images} images, LR at most {args.size} a side by "
         f"Pillow's bicubic filter. Means over pairs of adjacent layers, of those within a group, and of "
-        f"layers two apart ({pairs}). CKA: linear, of {features}; rows are {rows}; unbiased: HSIC1, summed "
-        "over "
-        + ("images" if args.rows == "pixels" else f"batches of at least {args.batch} images")
-        + ", then divided.",
+        f"layers two apart ({pairs}). CKA: linear, of {features}; rows are {examples}; unbiased: HSIC1, "
+        f"summed over {batches}, then divided.",
         "Maps: after softmax, mean over heads. By pixel: each query's row in image coordinates, on the keys "
         "that both layers' windows have (a regular and a shifted one share a quarter, equal ones all, so "
         "that l and l+2 are compared on more keys), cosine of each, mean. Mean window: of maps averaged over "
@@ -350,20 +287,16 @@ def _caption(args: argparse.Namespace, found: Sequence[Measured], images: Sequen
         "ESC (arXiv:2503.06671) reports 87 % (CKA) and 89 % (cosine) for adjacent layers of trained "
         "SwinIR-light; its scale, images and definitions were not found, and these are ours.",
     ]
-    without = dict.fromkeys(one.subject.network for one in found if "map_pixel" not in one.statistics)
+    without = dict.fromkeys(row["network"] for row in rows if "map_pixel" not in row["statistics"])
     if without:
-        parts.append(
+        sentences.append(
             f"No attention maps by windows were seen in every layer of {', '.join(without)}: there is no "
             "softmax, or none that can be seen."
         )
-    random = [one.subject for one in found if one.subject.weights == "random"]
-    if random:
-        parts.append(note_on_weights(random))
-    return " ".join(parts)
+    return sentences
 
 
-def _pairs(measured: Measured) -> str:
-    groups = measured.groups
+def _pairs(groups: Sequence[str]) -> str:
     adjacent = len(groups) - 1
     within = sum(a == b for a, b in itertools.pairwise(groups))
     return f"{adjacent}, {within} and {adjacent - 1}"

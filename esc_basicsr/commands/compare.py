@@ -11,7 +11,7 @@ them, each beside the paper's figure; with --data, PSNR and SSIM on Y of those w
 Ratios are to ESC of the same scale. The paper's latencies are of its authors' GPU: compare the ratios. ESC
 is as this package computes it, HiT-SRF with its attention factored, MambaIRv2 by our scan; ESC:release is
 as ESC's authors released it, on a CPU by naive attention; the others are as BasicSR and spandrel have them.
-Rivals of spandrel need the extra esc-basicsr[spandrel]. Writes comparison.json, .csv, .md and .png (or
+Baselines of spandrel need the extra esc-basicsr[lab]. Writes comparison.json, .csv, .md and .png (or
 ablation.*).
 """
 
@@ -27,29 +27,23 @@ from torch import nn
 from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
-from esc_basicsr.commands.bench import measure
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import read_rgb
+from esc_basicsr.lab.measure.benchmark import measure, random_image
 from esc_basicsr.lab.measure.comparison_table import RELEASE, Entry, draw, markdown, notes, table
 from esc_basicsr.lab.measure.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
-from esc_basicsr.lab.measure.measure import add_measuring_arguments, describe_machine, device_to_measure_on
-from esc_basicsr.lab.measure.report import make_folder, write_report
-from esc_basicsr.lab.networks.by_name import build, network_of
+from esc_basicsr.lab.measure.measure import add_measuring_arguments, check_measuring_arguments
+from esc_basicsr.lab.measure.results import make_folder, write_results
+from esc_basicsr.lab.networks.by_name import build_network, network_of
 from esc_basicsr.lab.networks.selective_scan import implementation
-from esc_basicsr.lab.networks.variants import RIVALS
-from esc_basicsr.metrics.published import (
-    ABLATION,
-    AblationFigures,
-    Costs,
-    published_costs,
-    published_figures,
-)
+from esc_basicsr.metrics.published import ABLATION_FIGURES, Costs, published_costs, published_figures
 from esc_basicsr.metrics.quality import measure_quality, pairs_of_set
 from esc_basicsr.metrics.result_files import write_csv, write_text
+from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.recipes import BENCHMARKS, ablation_rows, option_files
 from esc_basicsr.weights.shipped import model_list
 
-METHODS = [*VARIANTS, RELEASE, *RIVALS]
+METHODS = [*VARIANTS, RELEASE, *BASELINES]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,24 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Candidate(NamedTuple):
-    """A network that is to be measured.
+    """A network that is to be measured."""
 
-    Attributes:
-        method: What the paper calls it.
-        name: What `build` knows it by.
-        published: The paper's costs; None where it has none.
-        published_quality: The paper's, on DIV2K; of the ablation, PSNR alone.
-    """
-
-    method: str
-    name: str
-    published: Costs | None
-    published_quality: Mapping[str, Mapping[str, float]]
+    method: str  # what the paper calls it
+    name: str  # what `build_network` knows it by
+    published: Costs | None  # the paper's costs; None where it has none
+    published_quality: Mapping[str, Mapping[str, float]]  # the paper's, on DIV2K; of the ablation, PSNR alone
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write it down where asked: after each scale, as they take long."""
-    device = device_to_measure_on(args)
+    device = check_measuring_arguments(args)
     if args.ablation and (args.network or args.scale):
         raise UserError("--ablation takes no --network and no --scale: its rows are the paper's, at ×2.")
     args.network = args.network or METHODS
@@ -114,13 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(
-    args: argparse.Namespace,
-    device: torch.device,
-    entries: Sequence[Entry],
-    missing: Sequence[str],
-    text: str,
+    args: argparse.Namespace, device: torch.device, entries: list[Entry], missing: list[str], text: str
 ) -> None:
-    settings = {"repeats": args.repeats, "warmup": args.warmup, "machine": describe_machine(device)}
+    settings = {"repeats": args.repeats, "warmup": args.warmup}
     settings |= {"selective_scan": implementation(device), "left_out": [*missing]}
     rows = [
         {**entry.row._asdict(), "network": entry.method}
@@ -128,7 +111,7 @@ def _write(
         for entry in entries
     ]
     stem = "ablation" if args.ablation else "comparison"
-    write_report(args.output, stem, {"settings": settings, "rows": rows}, text, draw(entries))
+    write_results(args.output, stem, text, settings, rows, device, lambda: draw(entries))
     write_csv(args.output / f"{stem}.csv", *table(entries))
 
 
@@ -137,7 +120,7 @@ Sets = Mapping[str, Sequence[tuple[Path, Path]]]
 
 
 def _test_sets(args: argparse.Namespace) -> dict[int, Sets]:
-    """The test sets that are there, by scale; all images are read once, before the measuring."""
+    """Find the test sets, by scale; all images are read once, before the measuring."""
     if args.data is None:
         if args.weights:
             raise UserError("--weights: PSNR is measured on test sets: give their folder by --data.")
@@ -148,12 +131,12 @@ def _test_sets(args: argparse.Namespace) -> dict[int, Sets]:
         found[scale] = {name: pairs for name, pairs in sets.items() if pairs}
         if not found[scale]:
             raise UserError(
-                f"--data {args.data}: none of {', '.join(BENCHMARKS)} is there at ×{scale}, as HR/X{scale} "
+                f"--data {args.data}: none of {', '.join(BENCHMARKS)} exists at ×{scale}, as HR/X{scale} "
                 f"and LR_bicubic/X{scale}; 'benchmark-set' makes them."
             )
         files = [file for pairs in sets.values() for pair in pairs for file in pair]
         for file in tqdm(files, desc=f"test sets, ×{scale}", unit="image", leave=False):
-            read_rgb(file)  # a damaged one is told now, not when hours went by
+            read_rgb(file)  # a damaged one is reported now, not when hours went by
     return found
 
 
@@ -166,19 +149,20 @@ def _comparison(args: argparse.Namespace, scale: int) -> list[Candidate]:
 
 
 def _ablation(folder: Path) -> list[Candidate]:
-    """Each row is built from the option file that ships for it, a copy of which goes into ``folder``."""
+    """Build each row from the option file that ships for it, a copy of which goes into ``folder``."""
     texts = {path.name: text for path, text in option_files().items() if path.parts[0] == "train"}
     candidates = []
     for name, recipe in ablation_rows().items():
-        file, figures = folder / f"{recipe.name}.yml", ABLATION[recipe.row]
+        file, figures = folder / f"{recipe.name}.yml", ABLATION_FIGURES[recipe.row]
         write_text(file, texts[file.name])
         costs = Costs(figures.milliseconds, None, None, None)
-        candidates.append(Candidate(name, str(file), costs, _psnr_alone(figures)))
+        quality = {"Set5": {"psnr": figures.set5}, "Urban100": {"psnr": figures.urban100}}
+        candidates.append(Candidate(name, str(file), costs, quality))
     return candidates
 
 
 def _weights(given: Sequence[str], plan: Mapping[int, Sequence[Candidate]]) -> dict[tuple[str, int], str]:
-    """Trained weights by method and scale: those that ship, then the user's, which are tried."""
+    """List trained weights by method and scale: those that ship, then the user's, which are tried."""
     found = {(listed.variant, listed.scale): name for name, listed in reversed(model_list().items())}
     for text in given:
         key, _, file = text.partition("=")
@@ -199,7 +183,7 @@ def _weights(given: Sequence[str], plan: Mapping[int, Sequence[Candidate]]) -> d
 
 
 def _trained(candidate: Candidate, file: str, scale: int) -> nn.Module:
-    return build(f"{candidate.name},weights={file}", scale)
+    return build_network(f"{candidate.name},weights={file}", scale)
 
 
 def _measure(
@@ -210,8 +194,7 @@ def _measure(
     device: torch.device,
     args: argparse.Namespace,
 ) -> list[Entry]:
-    height, width = OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale
-    lq = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    lq = random_image(OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale, device)
     names = [candidate.name for candidate in candidates]
     rows = {row.network: row for row in measure(names, scale, lq, args.repeats, args.warmup)}
     entries = []
@@ -227,7 +210,3 @@ def _measure(
                 quality[test] = measure_quality(net, pairs, scale, device, bar)
         entries.append(Entry(one.method, rows[one.name], one.published, file, quality, one.published_quality))
     return entries
-
-
-def _psnr_alone(figures: AblationFigures) -> dict[str, dict[str, float]]:
-    return {"Set5": {"psnr": figures.set5}, "Urban100": {"psnr": figures.urban100}}

@@ -148,7 +148,7 @@ def _basicsr() -> Findings:
             True,
         )
     try:
-        compat = importlib.import_module("esc_basicsr.basicsr_host.patches")
+        patches = importlib.import_module("esc_basicsr.basicsr_host.patches")
         registry = importlib.import_module("basicsr.utils.registry")
     except ImportError as error:
         yield "import", f"fails: {error}", True
@@ -158,8 +158,8 @@ def _basicsr() -> Findings:
         missing = [name for name in names if name not in own]
         said = f"without {', '.join(missing)}" if missing else ", ".join(names)
         yield f"{kind} registry", said, bool(missing)
-    for mend in compat.active_mends():
-        yield "mended", f"{mend.name}: {mend.purpose}", False
+    for patch in patches.active():
+        yield "patched", f"{patch.name}: {patch.purpose}", False
 
 
 def _copies() -> list[Path]:

@@ -26,10 +26,10 @@ from torch import Tensor
 from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
+from esc_basicsr.common.timing import median_times
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
-from esc_basicsr.lab.measure.measure import median_times
 from esc_basicsr.weights.checkpoint import write_safetensors
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
 

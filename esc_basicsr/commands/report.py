@@ -1,8 +1,8 @@
-"""Draw up experiments as one HTML page: curves, best metrics, pictures, settings that differ.
+"""Draw up experiments as one HTML page: curves, best metrics, images, settings that differ.
 
-The page needs no network and no other file. It shows what there is: train_*.log, metrics/*.csv, and beside
-experiments/ the folder tb_logger/ with TensorBoard's events, where the pictures are. A curve has 1,000 points
-at most (means of equal groups where there are more), and all pictures together take 24 MiB at most.
+The page needs no network and no other file. It shows what exists of train_*.log, metrics/*.csv, and beside
+experiments/ the folder tb_logger/ with TensorBoard's events, where the images are. A curve has 1,000 points
+at most (means of equal groups where there are more), and all images together take 24 MiB at most.
 
 For example:
   python -m esc_basicsr report experiments/ESC_x2_DIV2K -o report.html
@@ -36,24 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page: 0."""
+    """Write the page and return 0."""
     output: Path = args.output
     if output.is_dir():
         raise UserError(f"{output} is a folder; expected a file to write, such as {output / 'report.html'}.")
     if output.exists() and not args.overwrite:
         raise UserError(f"{output} exists: name another file, or add --overwrite.")
-    page, left_out = render(read_experiments(args.experiments))
+    page, skipped = render(read_experiments(args.experiments))
     write_text(output, page)
     print(f"{output}: {output.stat().st_size:,} bytes. Open it in a browser.")
-    if left_out:
-        print(f"{left_out} older sheets of pictures were left out to keep it small.")
+    if skipped:
+        print(f"{skipped} older comparison images were skipped to keep it small.")
     return 0
 
 
 def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     """Read experiments, each once; those of one name are named by their paths.
 
-    Among several a folder that cannot be read as one, as experiments/* may hold, is left out with a warning.
+    Among several a folder that cannot be read as one, as experiments/* may hold, is skipped with a warning.
 
     Raises:
         UserError: No folder is an experiment's that can be read.
@@ -68,7 +68,7 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     if not experiments:
         raise UserError("\n  ".join(errors))
     for reason in errors:
-        print(f"warning: left out: {reason}", file=sys.stderr)
+        print(f"warning: skipped: {reason}", file=sys.stderr)
     names = Counter(experiment.name for experiment in experiments.values())
     return [
         experiment if names[experiment.name] == 1 else replace(experiment, name=str(folder))

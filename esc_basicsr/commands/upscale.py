@@ -1,7 +1,7 @@
-"""Upscale pictures: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'.
+"""Upscale images: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'.
 
 PNG, JPEG, WebP and TIFF, 8 and 16 bit, gray or colour, with transparency, colour profile and metadata, which
-are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one picture, a file.
+are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one image, a file.
 
   python -m esc_basicsr upscale photo.jpg -o photo_x4.jpg --model ESC_x4.pth
   python -m esc_basicsr upscale holiday -o large --model ESC-light_x2.safetensors --format png
@@ -20,7 +20,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of
 from esc_basicsr.common.log import logger
 from esc_basicsr.data.image_folder import find_images
-from esc_basicsr.upscale.picture import FORMATS, Picture, read_picture, write_picture
+from esc_basicsr.upscale.image_file import FORMATS, ImageFile, read_image, write_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
 from esc_basicsr.weights.shipped import model_list
 
@@ -32,14 +32,14 @@ _LISTED = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     names = ", ".join(model_list())
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="picture, folder, or pattern")
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="image, folder, or pattern")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, or file for one picture"
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, or file for one image"
     )
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
-        help="checkpoint (.pth, .safetensors), whose network and scale are told from it, or a name "
+        help="checkpoint (.pth, .safetensors), whose network and scale are read from it, or a name "
         f"({names}; default: the first of the scale)",
     )
     parser.add_argument("--scale", type=int, choices=[2, 3, 4], help="times as large (default: the model's)")
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    existing.add_argument("--skip-existing", action="store_true", help="leave out what was upscaled before")
+    existing.add_argument("--skip-existing", action="store_true", help="skip what was upscaled before")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
         "--precision",
@@ -60,31 +60,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: fp16 on a GPU where it gives the same, else fp32 (default: auto)",
     )
     parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="to work in (default: most of what there is)"
+        "--memory", type=float, metavar="GIB", help="to work in (default: most of what is available)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale all pictures; 2 if some could not be."""
+    """Upscale all images; return 2 if some could not be."""
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality must be from 1 to 100, got {args.quality}.")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"--memory must be above 0 GiB, got {args.memory}.")
-    pictures = _find(args.input)
+    images = _find(args.input)
     memory = None if args.memory is None else int(args.memory * 2**30)
     upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
-    targets = _name_targets(pictures, args.output, upscaler.scale, args.format)
-    there = [path for path in targets.values() if path.exists()]
+    targets = _name_targets(images, args.output, upscaler.scale, args.format)
+    existing = [path for path in targets.values() if path.exists()]
     if args.skip_existing:
         targets = {source: path for source, path in targets.items() if not path.exists()}
-    elif there and not args.overwrite:
+    elif existing and not args.overwrite:
         raise UserError(
-            f"{len(there)} of {len(targets)} files exist already: {_few(there)}. Add --overwrite to replace "
-            "them, --skip-existing to leave them as they are, or name another folder."
+            f"{len(existing)} of {len(targets)} files exist already: {_few(existing)}. Add --overwrite to "
+            "replace them, --skip-existing to leave them as they are, or name another folder."
         )
     problems = []
     title = f"×{upscaler.scale} by {Path(upscaler.name).name}"
-    with logging_redirect_tqdm(), tqdm(targets.items(), desc=title, unit="picture") as bar:
+    with logging_redirect_tqdm(), tqdm(targets.items(), desc=title, unit="image") as bar:
         for source, target in bar:
             bar.set_postfix_str(source.name)
             try:
@@ -92,46 +92,46 @@ def run(args: argparse.Namespace) -> int:
             except UserError as error:
                 problems.append(str(error))
     done = len(targets) - len(problems)
-    skipped = f"; {len(there)} were there already" if args.skip_existing else ""
-    print(f"{args.output}: {done} of {len(targets)} pictures upscaled{skipped}.")
+    skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
+    print(f"{args.output}: {done} of {len(targets)} images upscaled{skipped}.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
 
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path, quality: int = 95) -> None:
-    """Upscale one picture file, with what belongs to it.
+    """Upscale one image file, with what belongs to it.
 
     Raises:
-        UserError: ``source`` cannot be read, or ``target`` not be written or not hold the picture.
+        UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
     """
-    picture = read_picture(source)
-    pixels = upscaler(picture.pixels)
-    alpha = picture.alpha
+    image = read_image(source)
+    pixels = upscaler(image.pixels)
+    alpha = image.alpha
     if alpha is not None:
         # a constant one stays what it is; the network would come close
         is_constant = bool((alpha == alpha.flat[0]).all())
         size = tuple(side * upscaler.scale for side in alpha.shape)
         alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
     make_folder_of(target)
-    write_picture(target, _fit(picture.enlarged(pixels, alpha), target), quality)
+    write_image(target, _fit(image.enlarged(pixels, alpha), target), quality)
 
 
-def _fit(picture: Picture, target: Path) -> Picture:
-    """``picture`` with 8 bits where the format that was asked for has no more."""
-    if picture.pixels.dtype == np.uint8 or FORMATS[target.suffix.lower()] in ("PNG", "TIFF"):
-        return picture
-    logger.warning("%s holds 8 bits: the picture's 16 are rounded.", target)
+def _fit(image: ImageFile, target: Path) -> ImageFile:
+    """Round ``image`` to 8 bits where the format that was asked for has no more."""
+    if image.pixels.dtype == np.uint8 or FORMATS[target.suffix.lower()] in ("PNG", "TIFF"):
+        return image
+    logger.warning("%s holds 8 bits: the image's 16 are rounded.", target)
     pixels, alpha = (
         None if values is None else ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        for values in (picture.pixels, picture.alpha)
+        for values in (image.pixels, image.alpha)
     )
     assert pixels is not None
-    return picture.enlarged(pixels, alpha)
+    return image.enlarged(pixels, alpha)
 
 
 def _find(inputs: Sequence[str]) -> dict[Path, Path]:
-    """The pictures, and the path of each below the output folder, as it is below the input's."""
+    """Find the images, and the path of each below the output folder, as it is below the input's."""
     found: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)
@@ -142,37 +142,37 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
         elif not path.exists() and glob.has_magic(text):
             # for shells that leave patterns to the program
             matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute ones too
-            pictures = [match for match in matches if match.is_file()]
-            if not pictures:
+            images = [match for match in matches if match.is_file()]
+            if not images:
                 raise UserError(f"{text}: no file matches this pattern.")
-            found |= {match: Path(match.name) for match in pictures}
+            found |= {match: Path(match.name) for match in images}
         elif path.exists():
             raise UserError(f"{text} is neither a file nor a folder.")
         else:
-            raise UserError(f"{text}: there is no such picture or folder (working directory: {Path.cwd()}).")
+            raise UserError(f"{text}: no such image or folder (working directory: {Path.cwd()}).")
     return found
 
 
-def _name_targets(pictures: dict[Path, Path], output: Path, scale: int, kind: str | None) -> dict[Path, Path]:
-    """Where each picture goes; one that another becomes is none of them."""
+def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str | None) -> dict[Path, Path]:
+    """Name the file that each image becomes; what was upscaled before is not an input."""
     suffix = output.suffix.lower()
-    if len(pictures) == 1 and suffix in FORMATS and not output.is_dir():
+    if len(images) == 1 and suffix in FORMATS and not output.is_dir():
         if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
             raise UserError(f"--format {kind} contradicts the name {output}: leave one out.")
-        return dict.fromkeys(pictures, output)
-    if len(pictures) == 1 and suffix in _UNWRITTEN and not output.is_dir():
+        return dict.fromkeys(images, output)
+    if len(images) == 1 and suffix in _UNWRITTEN and not output.is_dir():
         raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(FORMATS)}.")
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file; for {len(pictures)} pictures a folder is expected.")
+        raise UserError(f"{output} is a file; for {len(images)} images a folder is expected.")
     targets: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
-    for source, relative in pictures.items():
+    for source, relative in images.items():
         own = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
         target = output / relative.with_name(f"{relative.stem}_x{scale}{_SUFFIXES[kind] if kind else own}")
         if target in sources:
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target
-    # Where OUT is a folder of INPUT, or below one, what was upscaled before lies among the pictures.
+    # Where OUT is a folder of INPUT, or below one, what was upscaled before lies among the images.
     return {source: target for source, target in targets.items() if source not in sources}
 
 

@@ -14,5 +14,5 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        """The message, fit for a terminal."""
+        """Return the message, fit for a terminal."""
         return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), super().__str__())

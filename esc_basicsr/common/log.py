@@ -2,8 +2,6 @@
 
 import logging
 
-import torch
-
 # A child of BasicSR's logger "basicsr": same handlers, same level on each rank.
 logger = logging.getLogger("basicsr.esc")
 
@@ -22,6 +20,8 @@ def warn_once(message: str) -> None:
 
 
 def _once(level: int, message: str) -> None:
+    import torch  # here, so that importing this module is light
+
     # torch.compile would cut its graph in two at a message.
     if not torch.compiler.is_compiling() and message not in _said:
         _said.add(message)

@@ -35,7 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _left_in_control_groups() -> Iterator[int]:
-    """What the limits of this process's control groups leave, a container's or a job's: versions 2 and 1."""
+    """Find what the control groups of this process leave, a container's or a job's: versions 2 and 1."""
     for group, limit, used, pages in _control_groups():
         try:
             left = int((group / limit).read_text()) - int((group / used).read_text())

@@ -7,14 +7,14 @@ MOST_LISTED = 12  # more names than these are not read by anyone
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
-    """The known name most like ``word``, letter case aside; None if none is alike."""
+    """Find the known name most like ``word``, letter case aside; None if none is alike."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None
 
 
 def hint(word: object, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known name, or the known ones if none is near and they are few."""
+    """Name the nearest known name in a sentence, or the known ones if none is near and they are few."""
     names = sorted(known)
     near = nearest(word, names)
     if near is not None:

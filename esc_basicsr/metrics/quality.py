@@ -17,7 +17,7 @@ Image = npt.NDArray[np.uint8]
 
 
 def psnr_and_ssim(sr: Image, gt: Image, border: int) -> dict[str, float]:
-    """``psnr`` in dB and ``ssim`` of (H, W, 3) RGB images, ``border`` pixels of each side left out."""
+    """Measure ``psnr`` in dB and ``ssim`` of (H, W, 3) RGB images, ``border`` pixels of each side cropped."""
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
     # BGR, as BasicSR reads images
@@ -29,7 +29,7 @@ def psnr_and_ssim(sr: Image, gt: Image, border: int) -> dict[str, float]:
 
 
 def pairs_of_set(data: Path, name: str, scale: int) -> list[tuple[Path, Path]]:
-    """HR and LR files of a test set, laid out as datasets/README.md says; none if it is not there.
+    """List HR and LR files of a test set, laid out as datasets/README.md says; none if it does not exist.
 
     Raises:
         UserError: An LR image is missing, or of a size that does not go with its HR image.
@@ -64,7 +64,7 @@ def super_resolve(net: nn.Module, lq: Image, device: torch.device) -> Image:
 def measure_quality(
     net: nn.Module, pairs: Sequence[tuple[Path, Path]], scale: int, device: torch.device, description: str
 ) -> dict[str, float]:
-    """Mean ``psnr`` and ``ssim`` of a network over HR and LR files, a border of ``scale`` pixels cropped."""
+    """Measure a network's mean ``psnr`` and ``ssim`` over HR and LR files, borders of ``scale`` cropped."""
     figures = [
         psnr_and_ssim(super_resolve(net, read_rgb(lq), device), read_rgb(gt), scale)
         for gt, lq in tqdm(pairs, desc=description, unit="image", leave=False)

@@ -12,7 +12,7 @@ __all__ = ["file_name", "write_csv", "write_text"]
 
 
 def file_name(text: str) -> str:
-    """``text`` as the name of one file: itself, but for what would lead elsewhere or hide the file.
+    """Turn ``text`` into the name of one file: itself, but for what would lead elsewhere or hide the file.
 
     Slashes, control characters, a leading dot, and ``%``, are written as ``%2F``.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esc_basicsr.lab.measure.report import markdown_table
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
 from esc_basicsr.metrics.result_files import write_csv, write_text
 
@@ -17,7 +17,7 @@ _OTHER_NAMES = {"bsd100": "b100", "bsds100": "b100"}
 
 
 class SetResult(NamedTuple):
-    """What was measured on a test set: the mean of each metric over ``images`` images."""
+    """The mean of each metric over the ``images`` images of a test set."""
 
     images: int
     metrics: Mapping[str, float]
@@ -36,12 +36,12 @@ class ResultsTable:
     """Methods by test sets.
 
     Args:
-        name: What this run's network is called.
+        name: The name of this run's network.
         scale: Upscaling factor; None if unknown.
         checkpoint: The file its weights are from; None if there is none.
         variant: The published variant that the network is; None for another one.
         metrics: The options' ``val.metrics``.
-        results: What was measured, by test set.
+        results: Measured figures, by test set.
     """
 
     name: str
@@ -71,7 +71,7 @@ class ResultsTable:
         )
 
     def markdown(self) -> str:
-        """The table in Markdown, and where its figures come from."""
+        """Return the table in Markdown, and where its figures come from."""
         rows = self._rows()
         head = ["method", "trained on", *self.results]
         lines = [
@@ -83,7 +83,7 @@ class ResultsTable:
         return "\n\n".join([table, *self._notes(rows)])
 
     def _measured(self) -> list[str]:
-        """Metrics that were measured on any of the sets, in the options' order."""
+        """List metrics that were measured on any of the sets, in the options' order."""
         return [
             metric
             for metric in self.metrics
@@ -109,15 +109,15 @@ class ResultsTable:
         return rows
 
     def _training_sets(self) -> Sequence[str]:
-        """What the network was trained on, if its name or else its checkpoint's path says so; else all."""
+        """Return the training set that the network's name, or else its checkpoint's path, names; else all."""
         for text in (self.name, self.checkpoint or ""):
-            said = [training_set for training_set in TRAINING_SETS if training_set in text]
-            if len(said) == 1:
-                return said
+            named = [training_set for training_set in TRAINING_SETS if training_set in text]
+            if len(named) == 1:
+                return named
         return TRAINING_SETS
 
     def _published_kind(self, metric: str) -> str | None:
-        """Which of the published metrics a metric is, measured the same way; None if it is another one."""
+        """Return which published metric a metric is, if it is measured the same way; else None."""
         options = self.metrics[metric]
         if options.get("test_y_channel") is not True or options.get("crop_border") != self.scale:
             return None
@@ -151,7 +151,7 @@ class ResultsTable:
             )
         elif self._measured() and not any(map(self._published_kind, self._measured())):
             notes.append(
-                "Published figures are left out, as they are measured otherwise: calculate_psnr and "
+                "Published figures are skipped, as they are measured otherwise: calculate_psnr and "
                 f"calculate_ssim with test_y_channel: true and crop_border: {self.scale}."
             )
         return notes

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
-from esc_basicsr.lab.networks.variants import RIVALS
+from esc_basicsr.options.baselines import BASELINES
 
 PHOTOGRAPHS = "photographs"  # what the networks that ship were trained on (docs/models.md)
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
@@ -156,8 +156,8 @@ def option_files() -> dict[PurePosixPath, str]:
     for scale in SCALES:
         baseline = Recipe("Bicubic", scale, "", {"type": "Bicubic"})
         files[PurePosixPath("test", baseline.folder, f"{baseline.name}.yml")] = benchmark_text(baseline)
-        for variant, rival in RIVALS.items():
-            other = Recipe(variant, scale, "DIV2K", rival.network, scale_key=rival.scale_key)
+        for variant, published in BASELINES.items():
+            other = Recipe(variant, scale, "DIV2K", published.network, scale_key=published.scale_key)
             files[PurePosixPath("test", other.folder, f"{other.name}.yml")] = benchmark_text(other)
     return files
 
@@ -184,7 +184,7 @@ def benchmark_text(recipe: Recipe) -> str:
     names = BENCHMARKS[:2] if recipe.data == PHOTOGRAPHS else BENCHMARKS
     sets = [_indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(names, 1)]
     checkpoint = f"experiments/{recipe.name}/models/net_g_latest.pth" if recipe.data else "~"
-    if recipe.variant in RIVALS:
+    if recipe.variant in BASELINES:
         released = "BasicSR's model zoo has it" if recipe.variant == "RCAN" else "its authors released it"
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:

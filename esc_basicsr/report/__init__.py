@@ -1,1 +1,1 @@
-"""Training looked at: what experiments logged, as one HTML page."""
+"""What experiments logged, as one HTML page."""

@@ -10,15 +10,15 @@ Curves = dict[str, dict[int, float]]
 
 
 def put(curves: Curves, name: str, iteration: int, value: float) -> None:
-    """Enter a value, in the place of one that is there; nothing that is not finite."""
+    """Enter a finite value, replacing an older one; skip what is not finite."""
     if math.isfinite(value):
         curves.setdefault(name, {})[iteration] = value
 
 
 def joined(runs: Iterable[Curves]) -> Curves:
-    """The curves of a training from those of its runs, first to last.
+    """Join the curves of a training's runs, first to last.
 
-    A resumed run takes the place of what the ones before it have from its first iteration on.
+    A resumed run replaces what earlier runs have from its first iteration on.
     """
     whole: Curves = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""TensorBoard's events files: numbers, and sheets of pictures."""
+"""TensorBoard's events files: numbers, and comparison images."""
 
 import struct
 import sys
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.report.curves import Curves, joined, put
 
-__all__ = ["Events", "SheetPlace", "events_files", "read_events"]
+__all__ = ["Comparison", "Events", "event_files", "read_events"]
 
 # A record is its length, a checksum, the event, another checksum.
 _HEAD = struct.Struct("<QI")
 _LENGTH, _CHECKSUM = 8, 4
 
 
-class SheetPlace(NamedTuple):
-    """A sheet in an events file; its PNG is read when it is needed."""
+class Comparison(NamedTuple):
+    """The position of a comparison image in an events file; its PNG is read when it is needed."""
 
     iteration: int
     file: Path
@@ -25,7 +25,7 @@ class SheetPlace(NamedTuple):
     tag: str
 
     def png(self) -> bytes:
-        """The sheet.
+        """Read the image.
 
         Raises:
             UserError: The file has changed.
@@ -38,14 +38,14 @@ class SheetPlace(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What a training gave to TensorBoard: ``sheets`` in the order of iterations."""
+    """Curves and comparison images of a training, in the order of iterations."""
 
     curves: Curves
-    sheets: list[SheetPlace]
+    comparisons: list[Comparison]
 
 
-def events_files(folder: Path) -> list[Path]:
-    """The events files that lie in a folder, oldest first."""
+def event_files(folder: Path) -> list[Path]:
+    """List the events files of a folder, oldest first."""
     return sorted(path for path in folder.glob("*tfevents*") if path.is_file())
 
 
@@ -58,29 +58,29 @@ def read_events(files: Sequence[Path]) -> Events:
         UserError: A file cannot be read.
     """
     runs: list[Curves] = []
-    sheets: dict[tuple[str, int], SheetPlace] = {}
+    comparisons: dict[tuple[str, int], Comparison] = {}
     for path in files:
         curves: Curves = {}
-        own: dict[tuple[str, int], SheetPlace] = {}
+        own: dict[tuple[str, int], Comparison] = {}
         try:
             for offset, event in _events(path):
                 for value in event.summary.value:
                     if value.HasField("simple_value"):
                         put(curves, value.tag, event.step, value.simple_value)
                     elif value.HasField("image"):
-                        own[value.tag, event.step] = SheetPlace(event.step, path, offset, value.tag)
+                        own[value.tag, event.step] = Comparison(event.step, path, offset, value.tag)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
         runs.append(curves)
         begin = min([*(min(curve) for curve in curves.values()), *(step for _, step in own)], default=None)
         if begin is not None:
-            sheets = {key: place for key, place in sheets.items() if key[1] < begin}
-        sheets |= own
-    return Events(joined(runs), sorted(sheets.values()))
+            comparisons = {key: known for key, known in comparisons.items() if key[1] < begin}
+        comparisons |= own
+    return Events(joined(runs), sorted(comparisons.values()))
 
 
 def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
-    """A file's events from an offset on, each with its own."""
+    """Yield a file's events from an offset on, each with its own offset."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -110,4 +110,4 @@ def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def _warn_of_damage(path: Path, offset: int) -> None:
-    print(f"warning: {path} is damaged {offset:,} bytes in: what follows is left out.", file=sys.stderr)
+    print(f"warning: {path} is damaged {offset:,} bytes in: what follows is skipped.", file=sys.stderr)

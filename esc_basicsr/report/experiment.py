@@ -9,37 +9,37 @@ from typing import Any
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.report.curves import Curves, joined, put
-from esc_basicsr.report.events import SheetPlace, events_files, read_events
+from esc_basicsr.report.events import Comparison, event_files, read_events
 from esc_basicsr.report.text_log import read_logs
 
 __all__ = ["Experiment", "read_experiment"]
 
-# What says where and how a run was started, not what is trained.
+# Options that say where and how a run was started, not what is trained.
 _INCIDENTAL = {"name", "root_path", "rank", "auto_resume", "dist", "is_train"}
 _PATHS = ("path.experiments_root", "path.models", "path.training_states", "path.log", "path.visualization")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is known of a training.
+    """Curves, images and options of a training.
 
     Args:
         name: Its folder's.
         curves: Values by iteration, by TensorBoard's names.
-        sheets: TensorBoard's pictures, in the order of iterations.
+        comparisons: TensorBoard's comparison images, in the order of iterations.
         images: Metrics of each image at its set's last validation: set -> image -> ``iter`` and metrics.
-        options: As texts, by names such as ``train.total_iter``, those of its folders left out.
+        options: As texts, by names such as ``train.total_iter``, without those of its folders.
     """
 
     name: str
     curves: Curves
-    sheets: Sequence[SheetPlace]
+    comparisons: Sequence[Comparison]
     images: Mapping[str, Mapping[str, Mapping[str, float]]]
     options: Mapping[str, str]
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """Read what there is of an experiment.
+    """Read an experiment.
 
     Curves come from the logs, TensorBoard's events and metrics/history.csv; of what several of them have, the
     last one counts, which has most digits.
@@ -48,13 +48,13 @@ def read_experiment(folder: Path) -> Experiment:
         folder: experiments/NAME, beside whose parent tb_logger/NAME may lie; or a folder with events files.
 
     Raises:
-        UserError: It is no experiment's, nothing was logged yet, or a file cannot be read.
+        UserError: The folder is no experiment's, nothing was logged yet, or a file cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected an experiment's, such as experiments/NAME.")
     folder = folder.resolve()
     logs = sorted(folder.glob("train_*.log"))
-    events = events_files(folder) or events_files(folder.parent.parent / "tb_logger" / folder.name)
+    events = event_files(folder) or event_files(folder.parent.parent / "tb_logger" / folder.name)
     history = folder / "metrics" / "history.csv"
     if not (logs or events or history.exists()):
         raise UserError(
@@ -68,20 +68,20 @@ def read_experiment(folder: Path) -> Experiment:
         for name, curve in more.items():
             curves[name] = {**curves.get(name, {}), **curve}
     curves = joined([curves])
-    if not curves and not from_events.sheets:
+    if not curves and not from_events.comparisons:
         raise UserError(f"{folder}: nothing was logged there yet; try again after the first iterations.")
     options = text_log.options or _read_options(folder)
     return Experiment(
         folder.name,
         curves,
-        from_events.sheets,
+        from_events.comparisons,
         _read_images(folder / "metrics"),
         {key: text for key, text in options.items() if key not in _INCIDENTAL and key not in _PATHS},
     )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """A table's rows; none if there is no such file."""
+    """Read a table's rows; none if the file does not exist."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             return list(csv.DictReader(file))
@@ -91,10 +91,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _numbers(row: Mapping[str, Any], leave_out: Sequence[str]) -> dict[str, float]:
+def _numbers(row: Mapping[str, Any], other: Sequence[str]) -> dict[str, float]:
     numbers = {}
     for key, text in row.items():
-        if key in leave_out or not isinstance(text, str):
+        if key in other or not isinstance(text, str):
             continue
         try:
             numbers[key] = float(text)
@@ -126,7 +126,7 @@ def _read_images(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _read_options(folder: Path) -> dict[str, str]:
-    """Options of the experiment's copy of its option file; nothing if there is not exactly one."""
+    """Read the experiment's copy of its option file; nothing if there is not exactly one."""
     files = sorted(folder.glob("*.yml"))
     if len(files) != 1:
         return {}

@@ -276,43 +276,43 @@ function addControls() {
   controls.append(make("label", {}, "Smoothing", smoothing, shown), make("label", {}, log, "Logarithmic (not metrics)"));
 }
 
-// Pictures
+// Images
 
 function panelName(panel, panels) {
-  if (panel.what !== "SR") {
-    const alike = panels.filter((other) => other.what === panel.what);
-    return alike.length > 1 ? `${panel.what} ${alike.indexOf(panel) + 1}` : panel.what;
+  if (panel.kind !== "SR") {
+    const alike = panels.filter((other) => other.kind === panel.kind);
+    return alike.length > 1 ? `${panel.kind} ${alike.indexOf(panel) + 1}` : panel.kind;
   }
   return `SR, ${data.names[panel.of]}, iteration ${whole(panel.iter)}`;
 }
 
-function addPictures() {
-  if (!data.pictures.length) return;
-  document.getElementById("pictures").hidden = false;
+function addImages() {
+  if (!data.images.length) return;
+  document.getElementById("images").hidden = false;
   const byId = (id) => document.getElementById(id);
-  const choose = { picture: make("select"), left: make("select"), right: make("select") };
-  const labels = { picture: "Picture", left: "Left", right: "Right" };
+  const choose = { image: make("select"), left: make("select"), right: make("select") };
+  const labels = { image: "Image", left: "Left", right: "Right" };
   for (const [key, select] of Object.entries(choose)) byId("choices").append(make("label", {}, labels[key], select));
-  data.pictures.forEach((picture, index) => choose.picture.append(make("option", { value: index }, picture.name)));
+  data.images.forEach((image, index) => choose.image.append(make("option", { value: index }, image.name)));
   const wanted = { left: "bicubic", right: null };
   let panels = [];
 
-  function showPicture() {
-    const picture = data.pictures[choose.picture.value];
-    panels = picture.panels
-      .map((panel) => ({ ...panel, name: panelName(panel, picture.panels) }))
+  function showImage() {
+    const image = data.images[choose.image.value];
+    panels = image.panels
+      .map((panel) => ({ ...panel, name: panelName(panel, image.panels) }))
       .sort((a, b) => (a.of ?? -1) - (b.of ?? -1) || (b.iter ?? 0) - (a.iter ?? 0));
-    const newest = panels.findIndex((panel) => panel.what === "SR");
+    const newest = panels.findIndex((panel) => panel.kind === "SR");
     for (const side of ["left", "right"]) {
       choose[side].replaceChildren(...panels.map((panel, index) => make("option", { value: index }, panel.name)));
       const same = panels.findIndex((panel) => panel.name === wanted[side]);
       choose[side].value = same >= 0 ? same : newest;
     }
     const compare = byId("compare");
-    const zoom = Math.max(1, Math.round(560 / picture.width));
-    compare.style.width = `${picture.width * zoom}px`;
+    const zoom = Math.max(1, Math.round(560 / image.width));
+    compare.style.width = `${image.width * zoom}px`;
     byId("sides").style.width = compare.style.width;
-    compare.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    compare.style.aspectRatio = `${image.width} / ${image.height}`;
     showSides();
   }
 
@@ -320,7 +320,7 @@ function addPictures() {
     for (const side of ["left", "right"]) {
       const panel = panels[choose[side].value];
       byId(side).src = data.sources[panel.src];
-      byId(side).alt = `${data.pictures[choose.picture.value].name}: ${panel.name}`;
+      byId(side).alt = `${data.images[choose.image.value].name}: ${panel.name}`;
       const caption = panel.metrics ? `${panel.name}: ${panel.metrics}` : panel.name;
       byId(`${side}-caption`).textContent = side === "left" ? `◀\u00a0${caption}` : `${caption}\u00a0▶`;
     }
@@ -334,7 +334,7 @@ function addPictures() {
     byId("compare").style.setProperty("--at", `${byId("divider").value}%`);
   }
 
-  choose.picture.addEventListener("change", showPicture);
+  choose.image.addEventListener("change", showImage);
   for (const side of ["left", "right"]) {
     choose[side].addEventListener("change", () => {
       wanted[side] = panels[choose[side].value].name;
@@ -343,9 +343,9 @@ function addPictures() {
   }
   byId("divider").addEventListener("input", moveDivider);
   moveDivider();
-  showPicture();
+  showImage();
 }
 
 addControls();
 data.charts.forEach(addChart);
-addPictures();
+addImages();

@@ -15,13 +15,13 @@ from PIL import Image
 
 from esc_basicsr.common.version import __version__
 from esc_basicsr.metrics.comparison_images import WITH_GT, WITHOUT_GT, Panel, cut
-from esc_basicsr.report.events import SheetPlace
+from esc_basicsr.report.events import Comparison
 from esc_basicsr.report.experiment import Experiment
 
-__all__ = ["MAX_PICTURES", "MAX_POINTS", "render"]
+__all__ = ["MAX_IMAGE_BYTES", "MAX_POINTS", "render"]
 
 MAX_POINTS = 1000  # of a curve; more are averaged in equal groups
-MAX_PICTURES = 24 * 2**20  # bytes of all pictures, as text
+MAX_IMAGE_BYTES = 24 * 2**20  # bytes of all images, as text
 
 _DIGITS = 6
 
@@ -33,14 +33,14 @@ def render(experiments: Sequence[Experiment]) -> tuple[str, int]:
         experiments: One or more, of different names.
 
     Returns:
-        The page, and how many sheets of pictures were left out because others took their room.
+        The page, and how many comparison images were skipped because others took their room.
     """
-    sources, pictures, left_out = _pictures(experiments)
+    sources, images, skipped = _images(experiments)
     data = {
         "names": [experiment.name for experiment in experiments],
         "charts": _charts(experiments),
         "sources": sources,
-        "pictures": pictures,
+        "images": images,
     }
     names = ", ".join(experiment.name for experiment in experiments)
     parts = {
@@ -55,7 +55,7 @@ def render(experiments: Sequence[Experiment]) -> tuple[str, int]:
     }
     pieces = _resource("page.html").split("@@")  # text, name, text, name, ..., text
     pieces[1::2] = [parts[name] for name in pieces[1::2]]
-    return "".join(pieces), left_out
+    return "".join(pieces), skipped
 
 
 def _resource(name: str) -> str:
@@ -66,7 +66,7 @@ def _resource(name: str) -> str:
 
 
 def _charts(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
-    """For each name its curves: losses, metrics by set, learning rate, throughput, the rest."""
+    """Collect curves by name: losses, metrics by set, learning rate, throughput, the rest."""
     names = sorted({name for experiment in experiments for name in experiment.curves}, key=_order)
     return [
         {
@@ -101,7 +101,7 @@ def _metric_title(metric: str) -> str:
 
 
 def _thinned(curve: Mapping[int, float]) -> dict[str, Any]:
-    """A curve's ``x`` and ``y``, means of ``each`` points."""
+    """Return a curve's ``x`` and ``y``, means of ``each`` points."""
     each = math.ceil(len(curve) / MAX_POINTS)
     points = list(curve.items())
     groups = [points[first : first + each] for first in range(0, len(points), each)]
@@ -116,65 +116,65 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-# Pictures
+# Images
 
 
-def _pictures(experiments: Sequence[Experiment]) -> tuple[list[str], list[dict[str, Any]], int]:
-    """Sources as data URLs, each once; the pictures by image; how many sheets were left out."""
+def _images(experiments: Sequence[Experiment]) -> tuple[list[str], list[dict[str, Any]], int]:
+    """Return sources as data URLs, each once; the images; and how many comparisons were skipped."""
     sources: dict[str, int] = {}
     urls: dict[bytes, str] = {}
     shown: dict[str, dict[str, Any]] = {}
-    places = _newest_first(experiments)
-    room = MAX_PICTURES
-    for done, (number, place) in enumerate(places):
-        whats, _, image = place.tag.partition("/")
-        with Image.open(io.BytesIO(place.png())) as sheet:
-            panels = cut(np.asarray(sheet.convert("RGB")), whats)
-        keys = [hashlib.sha256(panel.picture.tobytes()).digest() for panel in panels]
+    comparisons = _newest_first(experiments)
+    room = MAX_IMAGE_BYTES
+    for done, (number, comparison) in enumerate(comparisons):
+        kinds, _, image = comparison.tag.partition("/")
+        with Image.open(io.BytesIO(comparison.png())) as png:
+            panels = cut(np.asarray(png.convert("RGB")), kinds)
+        keys = [hashlib.sha256(panel.image.tobytes()).digest() for panel in panels]
         for key, panel in zip(keys, panels, strict=True):
             if key not in urls:  # bicubic and GT are the same every time
                 urls[key] = _data_url(panel)
         room -= sum(len(urls[key]) for key in {*keys} if urls[key] not in sources)
         if room < 0:
-            return list(sources), [shown[key] for key in sorted(shown)], len(places) - done
-        height, width = panels[0].picture.shape[:2]
-        picture = shown.setdefault(
+            return list(sources), [shown[key] for key in sorted(shown)], len(comparisons) - done
+        height, width = panels[0].image.shape[:2]
+        shown_image = shown.setdefault(
             f"{image} {width}×{height}", {"name": image, "width": width, "height": height, "panels": []}
         )
-        metrics = _metrics_of(experiments[number], image, place.iteration)
+        metrics = _metrics_of(experiments[number], image, comparison.iteration)
         for key, panel in zip(keys, panels, strict=True):
             entry: dict[str, Any] = {
-                "what": panel.what,
+                "kind": panel.kind,
                 "src": sources.setdefault(urls[key], len(sources)),
             }
-            if panel.what == "SR":
-                entry |= {"of": number, "iter": place.iteration, "metrics": metrics}
-            if entry not in picture["panels"]:
-                picture["panels"].append(entry)
+            if panel.kind == "SR":
+                entry |= {"of": number, "iter": comparison.iteration, "metrics": metrics}
+            if entry not in shown_image["panels"]:
+                shown_image["panels"].append(entry)
     return list(sources), [shown[key] for key in sorted(shown)], 0
 
 
-def _newest_first(experiments: Sequence[Experiment]) -> list[tuple[int, SheetPlace]]:
-    """Sheets, with their experiment's number: the newest of every image, then the ones before, and so on."""
+def _newest_first(experiments: Sequence[Experiment]) -> list[tuple[int, Comparison]]:
+    """Sort comparisons, with their experiment's number: the newest of every image, then the ones before."""
     waiting = []
     for number, experiment in enumerate(experiments):
         ages: dict[str, int] = {}
-        for place in reversed(experiment.sheets):
-            whats, _, _ = place.tag.partition("/")
-            if tuple(whats.split("_")) in (WITH_GT, WITHOUT_GT):  # else it is somebody else's picture
-                ages[place.tag] = ages.get(place.tag, -1) + 1
-                waiting.append((ages[place.tag], place.tag, number, place))
-    return [(number, place) for _, _, number, place in sorted(waiting)]
+        for comparison in reversed(experiment.comparisons):
+            kinds, _, _ = comparison.tag.partition("/")
+            if tuple(kinds.split("_")) in (WITH_GT, WITHOUT_GT):  # else it is another program's image
+                ages[comparison.tag] = ages.get(comparison.tag, -1) + 1
+                waiting.append((ages[comparison.tag], comparison.tag, number, comparison))
+    return [(number, comparison) for _, _, number, comparison in sorted(waiting)]
 
 
 def _data_url(panel: Panel) -> str:
     png = io.BytesIO()
-    Image.fromarray(panel.picture).save(png, "PNG")
+    Image.fromarray(panel.image).save(png, "PNG")
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 def _metrics_of(experiment: Experiment, image: str, iteration: int) -> str:
-    """An image's metrics if they are of this iteration."""
+    """Format an image's metrics if they are of this iteration."""
     of, _, name = image.partition("/")
     known = dict(experiment.images.get(of, {}).get(name, {}))
     if known.pop("iter", None) != iteration:
@@ -189,7 +189,7 @@ def _metrics_of(experiment: Experiment, image: str, iteration: int) -> str:
 
 
 def _table(kind: str, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of a kind that page.css knows, whose first column names its rows."""
+    """Write a table of a kind that page.css knows, whose first column names its rows."""
     cells = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
     lines = [
         f'<tr><th scope="row">{html.escape(first)}</th>'

@@ -24,7 +24,7 @@ _OPTION = re.compile(r" +(\w+): (.*)$")
 
 
 class TextLog(NamedTuple):
-    """What a training's logs hold; the newest one's ``options``, texts by names such as train.total_iter."""
+    """Curves of a training's logs, and the newest one's options: texts by names such as train.total_iter."""
 
     curves: Curves
     options: dict[str, str]
@@ -57,7 +57,7 @@ def _read(lines: Iterable[str]) -> TextLog:
 
 
 class _Reader:
-    """Reads one log, line by line."""
+    """A reader of one log, line by line."""
 
     def __init__(self) -> None:
         self.curves: Curves = {}
@@ -106,7 +106,7 @@ class _Reader:
             put(self.curves, name, self._iteration, value)
 
     def _take_more(self, line: str) -> None:
-        """A line that goes on with a message of several."""
+        """Take a line that continues a message."""
         if self._set is not None and (metric := _METRIC.match(line)):
             try:
                 name, value = f"metrics/{self._set}/{metric[1]}", float(metric[2])
@@ -124,7 +124,7 @@ class _Reader:
             self.options[".".join([*self._sections, option[1]])] = option[2]
 
     def _iteration_of_validation(self, name: str) -> int:
-        """BasicSR does not say it: the next multiple of val_freq after what is known."""
+        """Work out what BasicSR does not log: the next multiple of val_freq after what is known."""
         assert self._iteration is not None
         frequency = self._number("val.val_freq")
         if not frequency:
@@ -147,7 +147,7 @@ def _number(options: Mapping[str, str], name: str) -> int | None:
 
 
 def _batch(options: Mapping[str, str]) -> int | None:
-    """Images of an iteration, of all processes."""
+    """Return the images of an iteration, of all processes."""
     whole = _number(options, "datasets.train.global_batch_size")
     if whole:
         return whole

@@ -24,7 +24,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
-from esc_basicsr.metrics.comparison_images import Sheets
+from esc_basicsr.metrics.comparison_images import ComparisonImages
 from esc_basicsr.metrics.result_files import file_name, write_csv
 from esc_basicsr.metrics.results_table import ResultsTable, SetResult
 from esc_basicsr.training.metric_records import MetricRecords
@@ -125,11 +125,11 @@ class SharedValidation:
         if not files:
             raise UserError(f"{name} holds no images to measure on.")
         is_known = name in self.records.measured(current_iter)
-        sheets = None if tb_logger is None or is_known else Sheets(self._opt.get("scale", 1))
-        results = self._measure_together(dataloader, files, current_iter if save_img else None, sheets)
+        comparisons = None if tb_logger is None or is_known else ComparisonImages(self._opt.get("scale", 1))
+        results = self._measure_together(dataloader, files, current_iter if save_img else None, comparisons)
         if len(results) < len(files):
             return False
-        self._record(name, results, current_iter, tb_logger, sheets)
+        self._record(name, results, current_iter, tb_logger, comparisons)
         return True
 
     @property
@@ -137,7 +137,7 @@ class SharedValidation:
         return self._opt["val"].get("metrics") or {}
 
     def _measure_together(
-        self, dataloader: Any, files: Sequence[str], save_as: Any, sheets: Sheets | None
+        self, dataloader: Any, files: Sequence[str], save_as: Any, comparisons: ComparisonImages | None
     ) -> list[_ImageResult]:
         """Give results in the order of the images' files; some are missing if a rank was asked to stop."""
         # Not the data set's: that is the file system's, which may differ from machine to machine.
@@ -145,7 +145,7 @@ class SharedValidation:
         error: Exception | None = None
         results: list[_ImageResult] = []
         try:
-            results.extend(self._measure_share(dataloader, order, save_as, sheets))
+            results.extend(self._measure_share(dataloader, order, save_as, comparisons))
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         wish = signals.requested()
@@ -162,11 +162,11 @@ class SharedValidation:
         return done
 
     def _measure_share(
-        self, dataloader: Any, order: Sequence[int], save_as: Any, sheets: Sheets | None
+        self, dataloader: Any, order: Sequence[int], save_as: Any, comparisons: ComparisonImages | None
     ) -> Iterator[_ImageResult]:
         """Read, upscale, save if ``save_as`` is an iteration or a name, and measure this rank's images.
 
-        ``sheets`` get what they take.
+        ``comparisons`` get what they take.
         """
         rank, ranks = own_rank(), dist.get_world_size() if dist.is_initialized() else 1
         name, size = dataloader.dataset.opt["name"], self._opt["val"].get("batch_size", 1)
@@ -190,8 +190,8 @@ class SharedValidation:
                         if save_as is not None:
                             _write_image(self._image_path(name, stem, save_as), sr)
                         metrics = self._measure(f"{name}: {path}", sr, reference)
-                        if sheets is not None:
-                            sheets.add(stem, lr, sr, reference, metrics)
+                        if comparisons is not None:
+                            comparisons.add(stem, lr, sr, reference, metrics)
                         yield _ImageResult(position, stem, width, height, metrics)
                         bar.update()
         if torch.cuda.is_initialized():
@@ -224,7 +224,7 @@ class SharedValidation:
         results: list[_ImageResult],
         current_iter: Any,
         tb_logger: Any,
-        sheets: Sheets | None,
+        comparisons: ComparisonImages | None,
     ) -> None:
         """Take note of a validation on every rank; report it on the first."""
         self.means = {
@@ -239,8 +239,8 @@ class SharedValidation:
 
         def report() -> None:
             self._log(name, current_iter, tb_logger)
-            if sheets is not None:
-                sheets.write(tb_logger, name, current_iter)
+            if comparisons is not None:
+                comparisons.write(tb_logger, name, current_iter)
             self._write(name, results, current_iter)
 
         on_first_rank(report)

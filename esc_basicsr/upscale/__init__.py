@@ -1,4 +1,4 @@
-"""Upscaling pictures with a trained network: from Python by `Upscaler`, as a command on files."""
+"""Upscaling images with a trained network: from Python by `Upscaler`, as a command on files."""
 
 from esc_basicsr.upscale.upscaler import Upscaler
 

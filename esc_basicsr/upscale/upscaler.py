@@ -1,4 +1,4 @@
-"""Upscaling arrays and tensors of any size, in the memory there is."""
+"""Upscaling arrays and tensors of any size, in the memory that is available."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
-from esc_basicsr.fast import kernels
 from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
@@ -23,24 +22,24 @@ Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Feature maps in float32 that are there at once, strip by strip (docs/speed.md measures 4.6), and some more.
+# Feature maps in float32 that are held at once, by row chunks (docs/speed.md measures 4.6), and some more.
 _MAPS = 6
-_SHARE = 0.8  # of the memory there is
-# A trial picture in half precision must come this close to float32: a tenth of an 8-bit level on average.
+_SHARE = 0.8  # of the memory that is available
+# A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
 
-# What becomes of a part of the result, (N, 3, H, W) in [0, 1], before it is kept.
+# Converts a part of the result, (N, 3, H, W) in [0, 1], to the type in which it is kept.
 Finish = Callable[[Tensor], Tensor]
 
 
 class Upscaler:
-    """A trained ESC network, to be called on pictures.
+    """A trained ESC network, to be called on images.
 
     >>> upscale = Upscaler("ESC_x4.pth")
     >>> sr = upscale(image)
 
-    Pictures of any size are worked through strip by strip inside each layer, which gives what the network
+    Images of any size are worked through in row chunks inside each layer, which gives what the network
     gives and needs a few feature maps (`esc_basicsr.fast.row_chunks`). What is too large even for that is cut
     into tiles that lie on the grid of the network's windows; the log says so.
 
@@ -50,12 +49,16 @@ class Upscaler:
         scale: Upscaling factor that is wanted; the network's if left out.
         device: ``auto``, a GPU where there is one; ``cpu``; ``cuda``, ``cuda:1`` ...
         precision: ``fp32``; ``fp16`` or ``bf16``, to compute in it where autocast deems that safe;
-            ``auto``: fp32 on a CPU, on a GPU fp16 for 8-bit pictures if a part of the first one comes
+            ``auto``: fp32 on a CPU, on a GPU fp16 for 8-bit images if a part of the first one comes
             out the same.
-        memory: Bytes to work in, beside a result that is put together from tiles; what there is if left out.
+        memory: Bytes to work in, beside a result that is put together from tiles; by default what is
+            available.
+
+    Attributes:
+        bytes_per_pixel: Memory that a pixel of LR takes in one piece.
 
     Raises:
-        UserError: The model, its scale or the device is not to be had.
+        UserError: The model, its scale or the device is not available.
     """
 
     def __init__(
@@ -77,17 +80,16 @@ class Upscaler:
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
-        has_kernels = self.device.type == "cpu" and _kernels_are_to_be_had()
-        self._network = fast.prepare(trained.network.to(self.device), kernels=has_kernels)
+        self._network = _prepare(trained.network.to(self.device), self.device)
         self._window = int(trained.options.get("window_size", 1))
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
-        self._bytes_per_pixel = 4 * values  # of LR
+        self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
         self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
 
     def __call__(self, images: Images) -> Images:
-        """Upscale one picture, or a batch of pictures of one size.
+        """Upscale one image, or a batch of images of one size.
 
         Args:
             images: An array of uint8 or uint16, or of floats in [0, 1]: (H, W) gray, (H, W, 3) RGB, or a
@@ -140,7 +142,7 @@ class Upscaler:
     def _upscale(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
         """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
         if 0 in batch.shape:
-            raise UserError(f"expected pictures of at least one pixel, got {tuple(batch.shape)}.")
+            raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
         *_, height, width = batch.shape
         while True:
             at_once = self._pixels_at_once()
@@ -170,12 +172,12 @@ class Upscaler:
         *_, height, width = image.shape
         pixel = finish(torch.zeros(1, 3, 1, 1))
         size = height * width * self.scale**2 * pixel.numel() * pixel.element_size()
-        there_is = available_memory(torch.device("cpu"))
-        if size > there_is:
+        available = available_memory(torch.device("cpu"))
+        if size > available:
             raise UserError(
                 f"a result of {width * self.scale} × {height * self.scale} pixels takes "
-                f"{size / 2**30:,.1f} GiB of memory, and there are {there_is / 2**30:,.1f}: cut the picture "
-                "into parts, or close other programs."
+                f"{size / 2**30:,.1f} GiB of memory, and {available / 2**30:,.1f} are available: cut the "
+                "image into parts, or close other programs."
             )
         side = tile_side(self._pixels_at_once(beside=size), self._window)
         logger.warning(
@@ -188,22 +190,22 @@ class Upscaler:
         )
 
     def _pixels_at_once(self, beside: int = 0) -> int:
-        """LR pixels that fit into the memory, beside so many bytes of the CPU's."""
+        """Return how many LR pixels fit into the memory, beside so many bytes of the CPU's."""
         memory: float
         if self._memory is not None:
             memory = self._memory
         else:
             memory = available_memory(self.device) * _SHARE - (beside if self.device.type == "cpu" else 0)
         least = least_pixels(self._window)
-        pixels = int(memory / self._bytes_per_pixel)
+        pixels = int(memory / self.bytes_per_pixel)
         if pixels < least:
-            needed = least * self._bytes_per_pixel / 2**20
+            needed = least * self.bytes_per_pixel / 2**20
             warn_once(f"The memory to work in is less than {self.name} needs: it takes {needed:,.0f} MiB.")
             pixels = least
         return pixels if self._most_pixels is None else min(pixels, self._most_pixels)
 
     def _go_smaller(self, pixels: int, error: Exception) -> None:
-        """Half as much from now on: somebody else has taken memory, or the estimate was too low."""
+        """Halve the pixels at once: another program has taken memory, or the estimate was too low."""
         least = least_pixels(self._window)
         if pixels <= least:
             raise UserError(
@@ -215,7 +217,7 @@ class Upscaler:
             torch.cuda.empty_cache()
 
     def _choose_precision(self, batch: Tensor) -> torch.dtype:
-        """What to compute in, tried out on a part of the first picture."""
+        """Choose what to compute in, tried out on a part of the first image."""
         if self._half is None:
             self._half = torch.float32
             if self.device.type == "cuda":
@@ -233,7 +235,7 @@ class Upscaler:
 
 
 def _middle(length: int) -> slice:
-    """What is tried out of a side: pictures have more in their middle than in their corners."""
+    """Return the middle part of a side: images have more there than in their corners."""
     first = max(0, length - _TRIAL_SIDE) // 2
     return slice(first, first + _TRIAL_SIDE)
 
@@ -246,16 +248,17 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built with CUDA
         reason = str(error).partition("\n")[0]
-        raise UserError(f"device {name!r} is not to be had ({reason}): choose auto, cpu or cuda.") from None
+        raise UserError(f"device {name!r} is not available ({reason}): choose auto, cpu or cuda.") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r}: expected auto, cpu or cuda.")
     return device
 
 
-def _kernels_are_to_be_had() -> bool:
-    try:
-        kernels.load()
-    except UserError as error:
-        info_once(f"Running without the C++ kernels, a little slower: {error}")
-        return False
-    return True
+def _prepare(network: nn.Module, device: torch.device) -> nn.Module:
+    """Make a network fast, by C++ kernels too where they can be compiled."""
+    if device.type == "cpu":
+        try:
+            return fast.prepare(network, kernels=True)
+        except UserError as error:
+            info_once(f"Running without the C++ kernels, a little slower: {error}")
+    return fast.prepare(network)

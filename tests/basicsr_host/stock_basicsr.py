@@ -1,7 +1,7 @@
-"""Run alone: shows each thing that stock BasicSR breaks, before and after the mends, as JSON.
+"""Run alone: shows each thing that stock BasicSR breaks, before and after the patches, as JSON.
 
-Every symptom is a function that raises on an unmended BasicSR. It runs in a process of its own because
-importing esc_basicsr mends BasicSR for good.
+Every symptom is a function that raises on an unpatched BasicSR. It runs in a process of its own because
+importing esc_basicsr patches BasicSR for good.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def _parse(text, *flags):
     file = Path("options.yml")
     file.write_text(text)
     # What is checked in an option file is another matter, and has its own tests.
-    importlib.import_module("esc_basicsr.basicsr_host.pipeline").check_options = lambda *args: None
+    importlib.import_module("esc_basicsr.basicsr_host.parse").check_options = lambda *args: None
     sys.argv = ["train.py", "-opt", str(file), *flags]
     return importlib.import_module("basicsr.utils.options").parse_options(str(Path.cwd()), is_train=False)[0]
 
@@ -238,7 +238,6 @@ def two_clients_of_one_lmdb():
 
 
 SYMPTOMS = {
-    functional_tensor_issue_533: "functional_tensor",
     launcher_pytorch_without_a_gpu: "distributed set-up on a CPU",
     launcher_slurm_without_a_gpu: "distributed set-up on a CPU",
     ddp_on_a_cpu: "DDP on a CPU",
@@ -271,30 +270,28 @@ def outcome(symptom):
 
 
 def main():
-    # The package without its __init__, which would apply the mends at once.
+    # The package without its __init__, which would have BasicSR patched at once.
     package = types.ModuleType("esc_basicsr")
     package.__path__ = [str(PACKAGE)]
     sys.modules["esc_basicsr"] = package
-    compat = importlib.import_module("esc_basicsr.basicsr_host.patches")
-    first, *others = SYMPTOMS
-    before = {first: outcome(first)}
-    needed = [compat.MENDS[0].name] if not compat.MENDS[0].is_sound() else []
-    if needed:
-        compat.MENDS[0].apply()
-    before |= {symptom: outcome(symptom) for symptom in others}
-    needed += [mend.name for mend in compat.MENDS[1:] if not mend.is_sound()]
-    compat.apply()
-    active = needed[:1] + [mend.name for mend in compat.active_mends()]
+    unimportable = outcome(functional_tensor_issue_533)
+    importlib.import_module("esc_basicsr.basicsr_host.functional_tensor").provide_functional_tensor()
+    assert outcome(functional_tensor_issue_533) is None
+    patches = importlib.import_module("esc_basicsr.basicsr_host.patches")
+    before = {symptom: outcome(symptom) for symptom in SYMPTOMS}
+    needed = [patch.name for patch in patches.PATCHES if patch.is_needed()]
+    patches.apply()
+    active = [patch.name for patch in patches.active()]
     after = {symptom: outcome(symptom) for symptom in SYMPTOMS}
-    still_needed = [mend.name for mend in compat.MENDS if not mend.is_sound()]
-    mends_before = len(compat.active_mends())
-    compat.apply()
+    still_needed = [patch.name for patch in patches.PATCHES if patch.is_needed()]
+    patches.apply()
     result = {
-        "symptoms": {s.__name__: [mend, before[s], after[s]] for s, mend in SYMPTOMS.items()},
+        "unimportable": unimportable,
+        "symptoms": {s.__name__: [patch, before[s], after[s]] for s, patch in SYMPTOMS.items()},
         "needed": needed,
         "active": active,
         "still_needed": still_needed,
-        "applied_again": len(compat.active_mends()) - mends_before,
+        "applied_again": len(patches.active()) - len(active),
     }
     Path(os.environ["RESULT"]).write_text(json.dumps(result))
 

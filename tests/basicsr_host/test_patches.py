@@ -1,6 +1,6 @@
-"""What stock BasicSR breaks, each mend by the issue that reports it.
+"""What stock BasicSR breaks, each patch by the issue that reports it.
 
-The symptoms are shown in a process of their own, before and after the mends: see stock_basicsr.py.
+The symptoms are shown in a process of their own, before and after the patches: see stock_basicsr.py.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import basicsr.train
 import lmdb
 import pytest
 import stock_basicsr
@@ -22,7 +23,7 @@ from basicsr.data import build_dataloader
 from basicsr.models import base_model
 from basicsr.utils import FileClient, dist_util
 
-from esc_basicsr.basicsr_host import patches as compat
+from esc_basicsr.basicsr_host import patches
 from esc_basicsr.common.errors import UserError
 
 
@@ -54,18 +55,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [symptom.__name__ for symptom in stock_basicsr.SYMPTOMS])
-def test_symptom_is_there_only_without_its_mend(shown: dict[str, Any], name: str) -> None:
-    mend, before, after = shown["symptoms"][name]
+def test_symptom_is_seen_only_without_its_patch(shown: dict[str, Any], name: str) -> None:
+    patch, before, after = shown["symptoms"][name]
     assert after is None
-    # A mend is needed where, and only where, one of its symptoms is seen.
-    of_this_mend = [entry for entry in shown["symptoms"].values() if entry[0] == mend]
-    assert any(entry[1] for entry in of_this_mend) == (mend in shown["needed"])
+    # A patch is needed where, and only where, one of its symptoms is seen.
+    of_this_patch = [entry for entry in shown["symptoms"].values() if entry[0] == patch]
+    assert any(entry[1] for entry in of_this_patch) == (patch in shown["needed"])
     if before is not None:
-        assert mend in shown["active"]
+        assert patch in shown["active"]
 
 
-def test_every_mend_has_a_symptom() -> None:
-    assert {mend.name for mend in compat.MENDS} == set(stock_basicsr.SYMPTOMS.values())
+def test_every_patch_has_a_symptom() -> None:
+    assert {patch.name for patch in patches.PATCHES} == set(stock_basicsr.SYMPTOMS.values())
 
 
 def test_applying_twice_is_applying_once(shown: dict[str, Any]) -> None:
@@ -73,11 +74,11 @@ def test_applying_twice_is_applying_once(shown: dict[str, Any]) -> None:
     assert shown["still_needed"] == []
 
 
-def test_active_mends_say_what_and_where() -> None:
-    for mend in compat.active_mends():
-        assert mend in compat.MENDS
-        assert mend.where.startswith("basicsr/")
-        assert mend.purpose.endswith(".")
+def test_active_patches_say_what_and_where() -> None:
+    for patch in patches.active():
+        assert patch in patches.PATCHES
+        assert patch.where.startswith("basicsr/")
+        assert patch.purpose.endswith(".")
 
 
 def test_sound_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,17 +99,15 @@ def test_sound_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         Path(f"{path}.tmp").replace(path)
 
     monkeypatch.setattr(dist_util, "_init_dist_pytorch", init)
-    monkeypatch.setattr(dist_util, "_init_dist_slurm", init)
-    assert compat._is_dist_sound()
-    assert compat.is_resume_sound(resume)
+    monkeypatch.setattr(basicsr.train, "load_resume_state", resume)
     monkeypatch.setattr(base_model.BaseModel, "save_training_state", save_aside)
     monkeypatch.setattr(base_model, "torch", torch)
-    assert compat._is_saving_sound()
-    before = compat.active_mends()
-    compat.apply()
-    assert base_model.torch is torch
+    before = patches.active()
+    patches.apply()
+    assert patches.active() == before
     assert dist_util._init_dist_pytorch is init
-    assert compat.active_mends() == before
+    assert basicsr.train.load_resume_state is resume
+    assert base_model.torch is torch
 
 
 def test_functional_tensor_gives_torchvisions_own_grayscale() -> None:
@@ -170,7 +169,7 @@ def test_slurm_port_is_the_options_then_the_environments(
     in_environment: str,
     chosen: str,
 ) -> None:
-    monkeypatch.setattr(compat.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(patches.dist, "init_process_group", lambda backend: None)
     if in_environment:
         monkeypatch.setenv("MASTER_PORT", in_environment)
     slurm(port=port)
@@ -186,7 +185,7 @@ def test_slurm_without_scontrol_asks_for_master_addr(
 
 
 def test_distributed_network_on_cuda_is_left_to_basicsr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mend of DDP takes over on a CPU alone; a network on one GPU goes BasicSR's way."""
+    """The patch of DDP takes over on a CPU alone; a network on one GPU goes BasicSR's way."""
     from basicsr.models.base_model import BaseModel
 
     net = torch.nn.Linear(1, 1)

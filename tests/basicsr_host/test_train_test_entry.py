@@ -17,8 +17,7 @@ import torch
 from tiny_training import paired, start_python, training_options, write, write_images
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.basicsr_host import patches as compat
-from esc_basicsr.basicsr_host import pipeline
+from esc_basicsr.basicsr_host import parse, patches
 from esc_basicsr.common.version import __version__
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -137,7 +136,7 @@ def test_training_writes_checkpoints_states_and_logs_under_the_working_directory
     assert {file.name for file in (root / "models").iterdir()} == {f"net_g_{n}.pth" for n in (2, 4, "latest")}
     assert {file.name for file in (root / "training_states").iterdir()} == {"2.state", "4.state"}
     assert list((runs.work / "tb_logger" / "single").glob("events.*"))
-    assert "esc_basicsr.train -opt" in (root / "train.yml").read_text()
+    assert "esc_basicsr/train.py -opt" in (root / "train.yml").read_text()  # the command
     # the schedule: halved after three iterations
     assert re.findall(r"lr:\((\S+?),", runs.single) == ["1.000e-02"] * 3 + ["5.000e-03"]
     # an epoch is two iterations: each sees every image once
@@ -145,9 +144,9 @@ def test_training_writes_checkpoints_states_and_logs_under_the_working_directory
     assert sum(seen[2:]) < sum(seen[:2])
 
 
-def test_log_tells_once_what_was_mended(runs: Runs) -> None:
-    mends = ", ".join(mend.name for mend in compat.active_mends())
-    line = f"INFO: esc_basicsr {__version__} mends of this BasicSR: {mends}\n"
+def test_log_says_once_what_was_patched(runs: Runs) -> None:
+    names = ", ".join(patch.name for patch in patches.active())
+    line = f"INFO: esc_basicsr {__version__} patches of this BasicSR: {names}\n"
     for output in (runs.single, runs.double, runs.resumed, runs.tested):
         assert output.count(line) == 1
     (log,) = (runs.work / "experiments" / "two").glob("train_two_*.log")
@@ -214,7 +213,7 @@ def test_options_mistake_under_torchrun_is_told_once_and_ends_every_rank(
     assert "ema_decay" in output
     # each rank exits with 2 by itself, unless torchrun, seeing the first one end, is quicker to end it
     assert {"2"} <= set(re.findall(r"exitcode\s*: (-?\d+)", output)) <= {"2", "-15"}
-    assert "esc_basicsr/pipeline.py" not in output  # no traceback of ours
+    assert "esc_basicsr/basicsr_host" not in output  # no traceback of ours
     assert not (tmp_path / "experiments").exists()
 
 
@@ -281,14 +280,14 @@ def test_torchrun_with_several_processes_and_no_launcher_is_refused(
     joined = []
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(pipeline, "_join", lambda launcher, options: joined.append(launcher))
-    monkeypatch.setattr(pipeline.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(pipeline.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(parse, "_join", lambda launcher, options: joined.append(launcher))
+    monkeypatch.setattr(parse.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(parse.dist, "get_rank", lambda: 0)
 
     def all_gather_object(gathered: list[Any], own: Any) -> None:
         gathered[:] = [own, own]
 
-    monkeypatch.setattr(pipeline.dist, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(parse.dist, "all_gather_object", all_gather_object)
     message = command("train", "-opt", "train.yml")
     assert joined == ["pytorch"]
     assert "torchrun started 2 processes, but --launcher is none" in message
@@ -300,14 +299,14 @@ def test_ranks_with_other_options_are_refused_with_what_differs(
 ) -> None:
     """They would wait for one another for ever, at the first validation that one of them has alone."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(pipeline, "_join", lambda launcher, options: None)
-    monkeypatch.setattr(pipeline.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(pipeline.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(parse, "_join", lambda launcher, options: None)
+    monkeypatch.setattr(parse.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(parse.dist, "get_rank", lambda: 0)
 
     def all_gather_object(gathered: list[Any], own: Any) -> None:
         gathered[:] = [own, (None, own[1].replace("val_freq: 2", "val_freq: 3"))]
 
-    monkeypatch.setattr(pipeline.dist, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(parse.dist, "all_gather_object", all_gather_object)
     message = command("train", "-opt", "train.yml", "--launcher", "pytorch")
     assert "the options of rank 0 and rank 1 differ: 'val_freq: 2' and 'val_freq: 3'" in message
 

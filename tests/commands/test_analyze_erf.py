@@ -45,7 +45,7 @@ def test_networks_are_measured_side_by_side_and_written_down(tmp_path, photograp
     assert tiny["raw_shares"][-1] == tiny["log_shares"][-1] == 1
     text = (out / "erf.md").read_text()
     assert text in capsys.readouterr().out
-    assert "averaged over 3 photographs (20×20" in text and "and 4 positions" in text
+    assert "averaged over 3 images (20×20" in text and "and 4 positions" in text
     assert cv2.imread(str(out / "erf.png")) is not None
 
 
@@ -58,7 +58,7 @@ class Sometimes(nn.Module):
 
 
 def test_images_without_finite_gradients_are_left_out(tmp_path, monkeypatch, capsys, esc_log):
-    monkeypatch.setattr(networks, "build", lambda name, scale: Sometimes())
+    monkeypatch.setattr(networks, "build_network", lambda name, scale: Sometimes())
     bright, dark = tmp_path / "bright.png", tmp_path / "dark.png"
     Image.new("RGB", (40, 40), "white").save(bright)
     Image.new("RGB", (40, 40), "black").save(dark)

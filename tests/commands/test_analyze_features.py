@@ -10,7 +10,7 @@ from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
 from esc_basicsr.commands.analyze_features import stage_names
 from esc_basicsr.lab.analysis.networks import Subject
-from esc_basicsr.lab.networks.by_name import build
+from esc_basicsr.lab.networks.by_name import build_network
 
 SWINIR = (
     "SwinIR,img_size=16,embed_dim=8,depths=[2,2],num_heads=[2,2],window_size=4,mlp_ratio=1,"
@@ -82,7 +82,7 @@ def test_stages_are_the_largest_list_nearest_to_the_root():
     found = stages(ESC(upscaling_factor=2, num_heads=2, **options))
     assert found == [f"blocks.{number}" for number in (0, 1, 3, 4, 6, 7)]
     swinir = SWINIR.replace("SwinIR", "spandrel.SwinIR")
-    assert stages(build(swinir, 2)) == ["model.layers.0", "model.layers.1"]
+    assert stages(build_network(swinir, 2)) == ["model.layers.0", "model.layers.1"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from esc_basicsr.commands.analyze_lam import make_scene
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.photos import load_photograph
 from esc_basicsr.lab.analysis import networks
-from esc_basicsr.lab.analysis.attribution_drawing import Column, draw
+from esc_basicsr.lab.analysis.drawing import Attributed, draw_attribution
 from esc_basicsr.lab.analysis.local_attribution import Window
-from esc_basicsr.lab.networks.by_name import build
+from esc_basicsr.lab.networks.by_name import build_network
 
 TINY = "MSRResNet,num_feat=4,num_block=1"
 QUICK = ["--scale", "2", "--fold", "3", "--crop", "40", "--device", "cpu"]
@@ -86,7 +86,7 @@ def test_a_small_photograph_is_taken_whole():
         (["--window", "4", "4", "0"], "--window: SIZE must be at least 1, got 0"),
         (
             ["--window", "4", "4", "40"],
-            "a window of 40 pixels at ×2 needs --crop and a photograph of at least 42 pixels",
+            "a window of 40 pixels at ×2 needs --crop and an image of at least 42 pixels",
         ),
         (["--fold", "0"], "--fold must be at least 1"),
         (["--image", "absent.png"], "absent.png: there is no such file"),
@@ -108,7 +108,7 @@ def test_small_images_and_flat_ones_are_told(tmp_path, capsys):
     Image.new("RGB", (64, 64), "teal").save(flat)
     arguments = ["--network", "Bicubic", *QUICK, "-o", str(tmp_path / "out")]
     assert analyze(*arguments, "--image", str(small)) == 2
-    assert "a photograph of at least 18 pixels a side" in capsys.readouterr().err
+    assert "an image of at least 18 pixels a side" in capsys.readouterr().err
     assert analyze(*arguments, "--image", str(flat)) == 2
     assert "Bicubic: the attribution is zero but for rounding, so there is no map" in capsys.readouterr().err
 
@@ -119,9 +119,9 @@ def test_one_network_without_a_map_leaves_the_others(tmp_path, monkeypatch, caps
             return 0 * x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     def build_or_blank(name, scale):
-        return Blank() if name == TINY else build(name, scale)
+        return Blank() if name == TINY else build_network(name, scale)
 
-    monkeypatch.setattr(networks, "build", build_or_blank)
+    monkeypatch.setattr(networks, "build_network", build_or_blank)
     out = tmp_path / "out"
     arguments = ["--image", "coffee", *QUICK, "-o", str(out)]
     assert analyze("--network", "Bicubic", TINY, *arguments) == 2
@@ -134,8 +134,8 @@ def test_a_map_of_one_pixel_is_drawn_without_density():
     hr, lr = np.zeros((16, 16, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
     one = np.zeros((8, 8))
     one[2, 3] = 1
-    column = Column("A ×2, random weights", one, 1.5, hr[:4, :4])
-    figure = draw(hr, lr, Window(4, 4, 4), [column], "caption")
+    column = Attributed("A ×2, random weights", one, 1.5, hr[:4, :4])
+    figure = draw_attribution(hr, lr, Window(4, 4, 4), [column], "caption")
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert any(text.startswith("no density") for text in texts)
     titles = [axis.get_title() for axis in figure.axes]

@@ -12,8 +12,8 @@ from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.lab.analysis.crops import central_lr
-from esc_basicsr.lab.networks.by_name import build
+from esc_basicsr.lab.analysis.images import central_lr
+from esc_basicsr.lab.networks.by_name import build_network
 
 SWINIR = (
     "SwinIR,img_size=16,embed_dim=8,depths=[2,2],num_heads=[2,2],window_size=4,mlp_ratio=1,"
@@ -44,7 +44,7 @@ def result_of(folder):
 
 
 def test_a_trained_network_is_compared_with_a_random_twin(tmp_path, photographs, capsys):
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     weights = tmp_path / "swinir.pth"
@@ -84,7 +84,7 @@ def test_a_checkpoint_has_a_twin_of_its_kind(tmp_path, photographs):
     ours, foreign = tmp_path / "esc.pth", tmp_path / "swinir.pth"
     torch.save(net.state_dict(), ours)
     swinir = SWINIR.replace("SwinIR", "spandrel.SwinIR")
-    trained = build(swinir, 2).model
+    trained = build_network(swinir, 2).model
     for parameter in trained.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     torch.save(trained.state_dict(), foreign)
@@ -144,7 +144,7 @@ def test_mistakes_are_told(arguments, message, tmp_path, photographs, capsys):
 
 
 def test_layers_that_give_nothing_are_told(tmp_path, photographs, capsys):
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     torch.nn.init.zeros_(net.layers[1].residual_group.blocks[0].attn.proj.weight)
     weights = tmp_path / "swinir.pth"
     torch.save({"params": net.state_dict()}, weights)

@@ -8,8 +8,8 @@ import torch
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs.variants import build_variant
-from esc_basicsr.commands import bench as bench_command
-from esc_basicsr.commands.bench import Row, draw, markdown
+from esc_basicsr.lab.measure import benchmark
+from esc_basicsr.lab.measure.benchmark import Row, draw, markdown
 from esc_basicsr.lab.measure.measure import NotEnoughMemoryError
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--device", "cpu"]
@@ -36,7 +36,7 @@ def test_bench_measures_ours_against_the_release_and_writes_it_down(tmp_path, ca
 def test_a_network_with_a_scale_of_its_own_is_measured_once_at_that_scale(tmp_path, monkeypatch):
     file = tmp_path / "srresnet.yml"
     file.write_text("network_g: {type: MSRResNet, num_feat: 4, num_block: 1, upscale: 3}")
-    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
     networks = [str(file), "MSRResNet,num_feat=4,num_block=1"]
     arguments = ["--network", *networks, "--scale", "2", "4", "--input-size", "8", "8", "-o", str(tmp_path)]
     assert main(["bench", *arguments, *QUICK]) == 0
@@ -49,7 +49,7 @@ def test_a_network_with_a_scale_of_its_own_is_measured_once_at_that_scale(tmp_pa
 
 
 def test_half_precision_is_compared_with_float32(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
     arguments = ["--network", "ESC-FP", "--scale", "2", "--input-size", "20", "20", "--precision", "bf16"]
     assert main(["bench", *arguments, *QUICK, "-o", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
@@ -63,9 +63,9 @@ def test_a_network_that_lacks_memory_is_left_out_with_a_warning(tmp_path, monkey
             raise NotEnoughMemoryError("ESC", lq)
         return time_the_others(nets, lq, repeats, warmup)
 
-    time_the_others = bench_command.time_networks
-    monkeypatch.setattr(bench_command, "time_networks", time_networks)
-    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    time_the_others = benchmark.time_networks
+    monkeypatch.setattr(benchmark, "time_networks", time_networks)
+    monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
     small = ["--scale", "2", "--input-size", "8", "8", *QUICK, "-o", str(tmp_path)]
     assert main(["bench", "--network", "ESC", "ESC-FP", *small]) == 0
     assert "ESC: the memory is not enough for an input of 8×8" in "\n".join(esc_log)
@@ -78,7 +78,7 @@ def test_numbers_that_are_not_finite_are_told(tmp_path, monkeypatch, esc_log):
     with torch.no_grad():
         next(network.parameters()).fill_(float("inf"))
     torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
-    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
     call = ["bench", "--network", f"ESC-FP,weights={tmp_path / 'net.pth'}", "--scale", "2"]
     assert main([*call, "--input-size", "8", "8", *QUICK]) == 0
     assert "in torch.float32 gives numbers that are not finite" in "\n".join(esc_log)
@@ -88,8 +88,8 @@ def test_a_network_that_cannot_be_traced_has_no_multiply_adds(esc_log, monkeypat
     def fail(*args):
         raise RuntimeError("no graph")
 
-    monkeypatch.setattr(bench_command, "measure_complexity", fail)
-    assert bench_command.count_flops("ESC", 2, torch.rand(1, 3, 8, 8)) is None
+    monkeypatch.setattr(benchmark, "measure_complexity", fail)
+    assert benchmark.count_flops("ESC", 2, torch.rand(1, 3, 8, 8)) is None
     assert esc_log == ["ESC: multiply-adds are not counted (RuntimeError: no graph)."]
 
 
@@ -122,7 +122,7 @@ def test_picture_has_a_panel_for_each_scale_and_names_networks_and_forms():
     assert [axis.get_title() for axis in figure.axes] == ["×2", "×4"]
     (legend,) = figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["ESC", "MSRResNet", "ours", "the release's form"]
+    assert shown == ["ESC", "MSRResNet", "ours", "the release's"]
 
 
 @pytest.mark.parametrize(

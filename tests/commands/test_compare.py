@@ -12,12 +12,12 @@ from PIL import Image
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs.variants import NETWORKS, VARIANTS, build_variant
 from esc_basicsr.commands import compare as compare_command
-from esc_basicsr.commands.bench import Row
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.lab.networks.variants import RIVALS
-from esc_basicsr.metrics.published import ABLATION, published_costs, published_figures
-from esc_basicsr.options.recipes import ABLATION as ROWS
+from esc_basicsr.lab.measure.benchmark import Row
+from esc_basicsr.metrics.published import ABLATION_FIGURES, published_costs, published_figures
+from esc_basicsr.options.baselines import BASELINES
+from esc_basicsr.options.recipes import ABLATION
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of a few pixels."""
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 72)
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 128)
-    monkeypatch.setattr("esc_basicsr.commands.bench.peak_memory_growth", lambda build, lq: 2**20)
+    monkeypatch.setattr("esc_basicsr.lab.measure.benchmark.peak_memory_growth", lambda build, lq: 2**20)
 
 
 def lay_out(data: Path, name: str) -> None:
@@ -96,9 +96,9 @@ def test_ablation_is_built_from_its_option_files(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(compare_command, "measure", measure)
     assert main(["compare", "--ablation", "--device", "cpu", "-o", str(tmp_path)]) == 0
-    assert seen == ["ESC_x2_DIV2K", *(f"ESC_x2_DIV2K_{row}" for row in ROWS)]
+    assert seen == ["ESC_x2_DIV2K", *(f"ESC_x2_DIV2K_{row}" for row in ABLATION)]
     rows, text = read(tmp_path, "ablation")
-    assert {row["network"] for row in rows} == {"ESC", *ROWS}
+    assert {row["network"] for row in rows} == {"ESC", *ABLATION}
     by_name = {row["network"]: row for row in rows}
     assert float(by_name["attention_only"]["paper ratio"]) == pytest.approx(128.2 / 120.9)
     assert float(by_name["kernel9"]["paper Urban100 psnr"]) == 33.42
@@ -125,7 +125,7 @@ def test_trained_rows_of_the_ablation_are_measured_and_what_lacks_memory_is_left
     rows, text = read(tmp_path / "out", "ablation")
     assert "Left out, as the memory was not enough: ESC ×2." in text
     by_name = {row["network"]: row for row in rows}
-    assert set(by_name) == {*ROWS}
+    assert set(by_name) == {*ABLATION}
     assert 0 < float(by_name["kernel9"]["Urban100 psnr"]) < 40
     assert by_name["kernel17"]["Urban100 psnr"] == ""
     assert f"kernel9 ×2: PSNR and SSIM by {tmp_path / 'kernel9.pth'}." in text
@@ -164,7 +164,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--weights", f"HiT-SRF_x4={wrong}", "--scale", "4", *data], "missing from the file ("),
         (["--scale", "2", "--data", str(damaged)], "coffee.png"),
         (["--ablation", "--scale", "4"], "--ablation takes no --network and no --scale"),
-        (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 is there at ×2"),
+        (["--data", str(tmp_path)], "none of Set5, Set14, B100, Urban100, Manga109 exists at ×2"),
         (["--weights", f"ESC_x2={__file__}"], "give their folder by --data"),
     ):
         assert main(["compare", *arguments, "-o", str(tmp_path / "out")]) == 2
@@ -173,7 +173,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_published_figures_are_complete() -> None:
-    assert set(ABLATION) == {"", *ROWS}
+    assert set(ABLATION_FIGURES) == {"", *ABLATION}
     for scale in (2, 3, 4):
         assert published_costs(scale).keys() == published_figures("DIV2K", scale).keys()
-    assert {*RIVALS} <= published_costs(4).keys()
+    assert {*BASELINES} <= published_costs(4).keys()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.basicsr_host import patches as compat
+from esc_basicsr.basicsr_host import patches
 from esc_basicsr.commands import doctor
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.version import __version__
@@ -30,7 +30,7 @@ def test_sound_installation_is_found_sound(capsys: pytest.CaptureFixture[str]) -
     assert len(names) > 10
     for name in names:
         assert f"\n  {name} " in said
-    assert said.count("  mended") == len(compat.active_mends())
+    assert said.count("  patched") == len(patches.active())
     assert said.endswith("All is well.\n")
 
 

@@ -14,7 +14,7 @@ from esc_basicsr.upscale import Upscaler
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with two pictures, one of them in a folder of the folder."""
+    """A working directory with two images, one of them in a folder of the folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "more").mkdir(parents=True)
     photo = Image.fromarray(load_photograph("chelsea")[:20, :30])
@@ -30,7 +30,7 @@ def files(folder: Path) -> list[str]:
 def test_folder_becomes_a_folder(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 0
     assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
-    assert "out: 2 of 2 pictures upscaled." in capsys.readouterr().out
+    assert "out: 2 of 2 images upscaled." in capsys.readouterr().out
     with Image.open("out/cat_x2.png") as image, Image.open("in/cat.png") as small:
         assert image.size == (60, 40)
         expected = Upscaler(model)(np.asarray(small))
@@ -39,7 +39,7 @@ def test_folder_becomes_a_folder(folder: Path, model: Path, capsys: pytest.Captu
         assert (image.mode, image.size) == ("L", (60, 40))
 
 
-def test_one_picture_becomes_the_file_that_is_named(folder: Path, model: Path) -> None:
+def test_one_image_becomes_the_file_that_is_named(folder: Path, model: Path) -> None:
     assert main(["upscale", "in/cat.png", "-o", "large.webp", "--model", str(model), "--scale", "2"]) == 0
     with Image.open("large.webp") as image:
         assert (image.format, image.size) == ("WEBP", (60, 40))
@@ -112,7 +112,7 @@ def test_nothing_is_overwritten_unless_told(
     assert "1 of 2 files exist already: out/cat_x2.png" in capsys.readouterr().err
     assert files(folder / "out") == ["cat_x2.png"]
     assert main([*call, "--skip-existing"]) == 0
-    assert "out: 1 of 1 pictures upscaled; 1 were there already." in capsys.readouterr().out
+    assert "out: 1 of 1 images upscaled; 1 existed already." in capsys.readouterr().out
     assert (folder / "out" / "cat_x2.png").read_text() == "mine"
     assert main([*call, "--overwrite"]) == 0
     with Image.open("out/cat_x2.png") as image:
@@ -137,14 +137,14 @@ def test_what_was_upscaled_is_not_upscaled_again_where_out_is_in_the_input(
 def test_warnings_have_lines_of_their_own_beside_the_bar(
     folder: Path, model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And --memory is heeded: by tiles the picture is nearly what it is whole."""
+    """And --memory is heeded: by tiles the image is nearly what it is whole."""
     # as in a process of its own, which has not begun BasicSR's log
     monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [])
     monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
     Image.fromarray(load_photograph("chelsea")[:96, :128]).save("in/large.png")
     assert main(["upscale", "in/large.png", "-o", "whole.png", "--model", str(model)]) == 0
     capfd.readouterr()
-    memory = str(Upscaler(model)._bytes_per_pixel * 60**2 / 2**30)
+    memory = str(Upscaler(model).bytes_per_pixel * 60**2 / 2**30)
     assert (
         main(["upscale", "in/large.png", "-o", "tiled.png", "--model", str(model), "--memory", memory]) == 0
     )
@@ -156,13 +156,13 @@ def test_warnings_have_lines_of_their_own_beside_the_bar(
     assert 0 < np.mean((whole - tiled) ** 2) < 255**2 / 10**4
 
 
-def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
+def test_image_that_cannot_be_read_does_not_keep_others_from_it(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "in" / "a.png").write_bytes(b"no picture")
+    (folder / "in" / "a.png").write_bytes(b"no image")
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 2
     captured = capsys.readouterr()
-    assert "out: 2 of 3 pictures upscaled." in captured.out
+    assert "out: 2 of 3 images upscaled." in captured.out
     assert "error: 1 could not be upscaled:\n  in/a.png cannot be decoded as an image" in captured.err
     assert files(folder / "out") == ["cat_x2.png", "more/gray_x2.jpg"]
 
@@ -170,17 +170,17 @@ def test_picture_that_cannot_be_read_does_not_keep_others_from_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.png", "-o", "out"], "none.png: there is no such picture or folder"),
+        (["none.png", "-o", "out"], "none.png: no such image or folder"),
         (["*.gif", "-o", "out"], "*.gif: no file matches"),
         (["in/more", "-o", "out", "--quality", "0"], "--quality must be from 1 to 100"),
         (["in/more", "-o", "out", "--memory", "-1"], "--memory must be above 0"),
         (["in/cat.png", "-o", "out.jpg", "--format", "png"], "--format png contradicts the name out.jpg"),
         (["in/cat.png", "-o", "out.gif"], ".gif is not written; choose among .png"),
         (["in/more", "-o", "out", "--memory", "nan"], "--memory must be above 0"),
-        (["in", "-o", "in/cat.png"], "in/cat.png is a file; for 2 pictures a folder"),
+        (["in", "-o", "in/cat.png"], "in/cat.png is a file; for 2 images a folder"),
         (["in/cat.png", "in/more/../cat.png", "-o", "out"], "would both become"),
         (["in", "-o", "out", "--scale", "4"], "a network of scale ×2, not ×4"),
-        (["in", "-o", "out", "--device", "cuda:9"], "device 'cuda:9' is not to be had"),
+        (["in", "-o", "out", "--device", "cuda:9"], "device 'cuda:9' is not available"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(

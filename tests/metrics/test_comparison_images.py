@@ -1,4 +1,4 @@
-"""Sheets of bicubic, SR and GT."""
+"""ComparisonImages of bicubic, SR and GT."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ import torch
 from basicsr.utils import tensor2img
 
 from esc_basicsr.archs.resize import imresize
-from esc_basicsr.metrics.comparison_images import CAPTION, SIDE, Sheets, cut
+from esc_basicsr.metrics.comparison_images import CAPTION, SIDE, ComparisonImages, cut
 
 
 class Written(dict[str, np.ndarray]):
-    def add_image(self, tag: str, sheet: np.ndarray, iteration: int, dataformats: str) -> None:
-        assert (dataformats, iteration, sheet.dtype) == ("HWC", 8, np.uint8)
-        self[tag] = sheet
+    def add_image(self, tag: str, comparison: np.ndarray, iteration: int, dataformats: str) -> None:
+        assert (dataformats, iteration, comparison.dtype) == ("HWC", 8, np.uint8)
+        self[tag] = comparison
 
 
 def written(*images: Any, scale: int = 2) -> Written:
-    sheets, result = Sheets(scale), Written()
+    comparisons, result = ComparisonImages(scale), Written()
     for image in images:
-        sheets.add(*image)
-    sheets.write(result, "Set5", 8)
+        comparisons.add(*image)
+    comparisons.write(result, "Set5", 8)
     return result
 
 
@@ -36,20 +36,20 @@ def image(height: int, width: int, channels: int = 3) -> tuple[torch.Tensor, np.
 
 def test_sheet_holds_its_panels_and_a_caption() -> None:
     lr, sr, gt = image(30, 40)
-    ((tag, sheet),) = written(("baby", lr, sr, gt, {"psnr": 33.123456})).items()
+    ((tag, comparison),) = written(("baby", lr, sr, gt, {"psnr": 33.123456})).items()
     assert tag == "bicubic_SR_GT/Set5/baby"
-    panels = dict(cut(sheet, tag.split("/")[0]))
+    panels = dict(cut(comparison, tag.split("/")[0]))
     assert list(panels) == ["bicubic", "SR", "GT"]
     np.testing.assert_array_equal(panels["SR"], sr[:, :, ::-1])
     np.testing.assert_array_equal(panels["GT"], gt[:, :, ::-1])
     np.testing.assert_array_equal(panels["bicubic"], tensor2img([imresize(lr, 2)[None]])[:, :, ::-1])
-    assert np.ptp(sheet[: CAPTION // 2]) > 100
+    assert np.ptp(comparison[: CAPTION // 2]) > 100
 
 
 def test_of_a_large_picture_the_middle_is_shown_as_it_is_in_the_whole() -> None:
     lr, sr, gt = image(200, 151)
-    (sheet,) = written(("baby", lr, sr, gt, {})).values()
-    bicubic, panel, _ = (panel.picture for panel in cut(sheet, "bicubic_SR_GT"))
+    (comparison,) = written(("baby", lr, sr, gt, {})).values()
+    bicubic, panel, _ = (panel.image for panel in cut(comparison, "bicubic_SR_GT"))
     assert panel.shape == (SIDE, SIDE, 3)
     top, left = (400 - SIDE) // 2, 2 * ((151 - SIDE // 2) // 2)
     window = slice(top, top + SIDE), slice(left, left + SIDE)
@@ -61,16 +61,16 @@ def test_of_a_large_picture_the_middle_is_shown_as_it_is_in_the_whole() -> None:
 @pytest.mark.parametrize("reference", [None, np.zeros((10, 10, 3), np.uint8)])
 def test_without_a_reference_of_its_size_a_sheet_has_two_panels(reference: np.ndarray | None) -> None:
     lr, sr, _ = image(30, 40)
-    ((tag, sheet),) = written(("baby", lr, sr, reference, {})).items()
+    ((tag, comparison),) = written(("baby", lr, sr, reference, {})).items()
     assert tag == "bicubic_SR/Set5/baby"
-    np.testing.assert_array_equal(cut(sheet, "bicubic_SR")[1].picture, sr[:, :, ::-1])
+    np.testing.assert_array_equal(cut(comparison, "bicubic_SR")[1].image, sr[:, :, ::-1])
 
 
-def test_gray_pictures_and_names_of_any_bytes_are_drawn() -> None:
+def test_gray_images_and_names_of_any_bytes_are_drawn() -> None:
     lr, sr, gt = image(30, 40, channels=1)
-    ((tag, sheet),) = written(("b\udce9b\u00e9", lr, sr, gt, {})).items()
+    ((tag, comparison),) = written(("b\udce9b\u00e9", lr, sr, gt, {})).items()
     assert tag == "bicubic_SR_GT/Set5/b\\udce9b\u00e9"
-    np.testing.assert_array_equal(cut(sheet, "bicubic_SR_GT")[1].picture, np.stack([sr] * 3, axis=-1))
+    np.testing.assert_array_equal(cut(comparison, "bicubic_SR_GT")[1].image, np.stack([sr] * 3, axis=-1))
 
 
 def test_there_are_three_at_most_and_none_of_another_scale() -> None:

@@ -1,4 +1,4 @@
-"""Quality is measured as the field does: on Y, borders left out, of RGB images."""
+"""Quality is measured as the field does: on Y, borders cropped, of RGB images."""
 
 import math
 from pathlib import Path

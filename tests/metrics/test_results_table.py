@@ -80,7 +80,7 @@ def test_figures_measured_otherwise_do_not_stand_beside_published_ones(change: d
     metrics = {name: {**keys, **change} for name, keys in table().metrics.items()}
     text = table(metrics=metrics).markdown()
     assert len(rows(text)) == 2
-    assert "Published figures are left out" in text
+    assert "Published figures are skipped" in text
 
 
 def test_other_scales_and_sets_have_nothing_beside_them() -> None:

@@ -10,7 +10,7 @@ import yaml
 from basicsr.utils.options import ordered_yaml
 
 from esc_basicsr.archs.variants import VARIANTS
-from esc_basicsr.lab.networks.variants import RIVALS
+from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.recipes import option_files
@@ -40,7 +40,7 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
     ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
     assert stems["train"] == {*networks, *ablation, *ships}
-    rivals = {f"{rival}_x{scale}_DIV2K" for rival in RIVALS for scale in (2, 3, 4)}
+    rivals = {f"{rival}_x{scale}_DIV2K" for rival in BASELINES for scale in (2, 3, 4)}
     assert stems["test"] == {*networks, *ablation, *rivals, *ships, "Bicubic_x2", "Bicubic_x3", "Bicubic_x4"}
     assert len(ablation) == 7
 
@@ -146,7 +146,7 @@ def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(fil
     own = f"experiments/{options['name']}/models/net_g_latest.pth"
     expected = {
         "Bicubic": None,
-        **dict.fromkeys(RIVALS, f"experiments/pretrained_models/{options['name']}.pth"),
+        **dict.fromkeys(BASELINES, f"experiments/pretrained_models/{options['name']}.pth"),
     }
     assert options["path"]["pretrain_network_g"] == expected.get(folder, own)
 

@@ -18,10 +18,10 @@ from browser import dom_after, find
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.metrics.comparison_images import Sheets
+from esc_basicsr.metrics.comparison_images import ComparisonImages
 from esc_basicsr.metrics.result_files import write_csv
 from esc_basicsr.report import render
-from esc_basicsr.report.events import events_files, read_events
+from esc_basicsr.report.events import event_files, read_events
 from esc_basicsr.training.tensorboard_writer import TensorBoardWriter
 
 LOG = "2026-01-02 03:04:05,678 INFO: "
@@ -51,8 +51,8 @@ class Elements(HTMLParser):
         return json.loads(self.text["data"])
 
 
-def sheets(iteration: int, count: int = 1) -> tuple[Sheets, int]:
-    drawn = Sheets(2)
+def comparisons(iteration: int, count: int = 1) -> tuple[ComparisonImages, int]:
+    drawn = ComparisonImages(2)
     rng = np.random.default_rng(iteration)
     lr = torch.full((3, 20, 30), 0.5)
     gt = np.full((40, 60, 3), 99, np.uint8)
@@ -83,15 +83,17 @@ class Training:
         entries = [[n, "Set5", 5, value, None] for n, value in rows.items()]
         write_csv(self.folder / "metrics" / "history.csv", ["iter", "set", "images", "psnr", "niqe"], entries)
 
-    def events(self, losses: Mapping[int, float], *shown: tuple[Sheets, int], number: int = 0) -> Path:
-        before = {*events_files(self.tb)}
+    def events(
+        self, losses: Mapping[int, float], *shown: tuple[ComparisonImages, int], number: int = 0
+    ) -> Path:
+        before = {*event_files(self.tb)}
         writer = TensorBoardWriter(str(self.tb))
         for step, loss in losses.items():
             writer.add_scalar("losses/l_pix", loss, step)
         for drawn, iteration in shown:
             drawn.write(writer, "Set5", iteration)
         writer.close()
-        (file,) = {*events_files(self.tb)} - before
+        (file,) = {*event_files(self.tb)} - before
         return file.rename(file.with_name(f"events.out.tfevents.{number}"))
 
 
@@ -122,7 +124,7 @@ def test_logs_alone_are_enough(training: Training) -> None:
     page = report(training.folder)
     assert curve(page, "losses/l_pix") == {3: 0.5, 6: 0.25}
     assert curve(page, "lr") == {3: 1e-3, 6: 1e-3}
-    assert "No validation was recorded" in page and not Elements(page).data["pictures"]
+    assert "No validation was recorded" in page and not Elements(page).data["images"]
 
 
 def test_tables_alone_are_enough(training: Training) -> None:
@@ -134,19 +136,19 @@ def test_tables_alone_are_enough(training: Training) -> None:
 
 
 def test_events_alone_are_enough(training: Training) -> None:
-    training.events({1: 0.5, 2: float("inf")}, sheets(2))
+    training.events({1: 0.5, 2: float("inf")}, comparisons(2))
     for folder in (training.folder, training.tb):
         page = report(folder)
         assert curve(page, "losses/l_pix") == {1: 0.5}
-        assert len(Elements(page).data["pictures"]) == 1
+        assert len(Elements(page).data["images"]) == 1
 
 
 def test_events_of_a_resumed_training_count_once_the_last_ones(training: Training) -> None:
-    training.events({1: 1.0, 2: 2.0, 3: 3.0}, sheets(2), sheets(3), number=1)
-    training.events({2: 20.0, 5: 50.0}, sheets(5), number=2)
-    events = read_events(events_files(training.tb))
+    training.events({1: 1.0, 2: 2.0, 3: 3.0}, comparisons(2), comparisons(3), number=1)
+    training.events({2: 20.0, 5: 50.0}, comparisons(5), number=2)
+    events = read_events(event_files(training.tb))
     assert events.curves["losses/l_pix"] == {1: 1.0, 2: 20.0, 5: 50.0}
-    assert [place.iteration for place in events.sheets] == [5]
+    assert [place.iteration for place in events.comparisons] == [5]
 
 
 def test_half_a_record_ends_a_file_and_a_damaged_one_is_told(
@@ -171,7 +173,7 @@ def test_damaged_length_is_told_as_well(training: Training, capsys: pytest.Captu
 
 
 def test_page_needs_nothing_else(training: Training) -> None:
-    training.events({1: 0.5}, sheets(1))
+    training.events({1: 0.5}, comparisons(1))
     page = report(training.folder)
     for tag, attributes in Elements(page).elements:
         assert tag not in ("link", "iframe", "base", "object")
@@ -234,27 +236,27 @@ def test_long_curves_are_averaged(training: Training) -> None:
     assert {*chart["y"]} == {0.5}
 
 
-def test_pictures_are_stored_once_with_their_metrics_and_within_bounds(
+def test_images_are_stored_once_with_their_metrics_and_within_bounds(
     training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training.events({1: 0.5}, sheets(10, 2), sheets(20, 2))
+    training.events({1: 0.5}, comparisons(10, 2), comparisons(20, 2))
     write_csv(training.folder / "metrics" / "Set5.csv", ["image", "iter", "psnr"], [["image0", 20, 31.4]])
     data = Elements(report(training.folder)).data
     assert len(data["sources"]) == 2 + 4  # bicubic and GT, two images at two iterations
-    assert [picture["name"] for picture in data["pictures"]] == ["Set5/image0", "Set5/image1"]
+    assert [image["name"] for image in data["images"]] == ["Set5/image0", "Set5/image1"]
     shown = [
-        (panel["what"], panel.get("iter"), panel.get("metrics")) for panel in data["pictures"][0]["panels"]
+        (panel["kind"], panel.get("iter"), panel.get("metrics")) for panel in data["images"][0]["panels"]
     ]
     assert shown == [
         *(("bicubic", None, None), ("SR", 20, "PSNR 31.40 dB"), ("GT", None, None), ("SR", 10, ""))
     ]
     room = sum(len(source) for source in data["sources"]) - 1
-    monkeypatch.setattr(render, "MAX_PICTURES", room)
+    monkeypatch.setattr(render, "MAX_IMAGE_BYTES", room)
     capsys.readouterr()
     data = Elements(report(training.folder, more=("--overwrite",))).data
     assert sum(len(source) for source in data["sources"]) <= room
-    assert [len(picture["panels"]) for picture in data["pictures"]] == [4, 3]
-    assert "1 older sheets of pictures were left out" in capsys.readouterr().out
+    assert [len(image["panels"]) for image in data["images"]] == [4, 3]
+    assert "1 older comparison images were skipped" in capsys.readouterr().out
 
 
 def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +279,7 @@ def test_a_folder_among_others_that_is_no_experiment_is_left_out(
     empty.mkdir()
     page = training.folder.parent / "page.html"
     assert main(["report", str(empty), str(training.folder), "-o", str(page)]) == 0
-    assert f"warning: left out: {empty} is no experiment's folder" in capsys.readouterr().err
+    assert f"warning: skipped: {empty} is no experiment's folder" in capsys.readouterr().err
     assert page.exists()
 
 
@@ -299,7 +301,7 @@ def test_browser_draws_reads_and_compares(tmp_path: Path, width: int) -> None:
     """The pointer reads curves, keys move along them, the divider moves, experiments are hidden."""
     first, second = (Training(tmp_path, name) for name in ("one", "two"))
     for training in (first, second):
-        training.events({1: 0.5, 2: 0.25, 3: 0.125}, sheets(3))
+        training.events({1: 0.5, 2: 0.25, 3: 0.125}, comparisons(3))
         training.history({2: 30.0, 3: 31.0})
     shutil.rmtree(second.tb)
     report(first.folder, second.folder)

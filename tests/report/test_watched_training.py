@@ -53,6 +53,6 @@ def test_report_shows_it_all(work: Path, tmp_path: Path) -> None:
     ]
     assert curves["losses/l_pix"] == curves["lr"] == [1, 2, 3, 4, 5, 6]
     assert curves["metrics/Set4/psnr"] == [2, 4, 6]
-    assert [picture["name"] for picture in data["pictures"]] == [f"Set4/{number}" for number in range(3)]
-    newest = next(panel for panel in data["pictures"][0]["panels"] if panel["what"] == "SR")
+    assert [image["name"] for image in data["images"]] == [f"Set4/{number}" for number in range(3)]
+    newest = next(panel for panel in data["images"][0]["panels"] if panel["kind"] == "SR")
     assert newest["iter"] == 6 and newest["metrics"].startswith("PSNR ")

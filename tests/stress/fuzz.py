@@ -49,8 +49,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stress.fuzz_kinds import KINDS, Kind, Place
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.common.version import __version__
-from esc_basicsr.lab.measure.report import markdown_table
 
 MEMORY = 3 * 2**30  # bytes of address space that a try may add
 PATIENCE = 5.0  # seconds that a process which was asked to stop may take

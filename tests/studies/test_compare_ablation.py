@@ -72,7 +72,7 @@ def test_small_rows_keep_what_makes_them_rows() -> None:
     assert len({str(network) for network in small.values()}) == 8
 
 
-def test_table_without_the_yardstick_has_no_differences() -> None:
+def test_table_without_esc_has_no_differences() -> None:
     rows = [Row("window16", 5, 0.5, {"photographs": [20.0, 30.0]})]
     assert markdown(rows).splitlines()[2:] == ["| window16 | 5 | 0.50 | 30.00 dB |  |"]
     assert draw(rows, [1, 2]).axes[1].lines[:] == []

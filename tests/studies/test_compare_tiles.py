@@ -22,7 +22,7 @@ def model(tmp_path: Path, tiny_network: dict, monkeypatch: pytest.MonkeyPatch) -
     """A checkpoint whose network looks at all of the image, and small photographs."""
     load = compare_tiles.load_photograph
     monkeypatch.setattr(compare_tiles, "load_photograph", lambda name: load(name)[:61, :81])
-    monkeypatch.setattr(compare_tiles, "PHOTOGRAPHS", ("coffee", "astronaut"))
+    monkeypatch.setattr(compare_tiles, "IMAGES", ("coffee", "astronaut"))
     network = NETWORKS[tiny_network.pop("type")](**tiny_network)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -31,16 +31,16 @@ def model(tmp_path: Path, tiny_network: dict, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "tiny.pth"
 
 
-def test_aligned_tiles_are_compared_with_plain_ones_and_with_strips(
+def test_aligned_tiles_are_compared_with_plain_ones_and_with_row_chunks(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--model", model, "--windows", 1, 2, "-o", tmp_path / "out") == 0
     rows = json.loads((tmp_path / "out" / "tiles.json").read_text())["rows"]
     assert len(rows) == 2 * (1 + 2 * 2)
-    to_whole = {(row["way"], row["photograph"]): row["psnr_to_whole"] for row in rows}
+    to_whole = {(row["way"], row["image"]): row["psnr_to_whole"] for row in rows}
     for name in ("coffee", "astronaut"):
-        assert to_whole["strips", name] > 80  # roundings of a float apart
-        assert to_whole["tiles of 4", name] < to_whole["tiles of 8", name] < to_whole["strips", name]
+        assert to_whole["row chunks", name] > 80  # roundings of a float apart
+        assert to_whole["tiles of 4", name] < to_whole["tiles of 8", name] < to_whole["row chunks", name]
     plain = np.mean([row["psnr_to_whole"] for row in rows if row["way"] == compare_tiles.PLAIN])
     aligned = np.mean([row["psnr_to_whole"] for row in rows if row["way"].startswith("tiles")])
     assert plain < aligned

@@ -1,4 +1,4 @@
-"""The forms of window attention agree, and their ratios stand beside the paper's."""
+"""The methods of window attention agree, and their ratios stand beside the paper's."""
 
 import json
 
@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 import windows
-from windows import FORMS, Layer, Row, markdown, naive_memory
+from windows import METHODS, Layer, Row, markdown, naive_memory
 
 from esc_basicsr.common.command_line import run_command
 
@@ -15,33 +15,35 @@ def run(*arguments: object) -> int:
     return run_command("windows", [*map(str, arguments), "--device", "cpu"], prog="windows")
 
 
-def test_forms_are_measured_and_agree(tmp_path, monkeypatch, capsys):
+def test_methods_are_measured_and_agree(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(windows, "peak_memory_growth", lambda build, x: 1000)
-    forms = list(FORMS)
-    arguments = ("--form", *forms, "--window", 8, 4, "--size", 10, 12, "--repeats", 2, "-o", tmp_path)
+    methods = list(METHODS)
+    arguments = ("--method", *methods, "--window", 8, 4, "--size", 10, 12, "--repeats", 2, "-o", tmp_path)
     assert run(*arguments) == 0
     rows = json.loads((tmp_path / "windows.json").read_text())["rows"]
-    assert [(row["window"], row["form"]) for row in rows] == [(w, form) for w in (4, 8) for form in forms]
+    assert [(row["window"], row["method"]) for row in rows] == [
+        (w, method) for w in (4, 8) for method in methods
+    ]
     for row in rows:
         assert len(row["seconds"]) == 2
-        assert (row["difference"] is None) if row["form"] == "naive" else (row["difference"] < 1e-5)
+        assert (row["difference"] is None) if row["method"] == "naive" else (row["difference"] < 1e-5)
     assert (tmp_path / "windows.md").read_text() in capsys.readouterr().out
     assert cv2.imread(str(tmp_path / "windows.png")) is not None
 
 
-def test_naive_form_is_left_out_where_it_would_take_too_much(tmp_path, monkeypatch):
+def test_naive_method_is_skipped_where_it_would_take_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "peak_memory_growth", lambda build, x: 1000)
     limit = naive_memory(4, (8, 8)) / 2**30
     arguments = ("--window", 4, 8, "--size", 8, 8, "--memory-limit", limit, "--repeats", 1, "-o", tmp_path)
-    assert run(*arguments, "--form", "naive", "fused") == 0
+    assert run(*arguments, "--method", "naive", "fused") == 0
     result = json.loads((tmp_path / "windows.json").read_text())
-    assert [(row["window"], row["form"]) for row in result["rows"]] == [
+    assert [(row["window"], row["method"]) for row in result["rows"]] == [
         (4, "naive"),
         (4, "fused"),
         (8, "fused"),
     ]
-    (note,) = result["left_out"]
-    assert note.startswith("The naive form is left out at 8: it would take about")
+    (note,) = result["skipped"]
+    assert note.startswith("The naive one is left out at 8: it would take about")
 
 
 def test_memory_of_scores_is_counted():
@@ -49,7 +51,7 @@ def test_memory_of_scores_is_counted():
     assert naive_memory(64, (180, 320)) == (3 * 15 + 1) * 4 * 4096**2 * 4
 
 
-def test_forms_share_weights_and_notice_the_bias():
+def test_methods_share_weights_and_notice_the_bias():
     x = torch.rand(1, 64, 6, 6)
     with torch.inference_mode():
         layer = Layer("fused", 4)

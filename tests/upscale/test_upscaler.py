@@ -1,4 +1,7 @@
-"""Upscaling arrays and tensors: shapes, types, memory."""
+"""Upscaling arrays and tensors: shapes, types, memory.
+
+Private names are reached for where a test stands for a GPU, or for memory that runs out.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +59,7 @@ def test_kinds_of_arrays_and_tensors_agree(upscale: Upscaler, photo: np.ndarray)
     assert upscale(tensor.half()[None]).dtype == torch.float16
 
 
-def test_batch_is_its_pictures(upscale: Upscaler, photo: np.ndarray) -> None:
+def test_batch_is_its_images(upscale: Upscaler, photo: np.ndarray) -> None:
     batch = np.stack([photo, photo[::-1]])
     singly = np.stack([upscale(photo), upscale(photo[::-1])])
     np.testing.assert_allclose(upscale(batch).astype(int), singly.astype(int), atol=1)  # a rounding apart
@@ -123,7 +126,7 @@ def test_what_is_too_large_goes_in_tiles_with_little_difference(
     model: Path, photo: np.ndarray, esc_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Upscaler(model)
-    tiled = Upscaler(model, memory=whole._bytes_per_pixel * 50**2)
+    tiled = Upscaler(model, memory=whole.bytes_per_pixel * 50**2)
     deep = photo.astype(np.uint16) * 257
     exact = whole(deep)
     error = np.mean((tiled(deep).astype(float) - exact) ** 2)
@@ -191,13 +194,13 @@ def test_tiles_leave_room_for_the_result(
 ) -> None:
     upscale = Upscaler(model)
     sides = []
-    there_is = 3600 * upscale._bytes_per_pixel / upscaler._SHARE
+    there_is = 3600 * upscale.bytes_per_pixel / upscaler._SHARE
     monkeypatch.setattr(upscaler, "available_memory", lambda device: int(there_is))
     monkeypatch.setattr(upscaler, "tile_side", lambda pixels, window: sides.append(pixels) or 16)
     upscale(photo)
     floats = upscale(photo.astype(np.float32) / 255)
     of_bytes, of_floats = sides
-    result = 122 * 150 * 3 / upscale._bytes_per_pixel
+    result = 122 * 150 * 3 / upscale.bytes_per_pixel
     assert of_bytes == pytest.approx(3600 - result, abs=2)
     assert of_floats == pytest.approx(3600 - 4 * result, abs=2)
     assert floats.dtype == np.float32
@@ -271,9 +274,9 @@ def test_ema_is_taken_where_there_is_one(tmp_path: Path, model: Path, photo: np.
     [
         ({"model": "none.pth"}, "none.pth: there is no such file"),
         ({"scale": 4}, "scale ×2, not ×4"),
-        ({"device": "cuda:7"}, "device 'cuda:7' is not to be had"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not available"),
         ({"device": "meta"}, "expected auto, cpu or cuda"),
-        ({"device": "nonsense"}, "device 'nonsense' is not to be had"),
+        ({"device": "nonsense"}, "device 'nonsense' is not available"),
         ({"precision": "fp8"}, "precision must be auto or one of fp32"),
     ],
 )
@@ -286,13 +289,13 @@ def test_half_precision_that_was_found_safe_is_for_8_bits_alone(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upscale = Upscaler(model)
-    upscale._half = torch.float16  # as the first 8-bit picture on a GPU may leave it
+    upscale._half = torch.float16  # as the first 8-bit image on a GPU may leave it
     seen = []
     monkeypatch.setattr(
         upscale, "_run", lambda batch, dtype: seen.append(dtype) or torch.zeros(1, 3, 122, 150)
     )
-    for picture in (photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255):
-        upscale(picture)
+    for image in (photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255):
+        upscale(image)
     assert seen == [torch.float16, torch.float32, torch.float32]
 
 
@@ -320,6 +323,6 @@ def test_without_a_compiler_it_runs_all_the_same(
     def fail() -> None:
         raise UserError("no C++ compiler")
 
-    monkeypatch.setattr(upscaler.kernels, "load", fail)
+    monkeypatch.setattr("esc_basicsr.fast.kernels.load", fail)
     np.testing.assert_allclose(Upscaler(model)(photo).astype(int), expected.astype(int), atol=1)
     assert any("no C++ compiler" in message for message in esc_log)

@@ -1,16 +1,17 @@
 """Attention modules of networks of any origin: finding them, and seeing what they make of an image.
 
-What is told from a module: its features are its output, or its projection's (``proj``, ``to_out``) where the
+What is read off a module: its features are its output, or its projection's (``proj``, ``to_out``) where the
 network does not call the module itself, as ESC does not; a window is its ``window_size``; a shift is its own
 ``shift`` or its block's ``shift_size``. Attention maps are taken from the softmax, or the fused kernel, that
 runs within it.
 """
 
 import enum
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ _PROBE = 32
 
 
 class _Layout(enum.Enum):
-    """How an output's axes are to be read."""
+    """The order of an output's axes."""
 
     CHANNELS_FIRST = "(1, C, H, W)"
     CHANNELS_LAST = "(1, H, W, C)"
@@ -57,33 +58,20 @@ class _Layout(enum.Enum):
 
 
 class Layer(NamedTuple):
-    """A module whose output can be laid over the image.
-
-    Attributes:
-        name: The module's.
-        source: The module whose output is taken: itself, or its projection.
-        layout: How that output is laid out.
-        window: Side of its windows, in pixels of its input; None if it is not told.
-        shift: Of its windows, in pixels.
-    """
+    """A module whose output can be laid over the image."""
 
     name: str
-    source: str
-    layout: _Layout
-    window: int | None
-    shift: int
+    source: str  # the module whose output is taken: itself, or its projection
+    layout: _Layout  # of that output
+    window: int | None  # side of its windows, in pixels of its input; None if it has none
+    shift: int  # of its windows, in pixels
 
 
 class Seen(NamedTuple):
-    """What a layer made of an image.
+    """A layer's features and attention on an image."""
 
-    Attributes:
-        features: (H, W, C); windows are merged and their shift is undone.
-        maps: Its attention; None if none was seen, or not by windows.
-    """
-
-    features: Tensor
-    maps: WindowMaps | None
+    features: Tensor  # (H, W, C); windows are merged and their shift is undone
+    maps: WindowMaps | None  # its attention; None if none was seen, or not by windows
 
 
 def refuse_compiled(subject: Subject) -> None:
@@ -99,7 +87,7 @@ def refuse_compiled(subject: Subject) -> None:
 
 
 def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -> list[str]:
-    """The attention modules of a network: those asked for, or those of known classes.
+    """List the attention modules of a network: those asked for, or those of known classes.
 
     Args:
         net: The network.
@@ -121,37 +109,26 @@ def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -
 
 
 def match_names(net: nn.Module, name: str, patterns: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """The modules whose names a pattern matches.
+    """List the modules whose names a pattern matches.
 
     Raises:
         UserError: A pattern matches none.
     """
-    names = [module for module, _ in _modules(net)]
+    names = [module for module, _ in net.named_modules() if module]
     for pattern in patterns:
         if not any(fnmatchcase(module, pattern) for module in names):
             raise UserError(f"{name}: no module is called {pattern!r}. {_listed(candidates)}")
     return [module for module in names if any(fnmatchcase(module, pattern) for pattern in patterns)]
 
 
-def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in net.named_modules() if name)
-
-
 def has_attention(net: nn.Module) -> bool:
-    """Whether a network has attention modules of known classes."""
+    """Tell whether a network has attention modules of known classes."""
     return bool(_known_names(net))
 
 
 def _known_names(net: nn.Module) -> list[str]:
-    return [
-        name
-        for name, module in _modules(net)
-        if type(module).__name__ in _CLASSES and _projection(module) is not None
-    ]
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    modules = net.named_modules()
+    return [name for name, module in modules if type(module).__name__ in _CLASSES and _projection(module)]
 
 
 def _projection(module: nn.Module) -> str | None:
@@ -160,12 +137,11 @@ def _projection(module: nn.Module) -> str | None:
 
 
 def _candidates(net: nn.Module) -> list[str]:
-    """Modules that may be attention, by name or class."""
-    alike = re.compile("att|msa", re.IGNORECASE)
+    """List modules that may be attention, by name or class."""
     return [
         name
-        for name, module in _modules(net)
-        if alike.search(name.rpartition(".")[2]) or alike.search(type(module).__name__)
+        for name, module in net.named_modules()
+        if name and re.search("att|msa", f"{name.rpartition('.')[2]} {type(module).__name__}", re.IGNORECASE)
     ]
 
 
@@ -177,18 +153,18 @@ def _listed(candidates: Sequence[str]) -> str:
 
 
 def group_of(name: str) -> str:
-    """The group of layers that a module belongs to: its name up to its number within the group.
+    """Name the group of layers that a module belongs to: its name up to its number within the group.
 
     ``layers.0.residual_group.blocks.3.attn`` is one of ``layers.0.residual_group.blocks``, and
     ``layers.0.swin1.attn`` one of ``layers.0``.
     """
     *above, _ = name.split(".")
-    last = max((place for place, part in enumerate(above) if part[-1:].isdigit()), default=len(above))
+    last = max((i for i, part in enumerate(above) if part[-1:].isdigit()), default=len(above))
     return ".".join(above[:last])
 
 
 def tile_of(net: nn.Module, names: Sequence[str]) -> int:
-    """What sides of an image are to be multiples of: of windows of these modules and of known attention."""
+    """Return what sides of an image must be multiples of: windows of these modules and of known attention."""
     windows = (_window(net.get_submodule(name)) for name in (*names, *_known_names(net)))
     return math.lcm(*(window for window in windows if window is not None))
 
@@ -227,19 +203,17 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
     tile = tile_of(subject.net, names)
     height = max(-(-_PROBE // tile), 2) * tile
     width = height + tile
-    lq = torch.rand((1, 3, height, width), device=_device(subject.net))
+    device = next((parameter.device for parameter in subject.net.parameters()), torch.device("cpu"))
+    lq = torch.rand((1, 3, height, width), device=device)
     sources = {name: name for name in names}
     for name in names:
         projection = _projection(subject.net.get_submodule(name))
         if projection is not None:
             sources[f"{name}.{projection}"] = name
-    shapes: dict[str, list[tuple[int, ...]]] = {source: [] for source in sources}
-
-    order = _run(
-        subject, lq, list(sources), lambda source, output: shapes[source].append(tuple(output.shape))
-    )
-    ran = {sources[source]: source for source in order if source not in names}
-    ran |= {name: name for name in order if name in names}  # rather the module itself
+    shapes: dict[str, list[tuple[int, ...]]] = {}  # in the order in which sources end
+    _run(subject, lq, sources, lambda name, output: shapes.setdefault(name, []).append(tuple(output.shape)))
+    ran = {sources[source]: source for source in shapes if source not in names}
+    ran |= {name: name for name in shapes if name in names}  # rather the module itself
     for name in names:
         calls = len(shapes[ran[name]]) if name in ran else 0
         if calls != 1:
@@ -250,7 +224,7 @@ def locate(subject: Subject, names: Sequence[str]) -> list[Layer]:
             )
     return [
         _layer(subject, name, ran[name], shapes[ran[name]][0], (height, width))
-        for name in dict.fromkeys(sources[source] for source in order)
+        for name in dict.fromkeys(sources[source] for source in shapes)
     ]
 
 
@@ -258,7 +232,10 @@ def _layer(subject: Subject, name: str, source: str, shape: tuple[int, ...], siz
     module = subject.net.get_submodule(name)
     window = _window(module)
     height, width = size
-    pads = _paddings(module, size)
+    sides = getattr(module, "window", None)  # HiT-SRF's, which pads to them
+    sizes = [size]
+    if isinstance(sides, (tuple, list)):
+        sizes.append((-(-height // sides[0]) * sides[0], -(-width // sides[1]) * sides[1]))
     layout = None
     if len(shape) == 3:
         if shape[:2] == (1, height * width):
@@ -266,9 +243,9 @@ def _layer(subject: Subject, name: str, source: str, shape: tuple[int, ...], siz
         elif window is not None and shape[0] * shape[1] == height * width and shape[1] == window**2:
             layout = _Layout.WINDOWS
     elif len(shape) == 4 and shape[0] == 1:
-        if shape[1:3] in pads:
+        if shape[1:3] in sizes:
             layout = _Layout.CHANNELS_LAST
-        elif shape[2:] in pads or shape[3] * height == shape[2] * width:
+        elif shape[2:] in sizes or shape[3] * height == shape[2] * width:
             layout = _Layout.CHANNELS_FIRST
     if layout is None:
         known = ", ".join(member.value for member in _Layout)
@@ -277,15 +254,6 @@ def _layer(subject: Subject, name: str, source: str, shape: tuple[int, ...], siz
             f"over it: expected one of {known}. Name another module."
         )
     return Layer(name, source, layout, window, _shift(subject.net, name, window))
-
-
-def _paddings(module: nn.Module, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """An image's size, and what a module's windows may have padded it to."""
-    window = getattr(module, "window", None)
-    if not isinstance(window, (tuple, list)):
-        return [size]
-    padded = [-(-side // step) * step for side, step in zip(size, window, strict=True)]
-    return [size, (padded[0], padded[1])]
 
 
 def see(subject: Subject, layers: Sequence[Layer], lq: Tensor) -> dict[str, Seen]:
@@ -301,9 +269,12 @@ def see(subject: Subject, layers: Sequence[Layer], lq: Tensor) -> dict[str, Seen
     """
     size = (int(lq.shape[-2]), int(lq.shape[-1]))
     by_source = {layer.source: layer for layer in layers}
-    whole = [layer.name for layer in layers if layer.source == layer.name]
     seen: dict[str, Seen] = {}
     with _Softmax() as softmax:
+
+        def forget(name: str) -> None:
+            if by_source[name].name == name:
+                softmax.taken()
 
         def keep(source: str, output: Tensor) -> None:
             layer = by_source[source]
@@ -313,18 +284,17 @@ def see(subject: Subject, layers: Sequence[Layer], lq: Tensor) -> dict[str, Seen
             own = taken if source == layer.name else taken[-1:]
             seen[layer.name] = Seen(features, _maps(layer, own, size))
 
-        _run(subject, lq, list(by_source), keep, whole, softmax.taken)
+        _run(subject, lq, by_source, keep, forget)
     return seen
 
 
 def _run(
     subject: Subject,
     lq: Tensor,
-    sources: Sequence[str],
+    sources: Iterable[str],
     keep: Callable[[str, Tensor], None],
-    announced: Sequence[str] = (),
-    before: Callable[[], object] = tuple,
-) -> list[str]:
+    before: Callable[[str], None] = lambda name: None,
+) -> None:
     """Upscale an image.
 
     Args:
@@ -332,54 +302,31 @@ def _run(
         lq: (1, 3, H, W).
         sources: Names of modules.
         keep: Called with a source's name and output after it ran; of several outputs, with the first.
-        announced: Sources before which ``before`` is called.
-        before: See ``announced``.
-
-    Returns:
-        The sources in the order in which they ended.
+        before: Called with a source's name before it runs.
     """
-    order: list[str] = []
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) and output else output
-            if not isinstance(first, Tensor):
-                kind = type(first).__name__
-                raise UserError(f"{subject.name}: {name} gives {kind}, not a tensor. Name another module.")
-            order.append(name)
-            keep(name, first)
-
-        return hook
-
-    def announce(module: nn.Module, args: Any) -> None:
-        before()
+    def after(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        if not isinstance(first, Tensor):
+            kind = type(first).__name__
+            raise UserError(f"{subject.name}: {name} gives {kind}, not a tensor. Name another module.")
+        keep(name, first)
 
     with ExitStack() as stack:
         for name in sources:
             module = subject.net.get_submodule(name)
-            stack.callback(module.register_forward_hook(hook_of(name)).remove)
-            if name in announced:
-                stack.callback(module.register_forward_pre_hook(announce).remove)
-        stack.enter_context(_written_out(subject.net))
-        # While gradients may be recorded, no layer goes by strips or overwrites what it was given. None are
-        # recorded: the parameters take none.
-        stack.enter_context(torch.enable_grad())
+            hooks = (
+                module.register_forward_pre_hook(lambda module, args, name=name: before(name)),
+                module.register_forward_hook(functools.partial(after, name)),
+            )
+            for hook in hooks:
+                stack.callback(hook.remove)
+        for module in subject.net.modules():
+            if isinstance(module, WindowAttention):  # whose scores are to be seen, whatever its backend
+                stack.callback(setattr, module, "attn_type", module.attn_type)
+                module.attn_type = "Naive"
+        stack.enter_context(torch.no_grad())
         subject(lq)
-    return list(dict.fromkeys(order))
-
-
-@contextmanager
-def _written_out(net: nn.Module) -> Iterator[None]:
-    """Have ESC's attention write its scores out, whatever its backend: Flex's cannot be seen."""
-    modules = [module for module in net.modules() if isinstance(module, WindowAttention)]
-    kept = [module.attn_type for module in modules]
-    try:
-        for module in modules:
-            module.attn_type = "Naive"
-        yield
-    finally:
-        for module, attn_type in zip(modules, kept, strict=True):
-            module.attn_type = attn_type
 
 
 class _Softmax(TorchFunctionMode):
@@ -397,7 +344,7 @@ class _Softmax(TorchFunctionMode):
         if func in _SOFTMAX:
             self._keep(out)
         elif func is F.scaled_dot_product_attention:
-            self._keep(_attention(*args, **kwargs))
+            self._keep(_weights(func, *args, **kwargs))
         return out
 
     def _keep(self, weights: Tensor) -> None:
@@ -405,32 +352,19 @@ class _Softmax(TorchFunctionMode):
             self._kept.append(weights.detach().mean(1))
 
     def taken(self) -> list[Tensor]:
-        """What was kept since it was last taken."""
+        """Take what was kept since this was last called."""
         kept, self._kept = self._kept, []
         return kept
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """The weights that `scaled_dot_product_attention` gives values; no network here is causal or grouped."""
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        )
-    return scores.softmax(-1)
+def _weights(attend: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Have fused attention give the weights of values: of an identity in their place it gives just these."""
+    identity = torch.eye(key.shape[-2], dtype=key.dtype, device=key.device)
+    return attend(query, key, identity.expand(*key.shape[:-2], -1, -1), *args, **kwargs)
 
 
 def _features(subject: Subject, layer: Layer, output: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W, C), a copy: networks overwrite what they have."""
+    """Lay an output over the image, (H, W, C): a copy, as networks overwrite what they have."""
     height, width = size
     pixels = output.shape[0] * output.shape[1]
     if layer.layout in (_Layout.TOKENS, _Layout.WINDOWS) and pixels != height * width:
@@ -453,7 +387,7 @@ def _features(subject: Subject, layer: Layer, output: Tensor, size: tuple[int, i
 
 
 def _maps(layer: Layer, taken: Sequence[Tensor], size: tuple[int, int]) -> WindowMaps | None:
-    """The attention of a layer's windows, if what was taken is that."""
+    """Give the attention of a layer's windows, if what was taken is that."""
     w = layer.window
     if w is None or any(side % w for side in size):
         return None
@@ -462,12 +396,8 @@ def _maps(layer: Layer, taken: Sequence[Tensor], size: tuple[int, int]) -> Windo
         return None
     if len(taken) == 1 and len(taken[0]) == rows * columns:
         grid = taken[0].unflatten(0, (rows, columns))
-    elif [len(weights) for weights in taken] == [
-        (rows - 1) * (columns - 1),
-        rows - 1,
-        columns - 1,
-        1,
-    ]:  # as MambaIRv2 does: the last column, the last row and the corner, whose masks differ, apart
+    elif [len(weights) for weights in taken] == [(rows - 1) * (columns - 1), rows - 1, columns - 1, 1]:
+        # as MambaIRv2 does: the last column, the last row and the corner, whose masks differ, apart
         inner, last_column, last_row, corner = taken
         upper = torch.cat([inner.unflatten(0, (rows - 1, columns - 1)), last_column[:, None]], 1)
         grid = torch.cat([upper, torch.cat([last_row, corner])[None]])
@@ -477,18 +407,13 @@ def _maps(layer: Layer, taken: Sequence[Tensor], size: tuple[int, int]) -> Windo
 
 
 def attention_row(maps: WindowMaps, row: int, column: int) -> tuple[Tensor, tuple[int, int]]:
-    """What one pixel attends to.
-
-    Args:
-        maps: A layer's attention.
-        row: The pixel's.
-        column: The pixel's.
+    """Give what one pixel attends to in a layer.
 
     Returns:
         The weights of its window, (w, w), and the window's first row and column; they are negative where a
         shifted window reaches round the image's edge, and what lies there is masked.
     """
     w, rows, columns = maps.window, *maps.weights.shape[:2]
-    (window_row, y), (window_column, x) = (divmod(place - maps.shift, w) for place in (row, column))
+    (window_row, y), (window_column, x) = (divmod(position - maps.shift, w) for position in (row, column))
     weights = maps.weights[window_row % rows, window_column % columns, y * w + x]
     return weights.view(w, w), (row - y, column - x)

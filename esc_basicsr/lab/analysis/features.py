@@ -1,6 +1,6 @@
-"""What can be seen of a feature map: channels' mean and norm, principal components as colours, its spectrum.
+"""Views of a feature map: channels' mean and norm, principal components as colours, its spectrum.
 
-How ESC's authors visualised features was not found; these are common ways, and ours in their details.
+How ESC's authors visualised features was not found; these are common methods, and ours in their details.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _PERCENTILES = (1, 99)
 
 
 def channel_mean(features: Values) -> Values:
-    """Mean over channels, signed: (H, W, C) -> (H, W)."""
+    """Average over channels, signed: (H, W, C) -> (H, W)."""
     return np.asarray(features.mean(-1))
 
 
 def channel_norm(features: Values) -> Values:
-    """Euclidean norm over channels: (H, W, C) -> (H, W)."""
+    """Take the Euclidean norm over channels: (H, W, C) -> (H, W)."""
     return np.linalg.norm(features, axis=-1)
 
 
 def principal_axes(rows: Values) -> tuple[Values, Values]:
-    """Principal components of (n, C): variances, descending, (C,), and unit vectors, (C, C), in columns.
+    """Find the principal components of (n, C): variances, descending, (C,), and unit vectors, (C, C).
 
-    A vector's entry of largest magnitude is positive.
+    Vectors stand in columns. A vector's entry of largest magnitude is positive.
     """
     centred = rows - rows.mean(0)
     variances, vectors = np.linalg.eigh(centred.T @ centred / (len(rows) - 1))
@@ -60,15 +60,15 @@ def as_colours(maps: Sequence[Values]) -> tuple[list[Values], Values]:
 
 
 def relative_log_amplitude(features: Values) -> tuple[Values, Values]:
-    """How a feature map's amplitude falls with frequency.
+    """Measure how a feature map's amplitude falls with frequency.
 
     Args:
         features: (H, W, C).
 
     Returns:
         Frequencies in cycles per pixel, from 0 to 0.5, or just below it where the shorter side is odd, in
-        steps of one cycle per shorter side; and the mean
-        over channels, and over directions, of log10(|FFT2| + 1e-8), minus that at frequency 0.
+        steps of one cycle per shorter side; and the mean over channels, and over directions, of
+        log10(|FFT2| + 1e-8), minus that at frequency 0.
     """
     height, width = features.shape[:2]
     amplitude = np.abs(np.fft.fft2(features, axes=(0, 1)))

@@ -1,35 +1,36 @@
-"""The pictures that networks are looked into with: photographs by name or file, crops, LR of them."""
+"""The images that networks are looked into with: by name or file, their centres, LR of them."""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import PIL.Image
 import torch
-from PIL import Image
 from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.data.photos import load_photograph, photograph_names
+from esc_basicsr.metrics.quality import Image
 
 __all__ = [
-    "IMAGE_HELP",
-    "Pixels",
+    "add_image_argument",
     "add_images_argument",
+    "central_lr",
     "image_names",
     "load_image",
     "reduce_by_pillow",
     "to_tensor",
 ]
 
-Pixels = npt.NDArray[np.uint8]
-
-IMAGE_HELP = f"a file, or one of the photographs of scikit-image: {', '.join(photograph_names())}"
-
-
+_HELP = f"a file, or one of scikit-image's: {', '.join(photograph_names())}"
 # those of scikit-image that are large enough for ×4
 _DEFAULT_IMAGES = ("astronaut", "camera", "hubble_deep_field", "motorcycle_left")
+
+
+def add_image_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare ``--image``, see `load_image`."""
+    parser.add_argument("--image", default=default, help=f"{_HELP} (default: {default})")
 
 
 def add_images_argument(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,12 @@ def add_images_argument(parser: argparse.ArgumentParser) -> None:
         "--images",
         nargs="+",
         default=list(_DEFAULT_IMAGES),
-        help=f"folders, files, or photographs of scikit-image (default: {' '.join(_DEFAULT_IMAGES)})",
+        help=f"folders, files, or images of scikit-image (default: {' '.join(_DEFAULT_IMAGES)})",
     )
 
 
 def image_names(given: list[str]) -> list[str]:
-    """The images that names stand for: a folder for all in it, not searched in depth.
+    """List the images that names stand for: a folder for all in it, not searched in depth.
 
     Raises:
         UserError: A folder holds none.
@@ -55,38 +56,55 @@ def image_names(given: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load_image(name: str) -> Pixels:
-    """Read an image file, or one of the embedded photographs by its name.
-
-    Returns:
-        (H, W, 3), RGB.
+def load_image(name: str) -> Image:
+    """Read an image file, or one of the embedded images by its name, as (H, W, 3) RGB.
 
     Raises:
-        UserError: There is neither such a file nor such a photograph, or the file is refused.
+        UserError: There is neither such a file nor such an image, or the file is refused.
     """
     path = Path(name)
     if path.exists():
         return read_rgb(path)
     if name in photograph_names():
         return load_photograph(name)
-    raise UserError(f"{name}: there is no such file; expected {IMAGE_HELP}.")
+    raise UserError(f"{name}: there is no such file; expected {_HELP}.")
 
 
-def reduce_by_pillow(hr: Pixels, scale: int) -> Pixels:
-    """Reduce an image by Pillow's bicubic filter, antialiased, as local attribution maps are defined with.
-
-    Args:
-        hr: (H, W, 3); sides that are multiples of ``scale``.
-        scale: Reduction factor.
-
-    Returns:
-        (H / scale, W / scale, 3).
-    """
+def reduce_by_pillow(hr: Image, scale: int) -> Image:
+    """Reduce an image, whose sides are multiples of ``scale``, by Pillow's antialiased bicubic filter."""
     height, width = hr.shape[:2]
-    reduced = Image.fromarray(hr).resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    reduced = PIL.Image.fromarray(hr).resize((width // scale, height // scale), PIL.Image.Resampling.BICUBIC)
     return np.asarray(reduced)
 
 
-def to_tensor(image: Pixels, device: torch.device) -> Tensor:
-    """(H, W, 3), 0 to 255 -> (1, 3, H, W), float32, in [0, 1]."""
+def to_tensor(image: Image, device: torch.device) -> Tensor:
+    """Convert (H, W, 3), 0 to 255, to (1, 3, H, W), float32, in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))[None]).to(device).float() / 255
+
+
+def central_lr(name: str, most: int, tile: int, least: int, scale: int) -> Image:
+    """Reduce the central part of an image by Pillow's bicubic filter.
+
+    Args:
+        name: A file, or an embedded image.
+        most: The LR image's sides are at most this,
+        tile: multiples of this,
+        least: and at least this.
+        scale: Reduction factor.
+
+    Raises:
+        UserError: The image cannot be read, or is too small.
+    """
+    image = load_image(name)
+    sides = image.shape[:2]
+    height, width = (min(side // scale, most) // tile * tile for side in sides)
+    if min(height, width) < max(least, 1):
+        steps = f", in multiples of {tile}" if least > tile > 1 else ""
+        raise UserError(
+            f"{name} is too small: of {sides[1]}×{sides[0]} pixels, and --size {most}. At ×{scale} it takes "
+            f"{least * scale} a side, for an LR image of at least {least}×{least}{steps}. Leave it out, or "
+            "ask for another --size."
+        )
+    top, left = ((side - kept * scale) // 2 for side, kept in zip(sides, (height, width), strict=True))
+    part = image[top : top + height * scale, left : left + width * scale]
+    return reduce_by_pillow(np.ascontiguousarray(part), scale)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr.lab.analysis.features import Values
+
 __all__ = [
     "FOLD",
     "INTEGRATIONS",
@@ -32,8 +34,6 @@ __all__ = [
     "relative_map",
 ]
 
-Map = npt.NDArray[np.float64]
-
 FOLD = 50
 LARGEST_SIGMA = 1.2
 INTEGRATIONS = ("right", "midpoint")
@@ -45,13 +45,7 @@ _ROUNDING = 1e-10
 
 
 class Window(NamedTuple):
-    """A square of the output.
-
-    Attributes:
-        x: Its left column.
-        y: Its top row.
-        size: Its side.
-    """
+    """A square of the output: its left column, its top row, its side."""
 
     x: int
     y: int
@@ -59,19 +53,15 @@ class Window(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """What each value of an image contributed.
+    """The contribution of each value of an image."""
 
-    Attributes:
-        values: (3, H, W), signed.
-        sensitivity: The most that a pixel's absolute gradients, summed over colours, add up to on the path.
-    """
-
-    values: Tensor
+    values: Tensor  # (3, H, W), signed
+    # the most that a pixel's absolute gradients, summed over colours, add up to on the path
     sensitivity: float
 
 
 def detail(sr: Tensor, window: Window) -> Tensor:
-    """How much detail a window holds: the sum of its gradients' lengths, by forward differences.
+    """Measure how much detail a window holds: the sum of its gradients' lengths, by forward differences.
 
     Its own gradient is zero where the image is flat.
 
@@ -96,7 +86,7 @@ def detail(sr: Tensor, window: Window) -> Tensor:
 
 
 def gaussian_kernel(sigma: float) -> Tensor:
-    """A Gaussian, (9, 9), float64, of sum 1; the identity for ``sigma`` 0."""
+    """Make a Gaussian, (9, 9), float64, of sum 1; the identity for ``sigma`` 0."""
     offset = torch.arange(_KERNEL_SIZE, dtype=torch.float64) - _KERNEL_SIZE // 2
     distance = offset.square()[:, None] + offset.square()
     kernel = (-distance / (2 * (sigma + 1e-5) ** 2)).exp()
@@ -154,8 +144,8 @@ def attribute(
     return Attribution(values[0], float(absolute.sum(1).max()))
 
 
-def relative_map(attribution: Attribution) -> Map:
-    """The map that is drawn: sum over colours, absolute value, over its maximum.
+def relative_map(attribution: Attribution) -> Values:
+    """Make the map that is drawn: sum over colours, absolute value, over its maximum.
 
     Returns:
         (H, W), in [0, 1].
@@ -173,25 +163,25 @@ def relative_map(attribution: Attribution) -> Map:
 
 
 def gini(values: npt.ArrayLike) -> float:
-    """The Gini coefficient of non-negative values: 0 if they are equal, towards 1 if one has all."""
+    """Return the Gini coefficient of non-negative values: 0 if they are equal, towards 1 if one has all."""
     ordered = np.sort(np.asarray(values, np.float64), axis=None)
     n = len(ordered)
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
 
 
-def diffusion_index(relative: Map) -> float:
-    """How widely a map is spread, from 100 / (H W) to 100; to be compared between maps of one size.
+def diffusion_index(relative: Values) -> float:
+    """Return how widely a map is spread, from 100 / (H W) to 100; to be compared between maps of one size.
 
     100 (1 - Gini coefficient), 1e-7 added to each value as in the source.
     """
     return 100 * (1 - gini(relative + 1e-7))
 
 
-def attribution_density(relative: Map) -> Map:
-    """A kernel density estimate of a map over its own pixels, over its maximum.
+def attribution_density(relative: Values) -> Values:
+    """Estimate the kernel density of a map over its own pixels, over its maximum.
 
-    Equal to scipy's ``gaussian_kde`` over the pixels' places, weighted by their values, by one convolution: a
-    Gaussian of the weighted covariance times n_eff^(-1/3) (Scott's rule for two dimensions).
+    Equal to scipy's ``gaussian_kde`` over the pixels' positions, weighted by their values, by one
+    convolution: a Gaussian of the weighted covariance times n_eff^(-1/3) (Scott's rule for two dimensions).
 
     Returns:
         (H, W), in [0, 1].
@@ -201,8 +191,8 @@ def attribution_density(relative: Map) -> Map:
     """
     height, width = relative.shape
     weights = relative / relative.sum()
-    places = np.argwhere(relative)
-    if np.linalg.matrix_rank(places - places[0]) < 2:
+    positions = np.argwhere(relative)
+    if np.linalg.matrix_rank(positions - positions[0]) < 2:
         raise ValueError("the non-zero pixels of the map lie on one line")
     covariance = np.cov(np.indices(relative.shape).reshape(2, -1), aweights=weights.ravel())
     spread = covariance * np.square(weights).sum() ** (1 / 3)

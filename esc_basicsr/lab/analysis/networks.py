@@ -1,61 +1,62 @@
-"""The networks that are looked into: of one scale, and such that gradients reach their input."""
+"""The networks that are looked into: of one scale, and such that gradients reach their input; reports."""
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import FastNetwork
 from esc_basicsr.lab.measure.measure import device_to_measure_on
-from esc_basicsr.lab.networks.by_name import SpandrelNetwork, build, check_forms, scale_of, weights_of
+from esc_basicsr.lab.measure.results import make_folder, publish
+from esc_basicsr.lab.networks.by_name import (
+    build_network,
+    check_implementations,
+    described,
+    scale_of,
+    weights_of,
+)
 
-__all__ = [
-    "Subject",
-    "add_network_arguments",
-    "note_on_failures",
-    "note_on_weights",
-    "of_those_that_work",
-    "subjects_of",
-    "unclamped",
-]
+__all__ = ["Subject", "add_network_arguments", "analyze", "subjects_of"]
 
 _Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
+_Shown = TypeVar("_Shown")
+Row = dict[str, Any]
+Bar: TypeAlias = "tqdm[Any]"
+
+_RANDOM = "Random weights show what an architecture connects, not what a trained network uses."
 
 
 class Subject(NamedTuple):
-    """A network that is looked into.
+    """A network that is looked into, in evaluation mode; its parameters take no gradients."""
 
-    Attributes:
-        name: As it was named.
-        net: In evaluation mode; its parameters take no gradients.
-        scale: Upscaling factor.
-        params: Number of parameters.
-        weights: Where they come from: ``random``, the name of a file, or ``none`` if there are none.
-        network: What tables and figures call it: its name, of a file without folders, and without its
-            weights, unless another one would be called the same.
-    """
-
-    name: str
+    name: str  # as it was named
     net: nn.Module
     scale: int
     params: int
-    weights: str
+    weights: str  # where they come from: "random", the name of a file, or "none" if there are none
+    # what tables and figures call it: its name, of a file without folders, and without its weights, unless
+    # another one would be called the same
     network: str
 
     @property
     def label(self) -> str:
-        """What a figure calls it."""
+        """Its name in figures."""
         random = ", random weights" if self.weights == "random" else ""
         return f"{self.network} ×{self.scale}{random}"
+
+    @property
+    def row(self) -> Row:
+        """Its part of each analysis' figures."""
+        return {"network": self.network, "weights": self.weights, "params": self.params}
 
     def __call__(self, lq: Tensor) -> Tensor:
         """Upscale one image, (1, 3, H, W) in [0, 1]; neither clamped nor detached.
@@ -69,9 +70,8 @@ class Subject(NamedTuple):
         except UserError:
             raise
         except Exception as error:  # whatever a foreign network raises, want of memory included
-            said = f"{type(error).__name__}: {error}".rstrip(": ")
             raise UserError(
-                f"{self.name}: fails on an image of {size} ({said}). Try another size of image."
+                f"{self.name}: fails on an image of {size} ({described(error)}). Try another size of image."
             ) from error
         expected = (1, 3, *(side * self.scale for side in lq.shape[-2:]))
         if tuple(sr.shape) != expected:
@@ -81,11 +81,11 @@ class Subject(NamedTuple):
         return sr
 
     def gradient(self, functional: Tensor, lq: Tensor, again: bool = False) -> Tensor:
-        """The gradient of what was made of ``lq`` with regard to it.
+        """Return the gradient of a number that was made of an image, which requires gradients.
 
         Args:
-            functional: A number.
-            lq: The image, which requires gradients.
+            functional: The number.
+            lq: The image.
             again: Whether another gradient of the same output is wanted afterwards.
 
         Raises:
@@ -99,24 +99,6 @@ class Subject(NamedTuple):
                 "operations have no gradients cannot be looked into this way."
             ) from error
         return gradient
-
-
-class _UnclampedSpandrelNetwork(nn.Module):
-    """spandrel's call of a network without what keeps gradients from it: inference mode and clamping."""
-
-    def __init__(self, network: SpandrelNetwork) -> None:
-        super().__init__()
-        self.model = network.model
-        self.descriptor = network.descriptor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale an image; padded by reflection to the size that the network requires, and cropped."""
-        height, width = x.shape[-2:]
-        right, bottom = self.descriptor.size_requirements.get_padding(width, height)
-        padded = F.pad(x, (0, right, 0, bottom), mode="reflect") if right or bottom else x
-        sr: Tensor = self.descriptor._call_fn(self.model, padded)
-        scale = self.descriptor.scale
-        return sr[..., : height * scale, : width * scale]
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +115,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder for a JSON file, a table and a picture"
+        "-o", "--output", type=Path, required=True, help="folder for a JSON file, a table and a figure"
     )
 
 
@@ -144,68 +126,88 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
         UserError: One cannot be built or does not upscale an RGB image, they differ in scale, or there is no
             such device.
     """
-    device = device_to_measure_on(argparse.Namespace(device=args.device, repeats=1, warmup=0))
+    device = device_to_measure_on(args.device)
     names = list(dict.fromkeys(args.network))
-    check_forms(names, device, torch.float32)
+    check_implementations(names, device, torch.float32)
     scales = {name: scale_of(name, args.scale) for name in names}
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{name} ×{scale}" for name, scale in scales.items())
         raise UserError(f"these networks differ in scale: {listed}. Look into one scale at a time.")
     subjects = [_subject(name, scale, device) for name, scale in scales.items()]
     called = Counter(subject.network for subject in subjects)
-    return [
-        subject if called[subject.network] == 1 else subject._replace(network=subject.name)
-        for subject in subjects
-    ]
-
-
-def note_on_weights(subjects: Sequence[Subject]) -> str:
-    """What a figure of these networks must say of their weights."""
-    if all(subject.weights != "random" for subject in subjects):
-        return ""
-    return "Random weights show what an architecture connects, not what a trained network uses."
-
-
-def note_on_failures(failures: str) -> str:
-    """What a figure must say of networks that are missing from it."""
-    return f" Left out: {failures}" if failures else ""
-
-
-def unclamped(net: nn.Module) -> nn.Module:
-    """Return what of a network lets gradients through, and shows its layers."""
-    if isinstance(net, FastNetwork):
-        return net.net
-    return _UnclampedSpandrelNetwork(net) if isinstance(net, SpandrelNetwork) else net
-
-
-def of_those_that_work(look: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> tuple[list[_Result], str]:
-    """Look into networks one by one; one that fails does not take with it what was found of the others.
-
-    Returns:
-        What was found, and what is to be said of those that failed.
-
-    Raises:
-        UserError: All failed.
-    """
-    found: list[_Result] = []
-    failures: list[str] = []
-    for job in jobs:
-        try:
-            found.append(look(job))
-        except UserError as error:
-            failures.append(str(error))
-    if not found:
-        raise UserError("\n".join(failures))
-    return found, "\n".join(failures)
+    return [one if called[one.network] == 1 else one._replace(network=one.name) for one in subjects]
 
 
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
-    net = build(name, scale)
+    net = build_network(name, scale).to(device).eval()
+    if isinstance(net, FastNetwork):
+        net = net.net  # whose layers can be seen
     params = sum(parameter.numel() for parameter in net.parameters())
     weights = "none" if not params else weights_of(name) or "random"
-    net = unclamped(net).to(device).eval()
     for parameter in net.parameters():  # TorchScript has no such method of the whole
         parameter.requires_grad_(False)
     network, _, _ = name.partition(",weights=")
     is_file = Path(network).suffix.lower() in (".yml", ".yaml") or weights == name
     return Subject(name, net, scale, params, weights, Path(network).name if is_file else network)
+
+
+def analyze(
+    args: argparse.Namespace,
+    stem: str,
+    jobs: Sequence[_Job],
+    look: Callable[[_Job, Bar], tuple[Row, _Shown]],
+    steps: int,
+    table: Callable[[list[Row]], str],
+    caption: Callable[[list[Row]], list[str]],
+    settings: Mapping[str, Any],
+    draw: Callable[[list[_Shown], str], Figure],
+) -> int:
+    """Look into networks one by one, print a table, and write the report.
+
+    One that fails does not take with it what was found of the others.
+
+    Args:
+        args: What `add_network_arguments` declared.
+        stem: Name of the files.
+        jobs: Networks, with what is to be looked at.
+        look: Gives a job's figures, and what is drawn of it; updates the bar.
+        steps: Updates of the bar in all.
+        table: Writes the figures as a table.
+        caption: Sentences that explain them.
+        settings: How they came about.
+        draw: Draws what there is to draw, with a caption.
+
+    Raises:
+        UserError: One failed; the report of the others is written.
+    """
+    make_folder(args.output)
+    found: list[tuple[Row, _Shown]] = []
+    failures: list[str] = []
+    with tqdm(total=steps, desc=stem) as bar:
+        for job in jobs:
+            try:
+                found.append(look(job, bar))
+            except UserError as error:
+                failures.append(str(error))
+    failed = "\n".join(failures)
+    if not found:
+        raise UserError(failed)
+    rows, shown = [row for row, _ in found], [one for _, one in found]
+    sentences = caption(rows)
+    if any(row["weights"] == "random" for row in rows):
+        sentences.append(
+            "Random weights show what an architecture connects, not what a trained network uses."
+        )
+    text = " ".join([*sentences, f"Left out: {failed}" if failed else ""]).rstrip()
+    publish(
+        args.output,
+        stem,
+        f"{table(rows)}\n\n{text}",
+        settings,
+        rows,
+        torch.device(args.device),
+        lambda: draw(shown, text),
+    )
+    if failed:
+        raise UserError(failed)
+    return 0

@@ -7,8 +7,8 @@ import torch.nn as nn
 
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.lab.analysis.networks import Subject, unclamped
-from esc_basicsr.lab.networks.by_name import build, give_predictors_weights, weights_of
+from esc_basicsr.lab.analysis.networks import Subject
+from esc_basicsr.lab.networks.by_name import build_network, give_predictors_weights, weights_of
 from esc_basicsr.weights.checkpoint import infer_network_options, read_weights
 from esc_basicsr.weights.shipped import weights_file
 
@@ -24,15 +24,16 @@ def random_twin(subject: Subject) -> Subject | None:
     """
     if subject.weights in ("random", "none"):
         return None
-    device = next(subject.net.parameters()).device
     named, _, with_weights = subject.name.partition(",weights=")
     if with_weights and weights_of(named) is not None:  # a file's network, with another file's weights
         return None
-    net = build(named, subject.scale) if with_weights else _of_file(subject)
+    net = build_network(named, subject.scale) if with_weights else _of_file(subject)
     if net is None:
         return None
-    net = unclamped(net).to(device).eval().requires_grad_(False)
-    return Subject(subject.network, net, subject.scale, subject.params, "random", subject.network)
+    device = next(subject.net.parameters()).device
+    return subject._replace(
+        name=subject.network, net=net.to(device).eval().requires_grad_(False), weights="random"
+    )
 
 
 def _of_file(subject: Subject) -> nn.Module | None:
@@ -49,7 +50,7 @@ def _of_file(subject: Subject) -> nn.Module | None:
         return net
     try:
         options = infer_network_options(read_weights(weights_file(subject.weights), "params_ema"))
-    except UserError:  # of a form that ESC's weights do not have
+    except UserError:  # no weights of ESC's
         options = None
     if options is None:
         return None

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
+
+from esc_basicsr.lab.analysis.features import Values
 
 __all__ = [
     "LUO_SHARE",
@@ -24,26 +25,19 @@ __all__ = [
     "square_shares",
 ]
 
-Map = npt.NDArray[np.float64]
-
 # of the centre's value: two standard deviations of a Gaussian, less what is beyond them
 LUO_SHARE = 1 - 0.9545
 
 
 class Square(NamedTuple):
-    """A centred square of a field.
+    """A centred square of a field."""
 
-    Attributes:
-        side: In LR pixels.
-        area: Its share of the field's area, without what lies outside.
-    """
-
-    side: int
-    area: float
+    side: int  # in LR pixels
+    area: float  # its share of the field's area, without what lies outside
 
 
 def positions_in_window(size: int, window: int, count: int) -> list[int]:
-    """Rows (or columns) near the centre of an image, evenly spread over the positions in a window.
+    """Choose rows (or columns) near the centre of an image, evenly spread over the positions in a window.
 
     Args:
         size: Side of the image.
@@ -60,14 +54,14 @@ def positions_in_window(size: int, window: int, count: int) -> list[int]:
     return sorted(first + (position - first) % window for position in wanted)
 
 
-def positive_gradient(gradient: Tensor) -> Map:
-    """What of a gradient, (1, 3, H, W), raises the output: its positive part, summed over colours: (H, W)."""
+def positive_gradient(gradient: Tensor) -> Values:
+    """Sum the positive part of a gradient, (1, 3, H, W), which raises the output, over colours: (H, W)."""
     return gradient[0].double().clamp(min=0).sum(0).cpu().numpy()
 
 
 def aligned_field(
-    field_at: Callable[[int, int], Map], rows: Sequence[int], columns: Sequence[int]
-) -> tuple[Map, tuple[int, int]]:
+    field_at: Callable[[int, int], Values], rows: Sequence[int], columns: Sequence[int]
+) -> tuple[Values, tuple[int, int]]:
     """Average fields of several centres, each laid over the others by its centre.
 
     Args:
@@ -78,7 +72,7 @@ def aligned_field(
     Returns:
         The part that all fields have, and its centre's row and column.
     """
-    total: Map | float = 0.0
+    total: Values | float = 0.0
     for row in rows:
         for column in columns:
             field = field_at(row, column)
@@ -90,13 +84,13 @@ def aligned_field(
     return total / (len(rows) * len(columns)), (min(rows), min(columns))
 
 
-def log_scaled(field: Map) -> Map:
-    """log10(S + 1), as RepLKNet draws a field and takes shares of it."""
+def log_scaled(field: Values) -> Values:
+    """Scale to log10(S + 1), as RepLKNet draws a field and takes shares of it."""
     return np.log10(field + 1)
 
 
-def square_shares(field: Map, centre: tuple[int, int]) -> tuple[Map, list[Square]]:
-    """The share of a field's sum in each centred square, sides 1, 3, 5 ... until it holds all.
+def square_shares(field: Values, centre: tuple[int, int]) -> tuple[Values, list[Square]]:
+    """Give the share of a field's sum in each centred square, sides 1, 3, 5 ... until it holds all.
 
     Squares are clipped at the borders.
 
@@ -113,8 +107,8 @@ def square_shares(field: Map, centre: tuple[int, int]) -> tuple[Map, list[Square
     return sums / sums[-1], squares
 
 
-def smallest_squares(field: Map, centre: tuple[int, int], shares: Sequence[float]) -> list[Square]:
-    """For each share, from 0 to below 1, the smallest centred square that holds more of a field's sum.
+def smallest_squares(field: Values, centre: tuple[int, int], shares: Sequence[float]) -> list[Square]:
+    """Find for each share, from 0 to below 1, the smallest centred square that holds more of a field's sum.
 
     Raises:
         ValueError: The field is zero everywhere.
@@ -123,6 +117,6 @@ def smallest_squares(field: Map, centre: tuple[int, int], shares: Sequence[float
     return [squares[int(np.argmax(held > share))] for share in shares]
 
 
-def luo_side(field: Map, centre: tuple[int, int]) -> float:
-    """Luo et al.'s size: the square root of the number of pixels above 4.55 % of the centre's value."""
+def luo_side(field: Values, centre: tuple[int, int]) -> float:
+    """Return Luo et al.'s size: the root of the number of pixels above 4.55 % of the centre's value."""
     return float(np.sqrt((field > LUO_SHARE * field[centre]).sum()))

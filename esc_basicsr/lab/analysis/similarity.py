@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from esc_basicsr.lab.analysis.features import Values
 
 __all__ = [
     "LEAST_ROWS",
@@ -26,12 +27,8 @@ __all__ = [
     "by_displacement",
     "centred_cosine",
     "cosine",
-    "hsic1",
-    "linear_cka",
     "uniform_cosine",
 ]
-
-Matrix = npt.NDArray[np.float64]
 
 # of unbiased HSIC, which divides by n - 3
 LEAST_ROWS = 4
@@ -39,38 +36,6 @@ LEAST_ROWS = 4
 _ROUNDING = 1e-12
 _ROWS_AT_ONCE = 2**13
 _WEIGHTS_AT_ONCE = 2**21
-
-
-def linear_cka(x: Tensor, y: Tensor, centred: bool = True) -> float:
-    """Linear CKA, the biased form: |YᵀX|² / (|XᵀX|·|YᵀY|), Frobenius norms.
-
-    Args:
-        x: (n, C), a row for each example.
-        y: (n, C').
-        centred: Whether columns are centred, as the definition asks for.
-
-    Raises:
-        ValueError: Features are constant. Uncentred ones are not checked: of zeros the result is NaN.
-    """
-    x, y = (_centred(z, name) if centred else z.double() for z, name in ((x, "x"), (y, "y")))
-    cross, own, other = ((a.mT @ b).square().sum() for a, b in ((y, x), (x, x), (y, y)))
-    return float(cross / (own * other).sqrt())
-
-
-def hsic1(x: Tensor, y: Tensor) -> float:
-    """Unbiased HSIC of linear kernels, Song et al., JMLR 13 (2012), without a matrix of rows by rows.
-
-    Args:
-        x: (n, C), n at least 4.
-        y: (n, C').
-
-    Raises:
-        ValueError: There are fewer rows, or features are constant.
-    """
-    x, y = _centred(x, "x"), _centred(y, "y")
-    lengths = torch.stack([z.square().sum(1) for z in (x, y)], 1)
-    inner = torch.stack([(a.mT @ b).square().sum() for a in (x, y) for b in (x, y)]).view(2, 2)
-    return float(_hsic1(inner, lengths)[0, 1])
 
 
 def _hsic1(inner: Tensor, lengths: Tensor) -> Tensor:
@@ -92,55 +57,50 @@ def _hsic1(inner: Tensor, lengths: Tensor) -> Tensor:
     return (trace + sums.outer(sums) / ((n - 1) * (n - 2)) - 2 * products / (n - 2)) / (n * (n - 3))
 
 
-def _centred(x: Tensor, name: str) -> Tensor:
-    x = x.double()
-    centred = x - x.mean(0)
-    _check_varies(centred.abs().max(), x.abs().max(), name)
-    return centred
-
-
 def _check_varies(deviation: Tensor, largest: Tensor, name: str) -> None:
     if not deviation > _ROUNDING * largest:
         raise ValueError(f"{name}: its features are constant, or not finite")
 
 
-class _UnbiasedSums:
-    """HSIC1 of all pairs of layers, summed over batches, and divided at the end."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.total: Tensor | None = None
-        self.magnitude: Tensor | None = None
-
-    def add(self, inner: Tensor, lengths: Tensor) -> None:
-        """Add a batch; arguments are those of `_hsic1`."""
-        batch = _hsic1(inner, lengths)
-        n = len(lengths)
-        magnitude = inner.diagonal() / (n * (n - 3))
-        self.total = batch if self.total is None else self.total + batch
-        self.magnitude = magnitude if self.magnitude is None else self.magnitude + magnitude
-
-    def ratio(self) -> Matrix:
-        """Σ HSIC1(K, L) / √(Σ HSIC1(K, K)·Σ HSIC1(L, L))."""
-        if self.total is None or self.magnitude is None:
-            raise ValueError("no features were given")
-        own = self.total.diagonal()
-        for name, value, magnitude in zip(self.names, own, self.magnitude, strict=True):
-            if not value > _ROUNDING * magnitude:
-                raise ValueError(f"{name}: unbiased HSIC of it with itself is 0, so that CKA is undefined")
-        return _to_numpy(self.total / own.outer(own).sqrt())
-
-
-class PixelCKA:
-    """CKA of all pairs of layers, rows being pixels: biased of all pixels pooled, unbiased by batches.
+class _CKA:
+    """CKA of all pairs of layers, by minibatches: HSIC1 is summed over batches, and divided at the end.
 
     Args:
         names: The layers.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._sums = _UnbiasedSums(names)
+        self.names = names
+        self._total: Tensor | None = None
+        self._magnitude: Tensor | None = None
+
+    def _add(self, inner: Tensor, lengths: Tensor) -> None:
+        """Add a batch; arguments are those of `_hsic1`."""
+        n = len(lengths)
+        batch = _hsic1(inner, lengths)
+        magnitude = inner.diagonal() / (n * (n - 3))
+        self._total = batch if self._total is None else self._total + batch
+        self._magnitude = magnitude if self._magnitude is None else self._magnitude + magnitude
+
+    def unbiased(self) -> Values:
+        """Return Nguyen et al.'s minibatch CKA of each pair of layers.
+
+        Σ HSIC1(K, L) / √(Σ HSIC1(K, K)·Σ HSIC1(L, L)).
+        """
+        if self._total is None or self._magnitude is None:
+            raise ValueError("no features were given")
+        own = self._total.diagonal()
+        for name, value, magnitude in zip(self.names, own, self._magnitude, strict=True):
+            if not value > _ROUNDING * magnitude:
+                raise ValueError(f"{name}: unbiased HSIC of it with itself is 0, so that CKA is undefined")
+        return _to_numpy(self._total / own.outer(own).sqrt())
+
+
+class PixelCKA(_CKA):
+    """CKA of all pairs of layers, rows being pixels: biased of all pixels pooled, unbiased by batches."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
         self._count = 0
         self._mean: Tensor | None = None
         self._moments: Tensor | None = None
@@ -164,20 +124,16 @@ class PixelCKA:
             moments += rows.mT @ rows
             lengths.append(torch.stack([part.square().sum(1) for part in rows.split(widths, 1)], 1))
         squares = torch.cat(lengths)
-        for name, x, largest in zip(self._names, features, squares.amax(0).sqrt(), strict=True):
+        for name, x, largest in zip(self.names, features, squares.amax(0).sqrt(), strict=True):
             _check_varies(largest, x.abs().max(), name)
         if self._layers is None:
-            index = torch.arange(len(widths), device=mean.device)
-            index = index.repeat_interleave(torch.tensor(widths, device=mean.device))
-            self._layers = F.one_hot(index).double()
-        self._sums.add(self._norms(moments), squares)
-        self._merge(n, mean, moments)
-
-    def _merge(self, n: int, mean: Tensor, moments: Tensor) -> None:
-        """Pool a batch with those before by its own mean: Σxxᵀ - nμμᵀ would lose the digits that matter."""
+            index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+            self._layers = F.one_hot(index).to(mean)
+        self._add(self._norms(moments), squares)
         if self._mean is None or self._moments is None:
             self._count, self._mean, self._moments = n, mean, moments
             return
+        # Pooled with those before by its own mean: Σxxᵀ - nμμᵀ would lose the digits that matter.
         total = self._count + n
         shift = mean - self._mean
         self._moments += moments + shift.outer(shift) * (self._count * n / total)
@@ -185,33 +141,21 @@ class PixelCKA:
         self._count = total
 
     def _norms(self, moments: Tensor) -> Tensor:
-        """|XᵀY|² of each pair of layers."""
+        """Compute |XᵀY|² of each pair of layers."""
         assert self._layers is not None
         return self._layers.mT @ moments.square() @ self._layers
 
-    def biased(self) -> Matrix:
-        """`linear_cka` of each pair of layers, all pixels pooled: (layers, layers)."""
+    def biased(self) -> Values:
+        """Return linear CKA of each pair of layers, all pixels pooled: |YᵀX|² / (|XᵀX|·|YᵀY|)."""
         if self._moments is None:
             raise ValueError("no features were given")
         norms = self._norms(self._moments)
         own = norms.diagonal().sqrt()
         return _to_numpy(norms / own.outer(own))
 
-    def unbiased(self) -> Matrix:
-        """Nguyen et al.'s minibatch CKA of each pair of layers: (layers, layers)."""
-        return self._sums.ratio()
 
-
-class ImageCKA:
-    """Minibatch CKA of all pairs of layers, rows being whole images, as Nguyen et al. take them.
-
-    Args:
-        names: The layers.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._sums = _UnbiasedSums(names)
+class ImageCKA(_CKA):
+    """Minibatch CKA of all pairs of layers, rows being whole images, as Nguyen et al. take them."""
 
     def update(self, features: Sequence[Sequence[Tensor]]) -> None:
         """Add a batch of images.
@@ -224,32 +168,27 @@ class ImageCKA:
         """
         # Rows are few here, and long: their products are what is small.
         products = []
-        for name, images in zip(self._names, features, strict=True):
-            rows = _centred(torch.stack([image.flatten() for image in images]), name)
+        for name, images in zip(self.names, features, strict=True):
+            x = torch.stack([image.flatten() for image in images]).double()
+            rows = x - x.mean(0)
+            _check_varies(rows.abs().max(), x.abs().max(), name)
             products.append(rows @ rows.mT)
         kernels = torch.stack(products)
         flat = kernels.flatten(1)
-        self._sums.add(flat @ flat.mT, kernels.diagonal(dim1=1, dim2=2).mT)
-
-    def unbiased(self) -> Matrix:
-        """Minibatch CKA of each pair of layers: (layers, layers)."""
-        return self._sums.ratio()
+        self._add(flat @ flat.mT, kernels.diagonal(dim1=1, dim2=2).mT)
 
 
 class WindowMaps(NamedTuple):
     """One layer's attention in one image.
 
-    Attributes:
-        weights: After softmax, mean over heads: (rows, columns, w², w²), windows by queries by keys, pixels
-            row by row. Windows begin ``shift`` pixels down and right of the image's corner; the last of a row
-            or column reach round to its beginning, if there is a shift.
-        window: Side w of a window.
-        shift: In pixels, from 0 to w - 1.
+    Windows begin ``shift`` pixels down and right of the image's corner; the last of a row or column reach
+    round to its beginning, if there is a shift.
     """
 
+    # after softmax, mean over heads: (rows, columns, w², w²), windows by queries by keys, pixels row by row
     weights: Tensor
-    window: int
-    shift: int
+    window: int  # side w
+    shift: int  # in pixels, from 0 to w - 1
 
     @property
     def whole(self) -> Tensor:
@@ -259,18 +198,18 @@ class WindowMaps(NamedTuple):
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of two maps, of any one shape; NaN if one is 0."""
+    """Return the cosine of two maps, of any one shape; NaN if one is 0."""
     a, b = a.double(), b.double()
     return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
 
 
 def uniform_cosine(a: Tensor) -> float:
-    """Cosine of a map with a uniform one."""
+    """Return the cosine of a map with a uniform one."""
     return cosine(a, torch.ones_like(a))
 
 
 def centred_cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of two maps after subtracting each one's mean; NaN if one is uniform."""
+    """Return the cosine of two maps after subtracting each one's mean; NaN if one is uniform."""
     a, b = a.double(), b.double()
     a, b = (x - x.mean() if _varies(x) else torch.zeros_like(x) for x in (a, b))
     return cosine(a, b)
@@ -295,15 +234,11 @@ def by_displacement(weights: Tensor, window: int) -> Tensor:
 
 
 class _Cells(NamedTuple):
-    """A layer's attention by square cells of the image, of a size that divides all windows and shifts.
+    """A layer's attention by square cells of the image, of a size that divides all windows and shifts."""
 
-    Attributes:
-        weights: (rows, columns, queries in a cell, cells of a window, keys in a cell).
-        keys: For rows and for columns, the cells that a cell's window has: (rows or columns, cells of a
-            side); below 0 or beyond the last are those that a shifted window reaches round to, masked.
-    """
-
-    weights: Tensor
+    weights: Tensor  # (rows, columns, queries in a cell, cells of a window, keys in a cell)
+    # for rows and for columns, the cells that a cell's window has: (rows or columns, cells of a side); below
+    # 0 or beyond the last are those that a shifted window reaches round to, masked
     keys: tuple[Tensor, Tensor]
 
 
@@ -314,14 +249,14 @@ def _in_cells(maps: WindowMaps, cell: int) -> _Cells:
     split = maps.weights.view(rows, columns, *(side, cell) * 4).permute(0, 2, 1, 4, 3, 5, 6, 8, 7, 9)
     weights = split.reshape(rows * side, columns * side, cell**2, side**2, cell**2)
     row_keys, column_keys = (
-        (place - (place - shift) % side)[:, None] + torch.arange(side, device=place.device)
-        for place in (torch.arange(count * side, device=weights.device) for count in (rows, columns))
+        (cells - (cells - shift) % side)[:, None] + torch.arange(side, device=cells.device)
+        for cells in (torch.arange(count * side, device=weights.device) for count in (rows, columns))
     )
     return _Cells(weights.roll((shift, shift), (0, 1)), (row_keys, column_keys))
 
 
 def _common(a: Tensor, b: Tensor) -> Tensor:
-    """Which cells two layers' windows share: (places, cells of a's side, cells of b's)."""
+    """Tell which cells two layers' windows share: (positions, cells of a's side, cells of b's)."""
     inside = (a >= 0) & (a < len(a))
     return ((a[:, :, None] == b[:, None, :]) & inside[:, :, None]).double()
 
@@ -398,31 +333,31 @@ class MapSimilarity:
                     if i != j:
                         self._pixel[k, j, i] += float(lower.sum())
 
-    def pixel(self) -> Matrix:
-        """Mean over queries of the cosine of their rows, on the keys that both layers' windows have."""
+    def pixel(self) -> Values:
+        """Average over queries the cosine of their rows, on the keys that both layers' windows have."""
         return self._means(0)
 
-    def pixel_centred(self) -> Matrix:
-        """The same after subtracting each row's mean; NaN where a row is uniform."""
+    def pixel_centred(self) -> Values:
+        """Do the same after subtracting each row's mean; NaN where a row is uniform."""
         return self._means(1)
 
-    def pixel_uniform(self) -> Matrix:
-        """The same of each layer, by rows, with a uniform map, on the keys it shares with another."""
+    def pixel_uniform(self) -> Values:
+        """Do the same for each layer with a uniform map, on the keys it shares with another."""
         return self._means(2)
 
-    def _means(self, kind: int) -> Matrix:
+    def _means(self, kind: int) -> Values:
         if not self._queries:
             raise ValueError("no attention maps were given")
         return np.asarray(self._pixel[kind] / self._queries)
 
     def window_means(self) -> list[Tensor]:
-        """Each layer's map averaged over images and over windows without a mask: (w², w²)."""
+        """Average each layer's map over images and over windows without a mask: (w², w²)."""
         return [total / seen for total, seen in zip(self._totals, self._seen, strict=True)]
 
     def displacement_means(self) -> list[Tensor]:
-        """`window_means`, averaged by displacement: ((2w-1)²)."""
+        """Average `window_means` by displacement: ((2w-1)²)."""
         return [by_displacement(*pair) for pair in zip(self.window_means(), self._windows, strict=True)]
 
 
-def _to_numpy(x: Tensor) -> Matrix:
+def _to_numpy(x: Tensor) -> Values:
     return x.cpu().numpy()

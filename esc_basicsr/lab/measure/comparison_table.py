@@ -1,23 +1,22 @@
-"""The table of a comparison: as Markdown, as CSV, with its notes, and as the paper's teaser picture."""
+"""The table of a comparison: as Markdown, as CSV, with its notes, and as the paper's teaser figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from esc_basicsr.commands.bench import Row
-from esc_basicsr.lab.measure.report import markdown_table, milliseconds
+from esc_basicsr.common.tables import markdown_table, milliseconds
+from esc_basicsr.lab.measure.benchmark import Row
 from esc_basicsr.lab.networks.selective_scan import implementation
 from esc_basicsr.metrics.published import PUBLICATION, Costs
 from esc_basicsr.options.recipes import BENCHMARKS
 from esc_basicsr.weights.shipped import model_list
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["BASELINE", "RELEASE", "Entry", "draw", "markdown", "notes", "table"]
 
-__all__ = ["RELEASE", "YARDSTICK", "Entry", "draw", "markdown", "notes", "table"]
-
-YARDSTICK = "ESC"
+BASELINE = "ESC"
 RELEASE = "ESC:release"
 _NOTHING = "—"
 # method -> what its figures are of
@@ -31,29 +30,20 @@ _TOLERANCE = 0.01  # of multiply-adds and parameters
 
 
 class Entry(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        method: What the paper calls it.
-        row: What was measured.
-        published: The paper's costs; None where it has none.
-        weights: What quality was measured with; None if it was not.
-        quality: What was measured with trained weights: test set -> ``psnr`` and ``ssim``.
-        published_quality: The paper's, on DIV2K; of the ablation, PSNR alone.
-    """
-
-    method: str
+    method: str  # what the paper calls it
     row: Row
-    published: Costs | None
-    weights: str | None
-    quality: Mapping[str, Mapping[str, float]]
-    published_quality: Mapping[str, Mapping[str, float]]
+    published: Costs | None  # the paper's costs; None where it has none
+    weights: str | None  # what quality was measured with; None if it was not
+    quality: Mapping[str, Mapping[str, float]]  # measured: test set -> `psnr` and `ssim`
+    published_quality: Mapping[str, Mapping[str, float]]  # the paper's, on DIV2K; of the ablation, PSNR alone
 
 
 def _ratio(entry: Entry, entries: Sequence[Entry]) -> tuple[float | None, float | None]:
-    """Latency as a multiple of ESC's at this scale: measured here, published."""
+    """Give latency as a multiple of ESC's at this scale: measured here, published."""
     for other in entries:
-        if other.method == YARDSTICK and other.row.scale == entry.row.scale:
+        if other.method == BASELINE and other.row.scale == entry.row.scale:
             times = [costs and costs.milliseconds for costs in (entry.published, other.published)]
             published = times[0] / times[1] if times[0] and times[1] else None
             return entry.row.latency / other.row.latency, published
@@ -61,7 +51,7 @@ def _ratio(entry: Entry, entries: Sequence[Entry]) -> tuple[float | None, float 
 
 
 def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
-    """Head and rows of the CSV file: every figure, the paper's behind each."""
+    """Give head and rows of the CSV file: every figure, the paper's behind each."""
     sets = [name for name in BENCHMARKS if any(name in {*e.quality, *e.published_quality} for e in entries)]
     head = ["network", "scale", "ms", "paper ms", "ratio", "paper ratio", "memory bytes", "paper MB"]
     head += ["multiply-adds", "paper G", "parameters", "paper K"]
@@ -84,7 +74,7 @@ def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """The table; what is published stands in brackets."""
+    """Write the table; what is published stands in brackets."""
     sets = [name for name in BENCHMARKS if any(name in e.quality for e in entries)]
     if not sets:
         sets = [name for name in BENCHMARKS if any(name in e.published_quality for e in entries)]
@@ -125,20 +115,20 @@ def _figures(values: Mapping[str, float] | None) -> str | None:
 
 
 def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device) -> str:
-    """What a reader must know: where figures come from, what differs by more than it should."""
-    said = [
+    """Say what a reader must know: where figures come from, what differs by more than it should."""
+    lines = [
         f"In brackets: {PUBLICATION}, 1280×720 output, on its authors' GPU. A dash: not measured; quality is "
         "where --data and trained weights were given, or ship.",
         "Peak memory growth leaves weights and input out, the paper's memory does not.",
     ]
-    said += [f"Left out, as the memory was not enough: {', '.join(missing)}."] if missing else []
-    said += [
+    lines += [f"Left out, as the memory was not enough: {', '.join(missing)}."] if missing else []
+    lines += [
         f"{entry.method} ×{entry.row.scale}: PSNR and SSIM by {entry.weights}"
         + (f", trained on {model_list()[entry.weights].data}." if entry.weights in model_list() else ".")
         for entry in entries
         if entry.weights
     ]
-    said += [
+    lines += [
         note.format(scan=implementation(device))
         for method, note in _REMARKS.items()
         if any(entry.method == method for entry in entries)
@@ -154,15 +144,12 @@ def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device
         for what, (ours, theirs) in compared.items():
             if ours and theirs and abs(ours / theirs - 1) > _TOLERANCE:
                 by = f"{100 * (ours / theirs - 1):+.1f} %"
-                said.append(f"{entry.method} ×{row.scale}: {what} differ from the paper's by {by}.")
-    return "\n".join(said)
+                lines.append(f"{entry.method} ×{row.scale}: {what} differ from the paper's by {by}.")
+    return "\n".join(lines)
 
 
-def draw(entries: Sequence[Entry]) -> "Figure":
-    """The paper's teaser: quality, as published, against latency as a multiple of ESC's, there and here."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+def draw(entries: Sequence[Entry]) -> Figure:
+    """Draw the paper's teaser: published quality against latency as a multiple of ESC's, there and here."""
     scales = sorted({entry.row.scale for entry in entries})
     figure = Figure(figsize=(11, 4.2 * len(scales)), layout="constrained")
     colours = {
@@ -171,21 +158,20 @@ def draw(entries: Sequence[Entry]) -> "Figure":
     grid = figure.subplots(len(scales), 2, squeeze=False, sharex=True, sharey="row")
     for axes, scale in zip(grid, scales, strict=True):
         shown = [entry for entry in entries if entry.row.scale == scale]
-        for axis, place, title in (
-            (axes[0], 1, "published: the authors' GPU"),
-            (axes[1], 0, "measured here"),
+        for axis, is_published, title in (
+            (axes[0], True, "published: the authors' GPU"),
+            (axes[1], False, "measured here"),
         ):
             points = []
             for entry in shown:
-                ratio = _ratio(entry, entries)[place]
+                ratio = _ratio(entry, entries)[is_published]
                 psnr = entry.published_quality.get("Urban100", {}).get("psnr")
-                # what is published of the release's form is what is published of ESC
-                if ratio is not None and psnr is not None and not (place and entry.method == RELEASE):
+                # what is published of the release's implementation is what is published of ESC
+                if ratio and psnr and not (is_published and entry.method == RELEASE):
                     points.append((ratio, psnr, entry))
             for number, (ratio, psnr, entry) in enumerate(sorted(points, key=lambda point: point[:2])):
-                axis.scatter(
-                    ratio, psnr, s=30 + entry.row.params / 1e4, color=colours[entry.method], alpha=0.7
-                )
+                colour, area = colours[entry.method], 30 + entry.row.params / 1e4
+                axis.scatter(ratio, psnr, s=area, color=colour, alpha=0.7)
                 axis.annotate(
                     entry.method,
                     (ratio, psnr),
@@ -199,8 +185,8 @@ def draw(entries: Sequence[Entry]) -> "Figure":
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
             if not points:
-                said = f"nothing published, or no {YARDSTICK} to compare with"
-                axis.text(0.5, 0.5, said, transform=axis.transAxes, ha="center")
+                nothing = f"nothing published, or no {BASELINE} to compare with"
+                axis.text(0.5, 0.5, nothing, transform=axis.transAxes, ha="center")
             axis.set_title(f"×{scale}, {title}")
             axis.set_xlabel("latency ÷ ESC's")
             axis.margins(0.15, 0.15)

@@ -6,45 +6,32 @@ import ctypes
 import functools
 import math
 import multiprocessing
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.memory import available_memory, is_out_of_memory
-from esc_basicsr.common.version import __version__
+from esc_basicsr.common.memory import is_out_of_memory
+from esc_basicsr.common.timing import times_in_turn
 
 __all__ = [
     "NotEnoughMemoryError",
     "add_measuring_arguments",
-    "add_memory_limit_argument",
-    "describe_machine",
+    "check_measuring_arguments",
     "device_to_measure_on",
     "largest_difference",
-    "median_times",
-    "memory_limit",
     "peak_memory_growth",
     "time_networks",
-    "times_in_turn",
 ]
 
 
 class NotEnoughMemoryError(UserError):
-    """A network's forward pass takes more memory than there is.
-
-    Attributes:
-        network: Its name.
-    """
+    """A network's forward pass takes more memory than there is; ``network`` is its name."""
 
     def __init__(self, network: str, x: Tensor) -> None:
         size = f"{x.shape[-2]}×{x.shape[-1]}"
@@ -61,100 +48,40 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -
         "--repeats", type=int, default=repeats, help=f"timed runs of each (default: {repeats})"
     )
     parser.add_argument("--warmup", type=int, default=1, help="runs before them (default: 1)")
-    parser.add_argument("-o", "--output", type=Path, help="folder for a JSON file, a table and a picture")
+    parser.add_argument("-o", "--output", type=Path, help="folder for a JSON file, a table and a figure")
 
 
-def device_to_measure_on(args: argparse.Namespace) -> torch.device:
-    """Check what `add_measuring_arguments` declared, and make the device ready: strict float32 on CUDA.
+def check_measuring_arguments(args: argparse.Namespace) -> torch.device:
+    """Check what `add_measuring_arguments` declared, and give the device, ready to measure on.
 
     Raises:
         UserError: A number is out of range, or there is no such device.
     """
     if args.repeats < 1 or args.warmup < 0:
         raise UserError(f"--repeats must be at least 1 and --warmup 0, got {args.repeats} and {args.warmup}.")
+    return device_to_measure_on(args.device)
+
+
+def device_to_measure_on(name: str) -> torch.device:
+    """Make a device ready: strict float32 on CUDA.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: expected cpu, cuda, or cuda:N.")
     try:
-        device = torch.device(args.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {args.device}: expected cpu, cuda, or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {args.device}: expected cpu, cuda, or cuda:N.")
+        raise UserError(f"--device {name}: expected cpu, cuda, or cuda:N.") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {args.device}: there are {torch.cuda.device_count()} GPUs, from cuda:0."
-            )
+            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, from cuda:0.")
         torch.cuda.set_device(device)  # events and synchronisation are those of the current device
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
-
-
-def add_memory_limit_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--memory-limit``, see `memory_limit`."""
-    parser.add_argument(
-        "--memory-limit",
-        type=float,
-        metavar="GIB",
-        help="leave out what would take more memory than this (default: 0.8 of what is free)",
-    )
-
-
-def memory_limit(args: argparse.Namespace, device: torch.device) -> float:
-    """Bytes that one forward pass may take.
-
-    Raises:
-        UserError: The limit that was given is not positive.
-    """
-    if args.memory_limit is None:
-        return 0.8 * available_memory(device)
-    if not args.memory_limit > 0:
-        raise UserError(f"--memory-limit must be above 0, got {args.memory_limit}.")
-    return float(args.memory_limit * 2**30)
-
-
-def times_in_turn(
-    calls: Mapping[str, Callable[[], object]],
-    repeats: int,
-    warmup: int,
-    device: torch.device,
-    once_above: float = math.inf,
-) -> dict[str, list[float]]:
-    """Time several calls in turn, so that a slow minute of the machine slows all of them.
-
-    Args:
-        calls: What to time, by name.
-        repeats: Timed rounds; each times every call once.
-        warmup: Rounds before them.
-        device: Where the calls run; CUDA is timed by events.
-        once_above: A call whose first run takes more seconds than this is run once only; that is its time.
-
-    Returns:
-        Seconds of each timed run, by name.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    once: set[str] = set()
-    rounds = warmup + repeats
-    with tqdm(total=rounds * len(calls), desc="timing", unit="call", leave=False) as bar:
-        for number in range(rounds):
-            for name, call in calls.items():
-                bar.update()
-                if name in once:
-                    continue
-                seconds = _time_cuda(call) if device.type == "cuda" else _time_cpu(call)
-                if number == 0 and seconds > once_above:
-                    once.add(name)
-                if number >= warmup or name in once:
-                    times[name].append(seconds)
-    return times
-
-
-def median_times(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds by name, of `times_in_turn`."""
-    times = times_in_turn(calls, repeats, warmup, device)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def time_networks(
@@ -189,29 +116,14 @@ def time_networks(
 
 
 def largest_difference(sr: Tensor, reference: Tensor | None) -> float | None:
-    """Largest absolute difference of two outputs; None if there is nothing to compare with."""
+    """Return the largest absolute difference of two outputs; None if there is nothing to compare with."""
     if reference is None or reference is sr:
         return None
     return float((sr.float() - reference.float()).abs().max())
 
 
-def _time_cpu(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _time_cuda(call: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
 def peak_memory_growth(build: Callable[[], torch.nn.Module], lq: Tensor) -> int:
-    """Bytes by which one forward pass raises the peak of memory in use, weights and input left out.
+    """Measure by how many bytes one forward pass raises the peak of memory, weights and input left out.
 
     On a CPU it is the growth of a fresh process's largest resident set, as the allocator keeps what an
     earlier pass has freed. ``build`` must then be picklable.
@@ -248,20 +160,16 @@ def _resident_growth(
         for height in (64, 96):  # libraries load and compile; for any shape once they have seen two
             net(torch.rand(*shape[:2], height, 64, dtype=dtype))
         lq = torch.rand(shape, dtype=dtype)
-        _give_back_freed_memory()
+        with contextlib.suppress(AttributeError):
+            # what glibc's allocator keeps, a pass would use unseen
+            ctypes.CDLL(None).malloc_trim(0)
         before = _peak_resident(restart=True)
         net(lq)
     return _peak_resident() - before
 
 
-def _give_back_freed_memory() -> None:
-    """Return what the allocator keeps to the system, where it is glibc's: a pass would use it unseen."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _peak_resident(restart: bool = False) -> int:
-    """Bytes of this process's largest resident set, on Linux since it was last restarted."""
+    """Return the bytes of this process's largest resident set, on Linux since it was last restarted."""
     status = Path("/proc/self/status")
     if not status.is_file():
         import resource  # not on Windows
@@ -270,33 +178,5 @@ def _peak_resident(restart: bool = False) -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
-    return _bytes_in(status, "VmHWM:")
-
-
-def _bytes_in(file: Path, key: str) -> int:
-    """Bytes that a line "KEY  NUMBER kB" of one of Linux's status files stands for."""
-    line = next(line for line in file.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "esc_basicsr": __version__,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024  # "VmHWM: NUMBER kB"

@@ -5,47 +5,31 @@ Options and keys are the release's. Tokens are laid out channels last: (B, H, W,
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.jit import is_tracing  # type: ignore[attr-defined]
-from torch.utils.checkpoint import checkpoint
 
-from esc_basicsr.archs.validation import check_flags, require
-from esc_basicsr.fast.network import is_plain_inference
+from esc_basicsr.archs.validation import require
 from esc_basicsr.fast.precision import without_autocast
+from esc_basicsr.lab.networks.checks import (
+    check_numbers,
+    check_published,
+    check_sizes,
+    check_stages,
+    is_list,
+)
 
 __all__ = ["ATTN_TYPES", "HiT_SRF"]
 
-ATTN_TYPES = ("auto", "Naive", "Factored")
+ATTN_TYPES = ("Factored", "Naive")
 
 # mean colour of DIV2K, RGB
 _MEAN = (0.4488, 0.4371, 0.4040)
 
 Size = tuple[int, int]  # height, width
-Biases = list[list[Tensor]]  # of each stage's blocks
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: while training, each sample loses this branch with a probability of ``rate``.
-
-    Shape:
-        Input, output: (B, H, W, C).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop the branch, or make up for where it is dropped."""
-        if not self.training or self.rate == 0:
-            return x
-        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
 
 
 class TokenConv(nn.Conv2d):
@@ -108,7 +92,7 @@ class PositionBias(nn.Module):
         self.pos3 = layer(num_heads)
 
     def forward(self) -> Tensor:
-        """Mean over each cell's pixels of what the network makes of query minus key."""
+        """Average what the network makes of query minus key over each cell's pixels."""
         with without_autocast(self.pos_proj.weight.device):
             return self._means()
 
@@ -160,8 +144,6 @@ class Correlation(nn.Module):
         window: A window's size.
         grid: Cells of a window, to which values are reduced; it divides ``window``.
         attn_type: See `HiT_SRF`.
-        drop_rate: Dropout of the output.
-        value_drop_rate: Dropout of values.
 
     Shape:
         Input, output: (B, H, W, dim), H and W multiples of the window's.
@@ -169,16 +151,7 @@ class Correlation(nn.Module):
 
     same_head: Tensor
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window: Size,
-        grid: Size,
-        attn_type: str,
-        drop_rate: float,
-        value_drop_rate: float,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window: Size, grid: Size, attn_type: str) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window = window
@@ -189,55 +162,46 @@ class Correlation(nn.Module):
         self.spatial_linear = nn.Linear(self.cell[0] * self.cell[1], 1)
         self.pos = PositionBias(dim, num_heads, window, grid)
         self.proj = nn.Linear(dim, dim)
-        self.drop = nn.Dropout(drop_rate)
-        self.value_drop = nn.Dropout(value_drop_rate)
         head = torch.arange(dim // 2) // (dim // 2 // num_heads)
         self.register_buffer("same_head", (head[:, None] == head).float(), persistent=False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Correlate within each window; ``bias`` is what ``pos`` gives."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Correlate within each window."""
         B, H, W, C = x.shape
         wh, ww = self.window
         rows, columns = H // wh, W // ww
         qv = self.qv(x).reshape(B, rows, wh, columns, ww, C)
         # [B, rows, wh, columns, ww, C] -> [(B rows columns), (wh ww), C]
         q, v = qv.transpose(2, 3).reshape(-1, wh * ww, C).chunk(2, -1)
-        out = self.proj(torch.cat([self._spatial(q, v, bias), self._channel(q, v)], -1))
-        out = out.reshape(B, rows, columns, wh, ww, C).transpose(2, 3).reshape(B, H, W, C)
-        return self.drop(out)
+        out = self.proj(torch.cat([self._spatial(q, v), v @ (v.transpose(1, 2) @ q / q.shape[1])], -1))
+        return out.reshape(B, rows, columns, wh, ww, C).transpose(2, 3).reshape(B, H, W, C)
 
-    def _spatial(self, q: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    def _spatial(self, q: Tensor, v: Tensor) -> Tensor:
         (bh, bw), (sh, sw) = self.grid, self.cell
         # [N, (bh sh bw sw), C/2] -> [N, (bh bw), C/2, (sh sw)]
         cells = v.reshape(-1, bh, sh, bw, sw, v.shape[-1]).permute(0, 1, 3, 5, 2, 4)
         keys = self.spatial_linear(cells.reshape(-1, bh * bw, v.shape[-1], sh * sw)).squeeze(-1)
         keys = keys.flip(1)  # as the bias has them
-        values = self.value_drop(keys)
-        # Traced are operations that are counted: the published ones.
-        is_naive = self.attn_type == "Naive" or (self.attn_type == "auto" and is_tracing())
-        return (self._by_scores if is_naive else self._by_factors)(q, keys, values, bias)
+        by = self._by_scores if self.attn_type == "Naive" else self._by_factors
+        return by(q, keys, self.pos())
 
-    def _by_scores(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """``(q @ keys.T / d + bias) @ values``, the scores written out."""
+    def _by_scores(self, q: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """Compute ``(q @ keys.T / d + bias) @ keys``, the scores written out; keys are the values too."""
         # [N, ..., (heads d)] -> [N, heads, ..., d]
-        q, keys, values = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, keys, values))
+        q, keys = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, keys))
         scores = q @ keys.transpose(-2, -1) / q.shape[-1] + bias
-        return (scores @ values).transpose(1, 2).flatten(2)
+        return (scores @ keys).transpose(1, 2).flatten(2)
 
-    def _by_factors(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """The same as ``q @ (keys.T @ values) / d + bias @ values``, where nothing is as large as scores."""
+    def _by_factors(self, q: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """Compute ``q @ (keys.T @ keys) / d + bias @ keys``, where nothing is as large as scores."""
         N, heads = len(q), self.num_heads
         d = q.shape[-1] // heads
-        factor = keys.transpose(1, 2) @ values * (self.same_head / d)
+        factor = keys.transpose(1, 2) @ keys * (self.same_head / d)
         # [N, cells, (heads d)] -> [heads, cells, (N d)]
-        values = values.unflatten(-1, (heads, d)).permute(2, 1, 0, 3).reshape(heads, -1, N * d)
+        values = keys.unflatten(-1, (heads, d)).permute(2, 1, 0, 3).reshape(heads, -1, N * d)
         # [heads, L, (N d)] -> [N, L, (heads d)]
         biased = (bias @ values).unflatten(-1, (N, d)).permute(2, 1, 0, 3).flatten(2)
         return torch.baddbmm(biased, q, factor)
-
-    def _channel(self, q: Tensor, v: Tensor) -> Tensor:
-        correlation = v.transpose(1, 2) @ q / q.shape[1]
-        return self.value_drop(v) @ correlation
 
 
 class ConvMLP(nn.Module):
@@ -246,24 +210,22 @@ class ConvMLP(nn.Module):
     Args:
         dim: Channels of input and output.
         hidden: Channels between them.
-        drop_rate: Dropout before and after the second linear layer.
 
     Shape:
         Input, output: (B, H, W, dim).
     """
 
-    def __init__(self, dim: int, hidden: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         conv = TokenConv(hidden, hidden, 5, groups=hidden)
         self.dwconv = nn.Sequential(OrderedDict(depthwise_conv=nn.Sequential(conv, nn.GELU())))
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, mix neighbours, and reduce."""
         x = F.gelu(self.fc1(x))
-        return self.drop(self.fc2(self.drop(x + self.dwconv(x))))
+        return self.fc2(x + self.dwconv(x))
 
 
 class Block(nn.Module):
@@ -273,20 +235,18 @@ class Block(nn.Module):
         Input, output: (B, H, W, dim), any H, W >= 1.
     """
 
-    def __init__(self, correlation: Correlation, mlp: ConvMLP, dim: int, drop_path_rate: float) -> None:
+    def __init__(self, correlation: Correlation, mlp: ConvMLP, dim: int) -> None:
         super().__init__()
         self.correlation = correlation
         self.mlp = mlp
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Add both branches in turn; ``bias`` is what the correlation's ``pos`` gives."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Add both branches in turn."""
         H, W = x.shape[1:3]
-        out = self.correlation(_pad(x, self.correlation.window), bias)[:, :H, :W]
-        x = x + self.drop_path(self.norm1(out))
-        return x + self.drop_path(self.norm2(self.mlp(x)))
+        x = x + self.norm1(self.correlation(_pad(x, self.correlation.window))[:, :H, :W])
+        return x + self.norm2(self.mlp(x))
 
 
 class Stage(nn.Module):
@@ -296,26 +256,14 @@ class Stage(nn.Module):
         Input, output: (B, H, W, dim).
     """
 
-    def __init__(self, blocks: Sequence[Block], dim: int, use_checkpoint: bool) -> None:
+    def __init__(self, blocks: Sequence[Block], dim: int) -> None:
         super().__init__()
-        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
         self.conv = TokenConv(dim, dim)
-        self.use_checkpoint = use_checkpoint
 
-    @property
-    def blocks(self) -> Sequence[Block]:
-        """The blocks, in order."""
-        return cast(Sequence[Block], self.residual_group["blocks"])
-
-    def forward(self, x: Tensor, biases: Sequence[Tensor]) -> Tensor:
-        """Pass through the blocks, each with its bias, and add."""
-        out = x
-        for block, bias in zip(self.blocks, biases, strict=True):
-            if self.use_checkpoint and torch.is_grad_enabled():
-                out = checkpoint(block, out, bias, use_reentrant=False)
-            else:
-                out = block(out, bias)
-        return x + self.conv(out)
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass through the blocks, and add."""
+        return x + self.conv(self.residual_group["blocks"](x))
 
 
 class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option files give
@@ -338,14 +286,9 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
         resi_connection: ``1conv``, the one published.
         ape: False, as published.
         patch_norm: True, as published.
-        use_checkpoint: Whether training computes blocks a second time rather than to keep what is in them.
-        drop_rate: Dropout.
-        value_drop_rate: Dropout of the values in attention.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         attn_type: How spatial attention is computed, which changes speed and memory, not results: ``Naive``
-            writes the scores out, as the release does; ``Factored`` never does (without a softmax queries can
-            meet keys times values); ``auto`` is that, but for what `torch.jit.trace` sees, so that operations
-            are counted as published.
+            writes the scores out, as the release does, and is what multiply-adds are published of;
+            ``Factored`` never does (without a softmax queries can meet keys times values).
         img_size: Without effect, as in the release.
         patch_size: Without effect.
         expansion_factor: Without effect: released option files have it, but ``mlp_ratio`` rules.
@@ -375,64 +318,47 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
         resi_connection: str = "1conv",
         ape: bool = False,
         patch_norm: bool = True,
-        use_checkpoint: bool = False,
-        drop_rate: float = 0.0,
-        value_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        attn_type: str = "auto",
+        attn_type: str = "Factored",
         img_size: Any = 64,
         patch_size: Any = 1,
         expansion_factor: Any = None,
     ) -> None:
-        _check_sizes(upscale=upscale, in_chans=in_chans, embed_dim=embed_dim)
-        for key, got, only in (
-            ("upsampler", upsampler, "pixelshuffledirect"),
-            ("resi_connection", resi_connection, "1conv"),
-            ("ape", ape, False),
-            ("patch_norm", patch_norm, True),
-        ):
-            require(got == only, f"{key} must be {only}, the published one", got)
-        check_flags(use_checkpoint=use_checkpoint)
+        check_sizes(upscale=upscale, in_chans=in_chans, embed_dim=embed_dim)
+        check_published(
+            {
+                "upsampler": upsampler,
+                "resi_connection": resi_connection,
+                "ape": ape,
+                "patch_norm": patch_norm,
+            },
+            {"upsampler": "pixelshuffledirect", "resi_connection": "1conv", "ape": False, "patch_norm": True},
+        )
         require(attn_type in ATTN_TYPES, f"attn_type must be one of {', '.join(ATTN_TYPES)}", attn_type)
         windows = _windows(base_win_size, hier_win_ratios)
-        _check_stages(embed_dim, depths, num_heads, len(windows))
-        for key, value in (("mlp_ratio", mlp_ratio), ("img_range", img_range)):
-            require(_is_number(value) and value > 0, f"{key} must be a number above 0", value)
+        check_stages(depths, num_heads)
+        most = len(windows)
+        require(max(depths) <= most, f"depths must be at most the number of hier_win_ratios ({most})", depths)
+        require(embed_dim >= 16, "embed_dim must be at least 16, for position biases", embed_dim)
+        for heads in num_heads:
+            fits = embed_dim % (2 * heads) == 0
+            require(fits, f"embed_dim must be a multiple of twice num_heads ({heads})", embed_dim)
+        check_numbers(mlp_ratio=mlp_ratio, img_range=img_range)
         hidden = int(embed_dim * mlp_ratio)
         require(hidden >= 1, "mlp_ratio must leave at least one channel", mlp_ratio)
-        rates = {"drop_rate": drop_rate, "value_drop_rate": value_drop_rate, "drop_path_rate": drop_path_rate}
-        for key, value in rates.items():
-            require(_is_number(value) and 0 <= value < 1, f"{key} must be at least 0 and below 1", value)
         super().__init__()
-        # Position biases, and the weights that they are made of. These are compared by value: what changes
-        # them through `.data`, as BasicSR's EMA does, leaves no other trace.
-        self._kept: tuple[Tensor, Biases] | None = None
         self.upscale = upscale
         self.img_range = img_range
         mean = torch.tensor(_MEAN if in_chans == 3 else (0.0,) * in_chans)
         self.register_buffer("mean", mean[:, None, None], persistent=False)
-        last = max(sum(depths) - 1, 1)
 
-        def block(heads: int, number: int, index: int) -> Block:
-            window, grid = windows[index]
-            return Block(
-                Correlation(embed_dim, heads, window, grid, attn_type, drop_rate, value_drop_rate),
-                ConvMLP(embed_dim, hidden, drop_rate),
-                embed_dim,
-                drop_path_rate * number / last,
-            )
+        def stage(depth: int, heads: int) -> Stage:
+            layers = [Correlation(embed_dim, heads, *sizes, attn_type) for sizes in windows[:depth]]
+            blocks = [Block(layer, ConvMLP(embed_dim, hidden), embed_dim) for layer in layers]
+            return Stage(blocks, embed_dim)
 
         self.conv_first = TokenConv(in_chans, embed_dim)
         self.patch_embed = nn.Sequential(OrderedDict(norm=nn.LayerNorm(embed_dim)))
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.layers = nn.ModuleList(
-            Stage(
-                [block(heads, sum(depths[:stage]) + index, index) for index in range(depth)],
-                embed_dim,
-                use_checkpoint,
-            )
-            for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
-        )
+        self.layers = nn.Sequential(*map(stage, depths, num_heads))
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = TokenConv(embed_dim, embed_dim)
         self.upsample = nn.Sequential(TokenConv(embed_dim, in_chans * upscale**2))
@@ -445,57 +371,18 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
         """Upscale a batch of images."""
         x = (x - self.mean) * self.img_range
         features = self.conv_first(x.permute(0, 2, 3, 1))
-        out = self.pos_drop(self.patch_embed(features))
-        for stage, biases in zip(self.layers, self._position_biases(), strict=True):
-            out = stage(out, biases)
+        out = self.layers(self.patch_embed(features))
         out = self.conv_after_body(self.norm(out)) + features
         sr = F.pixel_shuffle(self.upsample(out).permute(0, 3, 1, 2), self.upscale)
         return sr / self.img_range + self.mean
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but what can be made again."""
-        return {**self.__dict__, "_kept": None}
-
-    def _position_biases(self) -> Biases:
-        """Each stage's biases, one for each block; kept for inference until the weights are others."""
-        stages = cast(Sequence[Stage], self.layers)
-        networks = [[block.correlation.pos for block in stage.blocks] for stage in stages]
-        if not is_plain_inference() or _is_recorded(self.mean.device):
-            return [[pos() for pos in stage] for stage in networks]
-        weights = torch.cat([weight.flatten() for pos in chain(*networks) for weight in pos.parameters()])
-        if self._kept is None or not _equal(self._kept[0], weights):
-            self._kept = weights, [[pos() for pos in stage] for stage in networks]
-        return self._kept[1]
-
-
-def _is_recorded(device: torch.device) -> bool:
-    """Whether operations go into a CUDA graph, where none can be waited for."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_sizes(**sizes: Any) -> None:
-    for name, value in sizes.items():
-        is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        require(is_size, f"{name} must be an integer of at least 1", value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
 
 def _windows(base: Sequence[int], ratios: Sequence[float]) -> list[tuple[Size, Size]]:
-    """Size and grid of each block's windows."""
-    require(_is_list(base) and len(base) == 2, "base_win_size must be a height and a width", base)
-    _check_sizes(**dict(zip(("base_win_size[0]", "base_win_size[1]"), base, strict=True)))
-    require(_is_list(ratios) and all(map(_is_number, ratios)), "hier_win_ratios must be numbers", ratios)
+    """Give size and grid of each block's windows."""
+    require(is_list(base) and len(base) == 2, "base_win_size must be a height and a width", base)
+    check_sizes(**dict(zip(("base_win_size[0]", "base_win_size[1]"), base, strict=True)))
+    require(is_list(ratios), "hier_win_ratios must be numbers", ratios)
+    check_numbers(**{f"hier_win_ratios[{index}]": ratio for index, ratio in enumerate(ratios)})
     windows = []
     for ratio in ratios:
         sides = [int(side * ratio) for side in base]
@@ -504,15 +391,3 @@ def _windows(base: Sequence[int], ratios: Sequence[float]) -> list[tuple[Size, S
         require(fits, f"hier_win_ratios must give windows below {list(base)} or multiples of it", ratio)
         windows.append(((sides[0], sides[1]), (grid[0], grid[1])))
     return windows
-
-
-def _check_stages(dim: int, depths: Sequence[int], num_heads: Sequence[int], most: int) -> None:
-    """Check that stages are described alike, and that features can be split."""
-    for name, values in (("depths", depths), ("num_heads", num_heads)):
-        require(_is_list(values) and len(values) > 0, f"{name} must list a number for each stage", values)
-        _check_sizes(**{f"{name}[{stage}]": value for stage, value in enumerate(values)})
-    require(len(depths) == len(num_heads), f"num_heads must be as many as depths ({len(depths)})", num_heads)
-    require(max(depths) <= most, f"depths must be at most the number of hier_win_ratios ({most})", depths)
-    require(dim >= 16, "embed_dim must be at least 16, for position biases", dim)
-    for heads in num_heads:
-        require(dim % (2 * heads) == 0, f"embed_dim must be a multiple of twice num_heads ({heads})", dim)

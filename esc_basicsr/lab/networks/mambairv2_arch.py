@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.validation import require
+from esc_basicsr.lab.networks.checks import check_numbers, check_published, check_sizes, check_stages
 from esc_basicsr.lab.networks.selective_scan import selective_scan
 
 __all__ = ["ROUTINGS", "MambaIRv2Light"]
@@ -37,25 +38,25 @@ def _mirror(x: Tensor, multiple: int) -> Tensor:
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution of (B, H, W, C)."""
+    """Convolve (B, H, W, C)."""
     y: Tensor = conv(x.permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1)
 
 
 def _without_decay(value: Tensor) -> nn.Parameter:
-    """A parameter that bears mamba_ssm's mark of those that weight decay should leave alone."""
+    """Make a parameter that bears mamba_ssm's mark of those that weight decay should leave alone."""
     parameter = nn.Parameter(value)
     parameter.__dict__["_no_weight_decay"] = True
     return parameter
 
 
 def _gumbel_noise(like: Tensor) -> Tensor:
-    """Standard Gumbel noise."""
+    """Draw standard Gumbel noise."""
     return -torch.empty_like(like).exponential_().log()
 
 
 def position_index(window_size: int) -> Tensor:
-    """Where each pair of a query and a key stands in the table of position biases: query minus key.
+    """Index the table of position biases by each pair of a query and a key: query minus key.
 
     Shape:
         Output: (w², w²), int64, queries by keys.
@@ -95,20 +96,14 @@ class WindowMHSA(nn.Module):
         w, half = self.window_size, self.window_size // 2
         if self.shift:
             qkv = qkv.roll((-half, -half), (1, 2))
-        bias = F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1)
-        bias = bias.to(qkv.dtype)
+        bias = F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1).to(qkv.dtype)
         B, H, W, _ = qkv.shape
         # [B, (rows w), (columns w), (3 heads d)] -> [3, B, rows, columns, heads, (w w), d]
         qkv = qkv.view(B, H // w, w, W // w, w, 3, self.num_heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
         windows = qkv.flatten(5, 6)
         if self.shift:
-            out = torch.cat(
-                [
-                    self._attend_row(windows[:, :, :-1], bias, last_row=False),
-                    self._attend_row(windows[:, :, -1:], bias, last_row=True),
-                ],
-                1,
-            )
+            rows = ((windows[:, :, :-1], False), (windows[:, :, -1:], True))
+            out = torch.cat([self._attend_row(row, bias, last_row) for row, last_row in rows], 1)
         else:
             out = self._attend(windows, bias)
         # [B, rows, columns, heads, (w w), d] -> [B, (rows w), (columns w), (heads d)]
@@ -124,14 +119,14 @@ class WindowMHSA(nn.Module):
         )
 
     def _mask(self, last_row: bool, last_column: bool, like: Tensor) -> Tensor:
-        """The mask (w², w²) of the windows that hold the seam between rows, between columns, or both."""
+        """Make the mask (w², w²) of the windows that hold the seam between rows, between columns, or both."""
         beyond = (torch.arange(self.window_size, device=like.device) >= self.window_size // 2).long()
         region = (2 * last_row * beyond[:, None] + last_column * beyond).flatten()
         return MASKED * (region[:, None] != region).to(like.dtype)
 
     @staticmethod
     def _attend(windows: Tensor, bias: Tensor) -> Tensor:
-        """[3, B, rows, columns, heads, (w w), d] -> [B, rows, columns, heads, (w w), d]."""
+        """Attend: [3, B, rows, columns, heads, (w w), d] -> [B, rows, columns, heads, (w w), d]."""
         q, k, v = windows.flatten(1, 3)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         return out.unflatten(0, windows.shape[1:4])
@@ -139,9 +134,6 @@ class WindowMHSA(nn.Module):
 
 class SpatialGate(nn.Module):
     """Half of the channels multiply the other half, after a normalisation and a depthwise convolution.
-
-    Args:
-        dim: Channels of each half.
 
     Shape:
         Input: (B, H, W, 2·dim). Output: (B, H, W, dim).
@@ -159,15 +151,7 @@ class SpatialGate(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Multilayer perceptron with a spatial gate.
-
-    Args:
-        dim: Channels of input and output.
-        hidden: Channels between, even.
-
-    Shape:
-        Input, output: (B, H, W, dim).
-    """
+    """Multilayer perceptron with a spatial gate on (B, H, W, dim); ``hidden`` channels are even."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -183,12 +167,8 @@ class GatedMLP(nn.Module):
 class SelectiveScan(nn.Module):
     """The state-space model: step, input and output matrices made from the input, and the scan.
 
-    Args:
-        dim: Channels D.
-        d_state: States N of a channel.
-
     Shape:
-        u, output: (B, n, D). prompt, added to the output matrix: (B, n, N).
+        u, output: (B, n, dim). prompt, added to the output matrix: (B, n, d_state).
     """
 
     def __init__(self, dim: int, d_state: int) -> None:
@@ -261,7 +241,7 @@ class ASSM(nn.Module):
         return _reorder(y, back).unflatten(1, (H, W))
 
     def _choose(self, x: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """The token of each pixel, (B, n), and its row of the dictionary, (B, n, N).
+        """Choose the token of each pixel, (B, n), and its row of the dictionary, (B, n, N).
 
         Gradients pass straight through the choice: to the dictionary as if the tokens were given, to the
         router as if the rows were averaged by the probabilities.
@@ -278,7 +258,7 @@ class ASSM(nn.Module):
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
-    """y[b, l] = x[b, order[b, l]]. ``x``: (B, n, C); ``order``: (B, n), a permutation of each image."""
+    """Give y[b, l] = x[b, order[b, l]]. ``x``: (B, n, C); ``order``: (B, n), permutations."""
     B, n, _ = x.shape
     rows = order + n * torch.arange(B, device=x.device)[:, None]
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (B, n))
@@ -286,12 +266,6 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
 
 class AttentiveLayer(nn.Module):
     """Window attention, then the attentive state-space module, each with a gated MLP and a scaled skip.
-
-    Args:
-        dim: Channels of input and output.
-        hidden: Channels of the scan and of the MLPs.
-        d_state, inner_rank, num_tokens, routing: See `ASSM`.
-        num_heads, window_size, shift: See `WindowMHSA`.
 
     Shape:
         Input, output: (B, H, W, dim). index: `position_index`.
@@ -301,13 +275,11 @@ class AttentiveLayer(nn.Module):
         self,
         dim: int,
         hidden: int,
+        attention: WindowMHSA,
         d_state: int,
         inner_rank: int,
         num_tokens: int,
         routing: str,
-        num_heads: int,
-        window_size: int,
-        shift: bool,
     ) -> None:
         super().__init__()
         self.scale1 = nn.Parameter(torch.full((dim,), 1e-4))
@@ -317,7 +289,7 @@ class AttentiveLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.wqkv = nn.Linear(dim, 3 * dim)
-        self.win_mhsa = WindowMHSA(dim, window_size, num_heads, shift)
+        self.win_mhsa = attention
         self.assm = ASSM(dim, hidden, d_state, inner_rank, num_tokens, routing)
         self.convffn1 = GatedMLP(dim, hidden)
         self.convffn2 = GatedMLP(dim, hidden)
@@ -336,10 +308,6 @@ class AttentiveLayer(nn.Module):
 
 class ResidualGroup(nn.Module):
     """Layers, every other one with shifted windows, and a 3×3 convolution within a skip.
-
-    Args:
-        layers: The layers.
-        dim: Channels.
 
     Shape:
         Input, output: (B, H, W, dim).
@@ -418,39 +386,23 @@ class MambaIRv2Light(nn.Module):
         use_checkpoint: bool = False,
         routing: str = "auto",
     ) -> None:
-        sizes = {
-            "upscale": upscale,
-            "in_chans": in_chans,
-            "embed_dim": embed_dim,
-            "d_state": d_state,
-            "window_size": window_size,
-            "inner_rank": inner_rank,
-            "num_tokens": num_tokens,
-        }
-        for name, value in sizes.items():
-            require(_is_size(value), f"{name} must be an integer of at least 1", value)
-        for name, values in (("depths", depths), ("num_heads", num_heads)):
-            fits = isinstance(values, Sequence) and len(values) > 0 and all(map(_is_size, values))
-            require(fits, f"{name} must be a list of integers of at least 1", values)
-        require(len(num_heads) == len(depths), f"num_heads must be {len(depths)}, as depths are", num_heads)
-        require(
-            all(embed_dim % heads == 0 for heads in num_heads),
-            f"each of num_heads must divide embed_dim ({embed_dim})",
-            num_heads,
-        )
+        sizes = {"upscale": upscale, "in_chans": in_chans, "embed_dim": embed_dim, "d_state": d_state}
+        sizes |= {"window_size": window_size, "inner_rank": inner_rank, "num_tokens": num_tokens}
+        check_sizes(**sizes)
+        check_stages(depths, num_heads)
+        for heads in num_heads:
+            require(embed_dim % heads == 0, f"num_heads must divide embed_dim ({embed_dim})", heads)
         require(embed_dim >= 3, "embed_dim must be at least 3", embed_dim)
         require(window_size % 2 == 0, "window_size must be even", window_size)
+        check_numbers(mlp_ratio=mlp_ratio, img_range=img_range)
         hidden = int(embed_dim * mlp_ratio)
-        require(
-            hidden >= 2 and hidden % 2 == 0, f"mlp_ratio must make embed_dim ({embed_dim}) even", mlp_ratio
-        )
-        require(img_range > 0, "img_range must be above 0", img_range)
-        require(upsampler == "pixelshuffledirect", "upsampler must be pixelshuffledirect", upsampler)
-        require(resi_connection == "1conv", "resi_connection must be 1conv", resi_connection)
-        require(
-            (patch_size, qkv_bias, patch_norm, ape) == (1, True, True, False),
-            "patch_size, qkv_bias, patch_norm and ape must be 1, true, true and false",
-            (patch_size, qkv_bias, patch_norm, ape),
+        is_even = hidden >= 2 and hidden % 2 == 0
+        require(is_even, f"mlp_ratio must make embed_dim ({embed_dim}) even", mlp_ratio)
+        check_published(
+            {"upsampler": upsampler, "resi_connection": resi_connection, "patch_size": patch_size}
+            | {"qkv_bias": qkv_bias, "patch_norm": patch_norm, "ape": ape},
+            {"upsampler": "pixelshuffledirect", "resi_connection": "1conv", "patch_size": 1}
+            | {"qkv_bias": True, "patch_norm": True, "ape": False},
         )
         require(routing in ROUTINGS, f"routing must be one of {', '.join(ROUTINGS)}", routing)
         super().__init__()
@@ -462,26 +414,15 @@ class MambaIRv2Light(nn.Module):
         self.register_buffer("relative_position_index_SA", position_index(window_size))
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed_dim)})
-        self.layers = nn.ModuleList(
-            ResidualGroup(
-                [
-                    AttentiveLayer(
-                        embed_dim,
-                        hidden,
-                        d_state,
-                        inner_rank,
-                        num_tokens,
-                        routing,
-                        heads,
-                        window_size,
-                        shift=j % 2 == 1,
-                    )
-                    for j in range(depth)
-                ],
-                embed_dim,
+        mixing = (d_state, inner_rank, num_tokens, routing)
+
+        def group(depth: int, heads: int) -> ResidualGroup:
+            attention = [WindowMHSA(embed_dim, window_size, heads, shift=j % 2 == 1) for j in range(depth)]
+            return ResidualGroup(
+                [AttentiveLayer(embed_dim, hidden, a, *mixing) for a in attention], embed_dim
             )
-            for depth, heads in zip(depths, num_heads, strict=True)
-        )
+
+        self.layers = nn.ModuleList(map(group, depths, num_heads))
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
         self.upsample = nn.Sequential(nn.Conv2d(embed_dim, in_chans * upscale**2, 3, padding=1))
@@ -502,7 +443,3 @@ class MambaIRv2Light(nn.Module):
         sr = F.pixel_shuffle(self.upsample(out.permute(0, 3, 1, 2)), self.upscale)
         sr = sr / self.img_range + self.mean
         return sr[:, :, : H * self.upscale, : W * self.upscale]
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

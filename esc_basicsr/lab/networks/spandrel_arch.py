@@ -1,14 +1,35 @@
-"""spandrel's architectures as networks of BasicSR's registry."""
+"""spandrel's architectures as networks of BasicSR's registry, and as they run."""
 
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from esc_basicsr.common.suggestion import hint
-from esc_basicsr.lab.networks.packages import imported
+from esc_basicsr.lab.networks.baselines import imported
 
-__all__ = ["Spandrel"]
+__all__ = ["Spandrel", "SpandrelNetwork", "spandrel_architectures"]
+
+
+def spandrel_architectures(network: str) -> dict[str, Callable[..., nn.Module]]:
+    """List the classes of networks that spandrel's modules of architectures offer, by name.
+
+    Args:
+        network: What they are needed for, as a message calls it.
+
+    Raises:
+        UserError: spandrel is not installed.
+    """
+    found: dict[str, Callable[..., nn.Module]] = {}
+    for module in pkgutil.iter_modules(imported("spandrel.architectures", network).__path__):
+        offered = vars(imported(f"spandrel.architectures.{module.name}", network))
+        for name in offered.get("__all__", ()):
+            if isinstance(offered[name], type) and issubclass(offered[name], nn.Module):
+                found[name] = offered[name]
+    return found
 
 
 def Spandrel(architecture: str, **options: Any) -> nn.Module:  # noqa: N802 - as network_g.type names it
@@ -17,7 +38,7 @@ def Spandrel(architecture: str, **options: Any) -> nn.Module:  # noqa: N802 - as
     It is spandrel's own network, so that released weights load as they are; sizes are as it takes them.
 
     Args:
-        architecture: A module of ``spandrel.architectures``, and its class of that name.
+        architecture: A class of one of the modules of ``spandrel.architectures``.
         options: What the class is constructed by.
 
     Raises:
@@ -25,10 +46,30 @@ def Spandrel(architecture: str, **options: Any) -> nn.Module:  # noqa: N802 - as
         ValueError: It has no such architecture.
         TypeError: The architecture has no such option.
     """
-    known = imported("spandrel.architectures", f"network {architecture}").__path__
-    names = [module.name for module in pkgutil.iter_modules(known) if not module.name.startswith("_")]
-    if architecture not in names:
-        near = hint(architecture, names)
+    known = spandrel_architectures(f"network {architecture}")
+    if architecture not in known:
+        near = hint(architecture, known)
         raise ValueError(f"architecture must be one of spandrel's, got {architecture!r}. {near}".rstrip())
-    network = getattr(imported(f"spandrel.architectures.{architecture}", architecture), architecture)
-    return network(**options)
+    return known[architecture](**options)
+
+
+class SpandrelNetwork(nn.Module):
+    """A network that spandrel describes, run as spandrel does, but not clamped, and open to gradients.
+
+    Args:
+        descriptor: spandrel's ImageModelDescriptor.
+    """
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale an image; padded by reflection to the size that the network requires, and cropped."""
+        height, width = x.shape[-2:]
+        right, bottom = self.descriptor.size_requirements.get_padding(width, height)
+        padded = F.pad(x, (0, right, 0, bottom), mode="reflect") if right or bottom else x
+        sr: Tensor = self.descriptor._call_fn(self.model, padded)
+        scale = self.descriptor.scale
+        return sr[..., : height * scale, : width * scale]

@@ -22,7 +22,7 @@ from esc_basicsr.lab.analysis.attention_maps import (
     tile_of,
 )
 from esc_basicsr.lab.analysis.networks import Subject
-from esc_basicsr.lab.networks.by_name import build
+from esc_basicsr.lab.networks.by_name import build_network
 
 SWINIR = (
     "SwinIR,img_size=16,embed_dim=8,depths=[2,2],num_heads=[2,2],window_size=4,mlp_ratio=1,"
@@ -72,7 +72,7 @@ def windows_of(x: Tensor, window: int, shift: int) -> Tensor:
 
 @pytest.mark.parametrize("index, shift", [(0, 0), (1, 2)])
 def test_swinir_is_seen_window_by_window(index, shift):
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
     lq = torch.rand(1, 3, 12, 20)
@@ -103,7 +103,7 @@ def test_swinir_is_seen_window_by_window(index, shift):
 
 
 def test_mambair_is_put_together_of_its_parts():
-    net = build(MAMBA, 2)
+    net = build_network(MAMBA, 2)
     lq = torch.rand(1, 3, 12, 20)
     layers, seen = seen_of(net, lq)
     assert [layer.shift for layer in layers] == [0, 2, 0, 2]
@@ -165,14 +165,14 @@ def test_esc_is_seen_whatever_its_backend(attn_type):
 
 def test_hit_srf_has_features_and_no_maps():
     lq = torch.rand(1, 3, 10, 14)  # padded by the network to its windows of 12
-    layers, seen = seen_of(build(HIT, 2), lq)
+    layers, seen = seen_of(build_network(HIT, 2), lq)
     assert [tuple(seen[layer.name].features.shape) for layer in layers] == [(10, 14, 16)] * 2
     assert all(one.maps is None for one in seen.values())
 
 
 @pytest.mark.parametrize("kind", SPANDREL)
 def test_networks_of_spandrel_are_seen(kind):
-    one = subject(build(f"spandrel.{kind},{SPANDREL[kind]}", 2))
+    one = subject(build_network(f"spandrel.{kind},{SPANDREL[kind]}", 2))
     names = attention_names(one.net, "net", None)
     assert len(names) == 2 and tile_of(one.net, names) == 4
     layers = locate(one, names)
@@ -184,11 +184,11 @@ def test_networks_of_spandrel_are_seen(kind):
 
 
 def test_images_that_a_network_pads_are_told():
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     net.register_forward_pre_hook(lambda module, args: (F.pad(args[0], (0, 4)),))
     net.register_forward_hook(lambda module, args, sr: sr[..., :-8])
     one = subject(net)
-    layers = locate(subject(build(SWINIR, 2)), attention_names(net, "net", None))
+    layers = locate(subject(build_network(SWINIR, 2)), attention_names(net, "net", None))
     with pytest.raises(UserError, match="works on 128 pixels of an image of 12×8: the network pads it"):
         see(one, layers, torch.rand(1, 3, 8, 12))
 
@@ -202,7 +202,7 @@ def test_nothing_is_left_behind():
 
 
 def test_modules_are_named_by_patterns():
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     found = attention_names(net, "net", ["layers.1.*.attn", "layers.0.*.0.attn"])
     assert [name[7] for name in found] == ["0", "1", "1"]
     with pytest.raises(UserError, match=r"no module is called 'body.*'. Candidates: layers.0.residual"):
@@ -212,7 +212,9 @@ def test_modules_are_named_by_patterns():
 
 
 def test_networks_without_attention_are_told():
-    net = build("RCAN,num_in_ch=3,num_out_ch=3,num_feat=4,num_group=1,num_block=14,squeeze_factor=2", 2)
+    net = build_network(
+        "RCAN,num_in_ch=3,num_out_ch=3,num_feat=4,num_group=1,num_block=14,squeeze_factor=2", 2
+    )
     with pytest.raises(UserError, match=r"Name them by --modules PATTERN. Candidates: .*(RCAB|attention)"):
         attention_names(net, "net", None)
     with pytest.raises(UserError, match="None of its modules is called like attention"):
@@ -257,13 +259,13 @@ def test_compiled_networks_are_told(tmp_path):
 
 
 def test_as_many_channels_as_rows_are_not_taken_for_rows():
-    one = subject(build("MSRResNet,num_feat=32,num_block=1", 2))
+    one = subject(build_network("MSRResNet,num_feat=32,num_block=1", 2))
     (layer,) = locate(one, ["conv_hr"])
     assert see(one, [layer], torch.rand(1, 3, 12, 20))["conv_hr"].features.shape == (24, 40, 32)
 
 
 def test_shifts_that_differ_are_refused():
-    net = build(SWINIR, 2)
+    net = build_network(SWINIR, 2)
     attention = net.get_submodule("layers.0.residual_group.blocks.1.attn")
     attention.shift_size = (2, 2)
     names = attention_names(net, "net", None)
@@ -290,7 +292,7 @@ def test_layers_are_ordered_as_they_run():
 
 @pytest.mark.parametrize("place", [(0, 0), (5, 7), (7, 11), (3, 1)])
 def test_one_pixels_row_lies_where_its_window_does(place):
-    _, seen = seen_of(build(SWINIR, 2), torch.rand(1, 3, 8, 12))
+    _, seen = seen_of(build_network(SWINIR, 2), torch.rand(1, 3, 8, 12))
     for index in range(2):
         maps = seen[f"layers.0.residual_group.blocks.{index}.attn"].maps
         weights, (top, left) = attention_row(maps, *place)

@@ -16,7 +16,7 @@ def test_an_image_is_a_file_or_a_photograph(tmp_path):
     Image.fromarray(part).save(file)
     assert np.array_equal(load_image(str(file)), part)
     assert np.array_equal(load_image("coffee"), load_photograph("coffee"))
-    with pytest.raises(UserError, match="cofee: there is no such file; expected a file, or one of the photo"):
+    with pytest.raises(UserError, match="cofee: there is no such file; expected a file, or one of"):
         load_image("cofee")
 
 

@@ -1,43 +1,19 @@
-"""Times are taken in turn, memory is what a pass touches, and limits are what was given."""
+"""Networks are timed, memory is what a pass touches,."""
 
-import argparse
-import functools
 import os
 
 import pytest
 import torch
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.lab.measure import measure
 from esc_basicsr.lab.measure.measure import (
     NotEnoughMemoryError,
     largest_difference,
-    median_times,
-    memory_limit,
     peak_memory_growth,
     time_networks,
-    times_in_turn,
 )
 
 CPU = torch.device("cpu")
-
-
-def test_calls_are_timed_in_turn():
-    order = []
-    calls = {name: functools.partial(order.append, name) for name in "ab"}
-    times = times_in_turn(calls, repeats=2, warmup=1, device=CPU)
-    assert order == ["a", "b"] * 3
-    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
-    assert set(median_times(calls, repeats=1, warmup=0, device=CPU)) == {"a", "b"}
-
-
-def test_a_call_that_takes_long_is_made_once(monkeypatch):
-    order = []
-    calls = {name: functools.partial(order.append, name) for name in ("short", "long")}
-    monkeypatch.setattr(measure, "_time_cpu", lambda call: (call(), 5.0 if order[-1] == "long" else 0.1)[1])
-    times = times_in_turn(calls, repeats=2, warmup=1, device=CPU, once_above=1.0)
-    assert times == {"short": [0.1, 0.1], "long": [5.0]}
-    assert order == ["short", "long", "short", "short"]
 
 
 def test_networks_are_timed_with_their_outputs():
@@ -77,13 +53,6 @@ def test_memory_growth_is_what_a_pass_touches(width, expected):
 def test_a_killed_process_is_told():
     with pytest.raises(UserError, match=r"input of \(1, 3, 8, 8\) was killed"):
         peak_memory_growth(Doomed, torch.rand(1, 3, 8, 8))
-
-
-def test_memory_limit_is_what_was_given_or_most_of_what_is_free():
-    assert memory_limit(argparse.Namespace(memory_limit=0.5), CPU) == 2**29
-    assert memory_limit(argparse.Namespace(memory_limit=None), CPU) > 2**20
-    with pytest.raises(UserError, match="--memory-limit must be above 0"):
-        memory_limit(argparse.Namespace(memory_limit=0.0), CPU)
 
 
 def test_network_that_lacks_memory_is_named():

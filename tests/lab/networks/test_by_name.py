@@ -7,13 +7,19 @@ import yaml
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.torch_formats import write_torchscript
-from esc_basicsr.lab.networks import by_name as zoo
-from esc_basicsr.lab.networks.by_name import build, check_forms, network_of, scale_of, weights_of
+from esc_basicsr.lab.networks import baselines
+from esc_basicsr.lab.networks.by_name import (
+    build_network,
+    check_implementations,
+    network_of,
+    scale_of,
+    weights_of,
+)
 from esc_basicsr.weights.shipped import model_list
 
 
 def test_forms_of_a_variant_share_weights_that_matter():
-    ours, release = build("ESC", 2), build("ESC:release", 2)
+    ours, release = build_network("ESC", 2), build_network("ESC:release", 2)
     for a, b in zip(ours.parameters(), release.parameters(), strict=True):
         assert torch.equal(a, b)
     assert all(p.any() for p in ours.parameters() if p.ndim == 4)
@@ -22,15 +28,15 @@ def test_forms_of_a_variant_share_weights_that_matter():
 def test_kernels_give_what_the_network_gives():
     lq = torch.rand(1, 3, 33, 40)
     with torch.inference_mode():
-        difference = build("ESC-light:kernels", 2)(lq) - build("ESC-light", 2)(lq)
+        difference = build_network("ESC-light:kernels", 2)(lq) - build_network("ESC-light", 2)(lq)
     assert difference.abs().max() < 1e-5
 
 
 def test_kernels_are_refused_where_they_would_not_be_used():
-    check_forms(["ESC:kernels", "ESC"], torch.device("cpu"), torch.float32)
+    check_implementations(["ESC:kernels", "ESC"], torch.device("cpu"), torch.float32)
     for device, dtype in (("cuda", torch.float32), ("cpu", torch.bfloat16)):
         with pytest.raises(UserError, match="ESC:kernels: the C"):
-            check_forms(["ESC:kernels"], torch.device(device), dtype)
+            check_implementations(["ESC:kernels"], torch.device(device), dtype)
 
 
 def test_a_network_is_what_its_forms_have_in_common():
@@ -83,19 +89,19 @@ def test_trained_weights_come_from_files(tmp_path, tiny_network):
     with torch.inference_mode():
         expected = trained(lq)
         for name in (str(checkpoint), str(script), f"{options},weights={checkpoint}"):
-            torch.testing.assert_close(build(name, 2).eval()(lq), expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(build_network(name, 2).eval()(lq), expected, rtol=0, atol=1e-6)
             assert scale_of(name, 4) == 2
             assert weights_of(name) == str(script if name == str(script) else checkpoint)
-        assert not torch.equal(build(str(options), 2)(lq), expected)
+        assert not torch.equal(build_network(str(options), 2)(lq), expected)
     assert weights_of(str(options)) is None
     # nothing is converted to another scale, as it is for trainings
     with pytest.raises(UserError, match="holds weights of scale ×2, not ×4"):
-        build(f"ESC,weights={checkpoint}", 4)
+        build_network(f"ESC,weights={checkpoint}", 4)
     with pytest.raises(UserError, match="cannot be loaded into MSRResNet ×2: "):
-        build(f"MSRResNet,weights={checkpoint}", 2)
+        build_network(f"MSRResNet,weights={checkpoint}", 2)
     script.write_bytes(script.read_bytes()[:-30])
     with pytest.raises(UserError, match="does not know these weights"):
-        build(str(script), 4)
+        build_network(str(script), 4)
 
 
 def test_forms_take_trained_weights_and_what_ships_by_its_name():
@@ -103,11 +109,11 @@ def test_forms_take_trained_weights_and_what_ships_by_its_name():
     listed = model_list()[name]
     lq = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
-        expected = build(name, listed.scale).eval()(lq)
+        expected = build_network(name, listed.scale).eval()(lq)
         for form in ("", ":kernels", ":release"):
             with_weights = f"{listed.variant}{form},weights={name}"
             assert scale_of(with_weights, 4) == listed.scale
-            difference = build(with_weights, listed.scale).eval()(lq) - expected
+            difference = build_network(with_weights, listed.scale).eval()(lq) - expected
             assert difference.abs().max() < 1e-4
 
 
@@ -115,34 +121,34 @@ def test_an_option_file_needs_a_network(tmp_path):
     file = tmp_path / "empty.yml"
     file.write_text("scale: 4")
     with pytest.raises(UserError, match="there is no network_g section"):
-        build(str(file), 4)
+        build_network(str(file), 4)
 
 
 def test_spandrel_that_is_missing_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(zoo.importlib.sys.modules, "spandrel", None)
-    with pytest.raises(UserError, match=r"pip install 'esc-basicsr\[spandrel\]'"):
-        build("spandrel.DAT", 4)
+    monkeypatch.setitem(baselines.importlib.sys.modules, "spandrel", None)
+    with pytest.raises(UserError, match=r"which is not installed: pip install spandrel"):
+        build_network("spandrel.DAT", 4)
 
 
 def test_a_checkpoint_that_is_not_there_is_told():
     with pytest.raises(UserError, match=r"absent.pth: there is no such file"):
-        build("absent.pth", 4)
+        build_network("absent.pth", 4)
 
 
 def test_spandrel_gives_architectures_and_reads_checkpoints(tmp_path):
     name = "spandrel.Compact,num_feat=8,num_conv=1"
     assert scale_of(name, 3) == 3
     file = tmp_path / "compact_x3.pth"
-    torch.save(build(name, 3).model.state_dict(), file)
+    torch.save(build_network(name, 3).model.state_dict(), file)
     assert scale_of(str(file), 4) == 3
     lq = torch.rand(1, 3, 9, 10)
-    assert torch.equal(build(str(file), 4)(lq), build(name, 3)(lq))
+    assert torch.equal(build_network(str(file), 4)(lq), build_network(name, 3)(lq))
 
 
 def test_what_spandrel_does_not_know_is_told(tmp_path):
     file = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(1)}, file)
     with pytest.raises(UserError, match=r"other.pth: spandrel does not know these weights"):
-        build(str(file), 4)
+        build_network(str(file), 4)
     with pytest.raises(UserError, match=r"spandrel has no network 'Dat'. Did you mean 'DAT'\?"):
-        build("spandrel.Dat", 4)
+        build_network("spandrel.Dat", 4)

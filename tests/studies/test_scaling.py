@@ -1,18 +1,18 @@
-"""Growth is measured size by size, fitted on the larger half, and stopped before memory runs out."""
+"""Scaling is measured size by size, fitted on the larger half, and stopped before memory runs out."""
 
 import argparse
 import json
 
 import cv2
-import growth
 import pytest
-from growth import Row, expected_memory, exponents, markdown, output_size
+import scaling
+from scaling import Row, expected_memory, exponents, markdown, output_size
 
 from esc_basicsr.common.command_line import run_command
 
 
 def run(*arguments: object) -> int:
-    return run_command("growth", [*map(str, arguments), "--device", "cpu"], prog="growth")
+    return run_command("scaling", [*map(str, arguments), "--device", "cpu"], prog="scaling")
 
 
 def rows(network: str, time_power: float, memory_power: float) -> list[Row]:
@@ -24,11 +24,11 @@ def rows(network: str, time_power: float, memory_power: float) -> list[Row]:
 
 
 def test_growth_measures_and_writes_it_down(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(growth, "peak_memory_growth", lambda build, lq: 100 * lq.numel())
+    monkeypatch.setattr(scaling, "peak_memory_growth", lambda build, lq: 100 * lq.numel())
     sizes = ("--sizes", "72x64", "64x32", "128x64")
     networks = ("--network", "ESC-FP:release", "ESC-FP")
     assert run(*networks, *sizes, "--scale", 2, "--repeats", 1, "--warmup", 0, "-o", tmp_path) == 0
-    result = json.loads((tmp_path / "growth.json").read_text())
+    result = json.loads((tmp_path / "scaling.json").read_text())
     measured = [(row["network"], row["output"]) for row in result["rows"]]
     assert measured == [
         ("ESC-FP", [64, 32]),
@@ -39,24 +39,24 @@ def test_growth_measures_and_writes_it_down(tmp_path, monkeypatch, capsys):
     ]
     assert [row["difference"] is None for row in result["rows"]] == [True, True, False, True, False]
     assert result["exponents"]["ESC-FP"]["memory"] == pytest.approx(1)
-    assert result["left_out"] == ["ESC-FP:release does not take the input for 64×32: it is too small."]
-    text = (tmp_path / "growth.md").read_text()
+    assert result["skipped"] == ["ESC-FP:release does not take the input for 64×32: it is too small."]
+    text = (tmp_path / "scaling.md").read_text()
     assert text in capsys.readouterr().out
-    assert cv2.imread(str(tmp_path / "growth.png")) is not None
+    assert cv2.imread(str(tmp_path / "scaling.png")) is not None
 
 
-def test_a_network_is_left_out_from_the_size_on_that_would_take_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "peak_memory_growth", lambda build, lq: lq.shape[-1] ** 2 << 20)
+def test_a_network_is_skipped_from_the_size_on_that_would_take_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "peak_memory_growth", lambda build, lq: lq.shape[-1] ** 2 << 20)
     sizes = ("--sizes", "16x16", "32x32", "64x64", "128x128")
     limit = ("--memory-limit", 1)
     network = ("--network", "MSRResNet,num_feat=4,num_block=1")
     assert run(*network, *sizes, *limit, "--repeats", 1, "-o", tmp_path) == 0
-    result = json.loads((tmp_path / "growth.json").read_text())
+    result = json.loads((tmp_path / "scaling.json").read_text())
     assert [row["output"][0] for row in result["rows"]] == [16, 32, 64, 128]
     assert run(*network, *sizes, "--memory-limit", 0.5, "--repeats", 1, "-o", tmp_path) == 0
-    result = json.loads((tmp_path / "growth.json").read_text())
+    result = json.loads((tmp_path / "scaling.json").read_text())
     assert [row["output"][0] for row in result["rows"]] == [16, 32, 64]
-    assert result["left_out"] == [
+    assert result["skipped"] == [
         "MSRResNet,num_feat=4,num_block=1 is left out from 128×128 on: it would take about 1,024 MiB, "
         "and the limit is 512 MiB."
     ]

@@ -1,4 +1,4 @@
-"""Picture files of every kind, made here: read, written, and what belongs to them kept."""
+"""Image files of every kind, made here: read, written, and what belongs to them kept."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.upscale.picture import Picture, read_picture, write_picture
+from esc_basicsr.upscale.image_file import ImageFile, read_image, write_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
@@ -53,17 +53,17 @@ def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
     )
     if depth == 16:
         pixels, alpha = deep(pixels), None if alpha is None else deep(alpha)
-    picture = Picture(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), TEXTS)
-    file = tmp_path / f"picture.{suffix}"
+    image = ImageFile(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), TEXTS)
+    file = tmp_path / f"image.{suffix}"
     impossible = (has_alpha and suffix in ("jpg", "jpeg")) or (depth == 16 and suffix not in LOSSLESS)
     if impossible:
-        with pytest.raises(UserError, match=r"picture\.\w+: \w+ holds (no transparency|8 bits)"):
-            write_picture(file, picture)
+        with pytest.raises(UserError, match=r"image\.\w+: \w+ holds (no transparency|8 bits)"):
+            write_image(file, image)
         assert not list(tmp_path.iterdir())
         return
-    write_picture(file, picture)
+    write_image(file, image)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    again = read_picture(file)
+    again = read_image(file)
     is_colour_again = is_gray and (suffix == "webp" or (depth == 16 and has_alpha))
     expected = np.dstack([pixels] * 3) if is_colour_again else pixels
     assert (again.pixels.shape, again.pixels.dtype) == (expected.shape, expected.dtype)
@@ -90,7 +90,7 @@ def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_picture_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orientation: int) -> None:
+def test_image_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orientation: int) -> None:
     """Stored as a camera held otherwise stores it: Pillow's own turning is the measure, for 16 bits too."""
     data = Image.Exif()
     data[0x0112] = orientation
@@ -98,11 +98,11 @@ def test_picture_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orienta
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=data)
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    upright = read_picture(tmp_path / "a.png")
+    upright = read_image(tmp_path / "a.png")
     assert 0x0112 not in upright.exif
     if depth == 16:
-        write_picture(tmp_path / "b.png", Picture(rgb.astype(np.uint16) * 257, exif=data))
-        again = read_picture(tmp_path / "b.png")
+        write_image(tmp_path / "b.png", ImageFile(rgb.astype(np.uint16) * 257, exif=data))
+        again = read_image(tmp_path / "b.png")
         np.testing.assert_array_equal(again.pixels // 257, upright.pixels)
         assert 0x0112 not in again.exif
     expected = {
@@ -114,13 +114,13 @@ def test_picture_is_upright(tmp_path: Path, rgb: np.ndarray, depth: int, orienta
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_orientation_in_xmp_is_not_applied_twice(tmp_path: Path, rgb: np.ndarray, suffix: str) -> None:
-    """Pillow, and viewers, turn a picture by XMP where EXIF does not say how."""
+    """Pillow, and viewers, turn a image by XMP where EXIF does not say how."""
     meta = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r xmlns:tiff="t" tiff:Orientation="6"/></x:xmpmeta>'
-    write_picture(tmp_path / f"a.{suffix}", Picture(rgb, xmp=meta))
-    first = read_picture(tmp_path / f"a.{suffix}")
+    write_image(tmp_path / f"a.{suffix}", ImageFile(rgb, xmp=meta))
+    first = read_image(tmp_path / f"a.{suffix}")
     assert first.pixels.shape == (32, 24, 3)
-    write_picture(tmp_path / f"b.{suffix}", first)
-    assert read_picture(tmp_path / f"b.{suffix}").pixels.shape == (32, 24, 3)
+    write_image(tmp_path / f"b.{suffix}", first)
+    assert read_image(tmp_path / f"b.{suffix}").pixels.shape == (32, 24, 3)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_deep_tiff_of_a_form_that_would_be_misread_is_refused(
         pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
     with pytest.raises(UserError, match=reason):
-        read_picture(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
 
 
-def save(path: Path, image: Image.Image, **options: Any) -> Picture:
+def save(path: Path, image: Image.Image, **options: Any) -> ImageFile:
     image.save(path, **options)
-    return read_picture(path)
+    return read_image(path)
 
 
 def test_other_modes_become_gray_or_colour(tmp_path: Path, rgb: np.ndarray) -> None:
@@ -171,23 +171,23 @@ def test_other_modes_become_gray_or_colour(tmp_path: Path, rgb: np.ndarray) -> N
 def test_deep_tiff_of_others_is_read(tmp_path: Path, rgb: np.ndarray) -> None:
     pixels = deep(rgb)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels, pixels)
     cv2.imwrite(str(tmp_path / "b.png"), pixels[..., ::-1])
-    np.testing.assert_array_equal(read_picture(tmp_path / "b.png").pixels, pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png").pixels, pixels)
 
 
 def test_exif_learns_the_new_size(rgb: np.ndarray) -> None:
-    picture = Picture(rgb, exif=exif())
-    large = picture.enlarged(np.zeros((48, 64, 3), np.uint8), None)
+    image = ImageFile(rgb, exif=exif())
+    large = image.enlarged(np.zeros((48, 64, 3), np.uint8), None)
     assert [large.exif.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)] == [64, 48]
-    assert picture.exif.get_ifd(0x8769)[0xA002] == 32
+    assert image.exif.get_ifd(0x8769)[0xA002] == 32
 
 
 def test_description_that_tifffile_made_of_the_old_size_is_left_out(tmp_path: Path, rgb: np.ndarray) -> None:
     tifffile.imwrite(tmp_path / "own.tiff", rgb)
-    assert 270 not in read_picture(tmp_path / "own.tiff").exif
+    assert 270 not in read_image(tmp_path / "own.tiff").exif
     tifffile.imwrite(tmp_path / "users.tiff", rgb, description="a cup", metadata=None)
-    assert read_picture(tmp_path / "users.tiff").exif[270] == "a cup"
+    assert read_image(tmp_path / "users.tiff").exif[270] == "a cup"
 
 
 GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
@@ -204,28 +204,29 @@ def test_gray_profile_is_not_given_to_colours(
     tmp_path: Path, rgb: np.ndarray, name: str, bits: int, has_alpha: bool, is_kept: bool, esc_log: list[str]
 ) -> None:
     gray = rgb[..., 1] if bits == 8 else deep(rgb[..., 1])
-    write_picture(tmp_path / name, Picture(gray, gray if has_alpha else None, GRAY_ICC))
-    assert read_picture(tmp_path / name).icc == (GRAY_ICC if is_kept else None)
-    assert any("gray colour profile is left out" in message for message in esc_log) is not is_kept
+    write_image(tmp_path / name, ImageFile(gray, gray if has_alpha else None, GRAY_ICC))
+    assert read_image(tmp_path / name).icc == (GRAY_ICC if is_kept else None)
+    assert any("gray colour profile is dropped" in message for message in esc_log) is not is_kept
 
 
 def test_cmyk_whose_profile_is_anothers_is_refused_as_what_it_is(tmp_path: Path, rgb: np.ndarray) -> None:
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "a.jpg", icc_profile=ICC)
     with pytest.raises(UserError, match=r"a\.jpg is CMYK, and its colour profile does not fit it"):
-        read_picture(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg")
 
 
 def test_want_of_memory_is_not_called_damage(
     tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The decoder is replaced: nothing public can run out of memory on demand."""
     Image.fromarray(rgb).save(tmp_path / "a.png")
 
     def fail(*arguments: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("esc_basicsr.upscale.picture._pixels", fail)
+    monkeypatch.setattr("esc_basicsr.upscale.image_file._pixels", fail)
     with pytest.raises(UserError, match=r"a\.png cannot be decoded: there is not enough memory"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def damaged(rgb: np.ndarray, kind: str) -> bytes:
@@ -238,7 +239,7 @@ def damaged(rgb: np.ndarray, kind: str) -> bytes:
     else:
         image.save(buffer, "PNG", pnginfo=PngImagePlugin.PngInfo())
     data = buffer.getvalue()
-    return {"empty": b"", "text": b"no picture", "cut": data[:-200]}.get(kind, data)
+    return {"empty": b"", "text": b"no image", "cut": data[:-200]}.get(kind, data)
 
 
 @pytest.mark.parametrize(
@@ -251,15 +252,15 @@ def damaged(rgb: np.ndarray, kind: str) -> bytes:
         ("float", "samples of a kind that is not read"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(
+def test_what_is_no_image_is_refused_by_name(
     tmp_path: Path, rgb: np.ndarray, kind: str, message: str
 ) -> None:
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     file.write_bytes(damaged(rgb, kind))
-    with pytest.raises(UserError, match=rf"picture\.png .*{message}"):
-        read_picture(file)
+    with pytest.raises(UserError, match=rf"image\.png .*{message}"):
+        read_image(file)
 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="20000 × 1 pixels are more than WEBP holds"):
-        write_picture(tmp_path / "long.webp", Picture(np.zeros((1, 20000, 3), np.uint8)))
+        write_image(tmp_path / "long.webp", ImageFile(np.zeros((1, 20000, 3), np.uint8)))

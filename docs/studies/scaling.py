@@ -1,12 +1,12 @@
 """Time and peak memory of networks against the size of their output, and the power of the pixels that fits.
 
-    python docs/studies/growth.py -o DIR
-    python docs/studies/growth.py --network ESC ESC-light --sizes 256x256 512x512 1024x1024
+    python docs/studies/scaling.py -o DIR
+    python docs/studies/scaling.py --network ESC ESC-light --sizes 256x256 512x512 1024x1024
 
 Sizes are measured from the smallest. What a network will take at the next one is estimated from those before,
 and it is left out from the size on that would take more than --memory-limit. Prints a table, and for each
 network the exponent of a least-squares line through the larger half of its sizes, in logarithms: 1 is linear.
-Networks are named as in ``python -m esc_basicsr bench``. Writes growth.json, growth.md and growth.png.
+Networks are named as in ``python -m esc_basicsr bench``. Writes scaling.json, scaling.md and scaling.png.
 """
 
 import argparse
@@ -16,36 +16,28 @@ import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from memory_limit import add_memory_limit_argument, memory_limit
 from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table, mebibytes, milliseconds, scientific
+from esc_basicsr.lab.measure.benchmark import random_image
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
-    add_memory_limit_argument,
-    describe_machine,
-    device_to_measure_on,
+    check_measuring_arguments,
     largest_difference,
-    memory_limit,
     peak_memory_growth,
     time_networks,
 )
-from esc_basicsr.lab.measure.report import (
-    make_folder,
-    markdown_table,
-    mebibytes,
-    milliseconds,
-    write_report,
-)
-from esc_basicsr.lab.networks.by_name import build, check_forms, network_of, scale_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from esc_basicsr.lab.measure.results import make_folder, publish
+from esc_basicsr.lab.networks.by_name import build_network, check_implementations, network_of, scale_of
 
 SIZES = ["64x64", "128x128", "256x256", "512x512", "1024x1024", "2048x2048", "4096x4096", "7680x4320"]
 NETWORKS = ["ESC:release", "ESC", "ESC:kernels"]
@@ -53,21 +45,15 @@ ONCE_ABOVE = 10.0  # seconds from which a run is not repeated
 
 
 class Row(NamedTuple):
-    """One network's figures at one size.
+    """One network's figures at one size."""
 
-    Attributes:
-        network: As it was named.
-        output: Width and height of the output.
-        seconds: Each latency measured.
-        memory: Bytes of peak memory growth.
-        difference: Largest absolute difference of the output from that of the first form of the network.
-    """
-
-    network: str
-    output: tuple[int, int]
-    seconds: list[float]
-    memory: int
-    difference: float | None
+    network: str  # as it was named
+    output: tuple[int, int]  # width, height
+    seconds: list[float]  # each latency measured
+    memory: int  # bytes of peak memory growth
+    difference: (
+        float | None
+    )  # largest absolute, of the output from that of the network's first implementation
 
     @property
     def latency(self) -> float:
@@ -107,32 +93,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table and the exponents, and write them down where asked."""
-    device = device_to_measure_on(args)
+    device = check_measuring_arguments(args)
     limit = memory_limit(args, device)
     names = list(dict.fromkeys(args.network))
     sizes = sorted(set(args.sizes), key=math.prod)
     for width, height in sizes:
         if width % args.scale or height % args.scale:
             raise UserError(f"--sizes {width}x{height}: not a multiple of the scale, {args.scale}.")
-    check_forms(names, device, torch.float32)
+    check_implementations(names, device, torch.float32)
     for name in names:
         found = scale_of(name, args.scale)
         if found != args.scale:
             raise UserError(f"{name}: upscales ×{found}: give it --scale {found}, or leave it out here.")
     make_folder(args.output)
-    rows, left_out = measure(names, args.scale, sizes, args.repeats, args.warmup, device, limit)
-    text = markdown(rows, left_out)
-    print(text)
-    if args.output is not None:
-        settings = {"scale": args.scale, "repeats": args.repeats, "warmup": args.warmup, "precision": "fp32"}
-        settings |= {"memory_limit": limit, "machine": describe_machine(device)}
-        results = {
-            "settings": settings,
-            "rows": [row._asdict() for row in rows],
-            "exponents": {name: exponents(rows, name) for name in names},
-            "left_out": left_out,
-        }
-        write_report(args.output, "growth", results, text, draw(rows))
+    rows, skipped = measure(names, args.scale, sizes, args.repeats, args.warmup, device, limit)
+    text = markdown(rows, skipped)
+    settings = {"scale": args.scale, "repeats": args.repeats, "warmup": args.warmup, "precision": "fp32"}
+    settings |= {"memory_limit": limit}
+    more = {"exponents": {name: exponents(rows, name) for name in names}, "skipped": skipped}
+    publish(args.output, "scaling", text, settings, rows, device, lambda: draw(rows), **more)
     return 0
 
 
@@ -150,29 +129,28 @@ def measure(
     Returns:
         The figures, and why what is missing was left out.
     """
-    nets = {name: build(name, scale).to(device).eval() for name in names}
+    nets = {name: build_network(name, scale).to(device).eval() for name in names}
     rows: list[Row] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     # as work grows with the pixels, so does the bar
-    with tqdm(total=sum(map(math.prod, sizes)), desc="growth", unit="pixel", unit_scale=True) as bar:
+    with tqdm(total=sum(map(math.prod, sizes)), desc="sizes", unit="pixel", unit_scale=True) as bar:
         for width, height in sizes:
-            shape = (1, 3, height // scale, width // scale)
-            lq = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            lq = random_image(height // scale, width // scale, device)
             present = {}
             for name, net in list(nets.items()):
-                if min(shape[2:]) < getattr(net, "smallest_input", 1):
-                    left_out.append(f"{name} does not take the input for {width}×{height}: it is too small.")
+                if min(lq.shape[2:]) < getattr(net, "smallest_input", 1):
+                    skipped.append(f"{name} does not take the input for {width}×{height}: it is too small.")
                     continue
                 expected = expected_memory([row for row in rows if row.network == name], width * height)
                 if expected > limit:
-                    left_out.append(
+                    skipped.append(
                         f"{name} is left out from {width}×{height} on: it would take about "
                         f"{mebibytes(expected)}, and the limit is {mebibytes(limit)}."
                     )
                     del nets[name]
                     continue
                 present[name] = net
-            memory = {n: peak_memory_growth(functools.partial(build, n, scale), lq) for n in present}
+            memory = {n: peak_memory_growth(functools.partial(build_network, n, scale), lq) for n in present}
             times, outputs = time_networks(present, lq, repeats, warmup, once_above=ONCE_ABOVE)
             first: dict[str, torch.Tensor] = {}
             for name in present:
@@ -180,11 +158,11 @@ def measure(
                 difference = largest_difference(outputs[name], known)
                 rows.append(Row(name, (width, height), times[name], memory[name], difference))
             bar.update(width * height)
-    return rows, left_out
+    return rows, skipped
 
 
 def expected_memory(measured: Sequence[Row], pixels: int) -> float:
-    """Bytes that a network will take, from what it took at smaller sizes; 0 if nothing is known.
+    """Estimate the bytes that a network will take, from what it took at smaller sizes; 0 if nothing is known.
 
     It is taken to grow as between the last two sizes, at least linearly, at most with the square.
     """
@@ -200,7 +178,7 @@ def expected_memory(measured: Sequence[Row], pixels: int) -> float:
 
 
 def exponents(rows: Sequence[Row], network: str) -> dict[str, float] | None:
-    """Powers of the pixels with which time and memory grow over the larger half of a network's sizes.
+    """Fit powers of the pixels with which time and memory grow over the larger half of a network's sizes.
 
     Returns:
         ``seconds`` and ``memory``; None where there are fewer than two sizes.
@@ -220,18 +198,9 @@ def exponents(rows: Sequence[Row], network: str) -> dict[str, float] | None:
     }
 
 
-def markdown(rows: Sequence[Row], left_out: Sequence[str]) -> str:
-    """The table of figures, that of exponents, and what was left out."""
-    head = [
-        "network",
-        "output",
-        "runs",
-        "latency",
-        "for a pixel",
-        "peak memory growth",
-        "for a pixel",
-        "difference",
-    ]
+def markdown(rows: Sequence[Row], skipped: Sequence[str]) -> str:
+    """Write the table of figures, that of exponents, and what was left out."""
+    head = ["network", "output", "runs", "latency", "for a pixel", "peak memory growth", "for a pixel"]
     figures = [
         [
             row.network,
@@ -241,7 +210,7 @@ def markdown(rows: Sequence[Row], left_out: Sequence[str]) -> str:
             f"{row.latency / row.pixels * 1e9:,.0f} ns",
             mebibytes(row.memory),
             f"{row.memory / row.pixels:,.0f} B",
-            "" if row.difference is None else f"{row.difference:.1e}",
+            scientific(row.difference),
         ]
         for row in rows
     ]
@@ -250,17 +219,15 @@ def markdown(rows: Sequence[Row], left_out: Sequence[str]) -> str:
         powers: Mapping[str, float] | None = exponents(rows, name)
         if powers is not None:
             fits.append([name, f"{powers['seconds']:.2f}", f"{powers['memory']:.2f}"])
-    parts = [markdown_table(head, figures)]
+    parts = [markdown_table([*head, "difference"], figures)]
     if fits:
         parts.append(markdown_table(["network", "time grows with pixels to the", "memory to the"], fits))
-    parts.append(f"A run of more than {ONCE_ABOVE:.0f} s is not repeated. " + " ".join(left_out))
+    parts.append(f"A run of more than {ONCE_ABOVE:.0f} s is not repeated. " + " ".join(skipped))
     return "\n\n".join(parts).rstrip()
 
 
-def draw(rows: Sequence[Row]) -> "Figure":
-    """Time and memory against pixels, in logarithms; dotted lines through the last figures are linear."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Sequence[Row]) -> Figure:
+    """Draw time and memory against pixels, in logarithms; dotted lines are linear."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, name in enumerate(dict.fromkeys(row.network for row in rows)):
@@ -288,4 +255,4 @@ def draw(rows: Sequence[Row]) -> "Figure":
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("growth", sys.argv[1:], prog="python docs/studies/growth.py"))
+    sys.exit(run_command("scaling", sys.argv[1:], prog="python docs/studies/scaling.py"))

@@ -1,4 +1,4 @@
-"""Picture files with all that belongs to a picture: bit depth, transparency, colour profile, metadata."""
+"""Image files with all that belongs to an image: bit depth, transparency, colour profile, metadata."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import RefusedImageError, check_single, is_deep, open_image, refusing
 from esc_basicsr.data.stored_png import png_chunk
 
-__all__ = ["FORMATS", "Picture", "read_picture", "write_picture"]
+__all__ = ["FORMATS", "ImageFile", "read_image", "write_image"]
 
 Pixels = npt.NDArray[Any]
 
@@ -58,8 +58,8 @@ _TURNS = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, upright.
+class ImageFile:
+    """An upright image and what its file says of it.
 
     Args:
         pixels: (H, W) gray or (H, W, 3) RGB; uint8 or uint16.
@@ -79,8 +79,8 @@ class Picture:
     dpi: tuple[float, float] | None = None
     texts: dict[str, str] = field(default_factory=dict)
 
-    def enlarged(self, pixels: Pixels, alpha: Pixels | None) -> "Picture":
-        """The same picture with other pixels: EXIF learns its new size."""
+    def enlarged(self, pixels: Pixels, alpha: Pixels | None) -> "ImageFile":
+        """Return the same image with other pixels, and its new size in EXIF."""
         exif = Image.Exif()
         exif.load(self.exif.tobytes())
         # asking for a directory that is not there would make one
@@ -91,13 +91,13 @@ class Picture:
         return replace(self, pixels=pixels, alpha=alpha, exif=exif)
 
 
-def read_picture(path: Path) -> Picture:
+def read_image(path: Path) -> ImageFile:
     """Read a PNG, JPEG, WebP, BMP or TIFF file, upright as EXIF says, with 8 or 16 bits.
 
     Palettes become colours; CMYK becomes sRGB by its colour profile where it has one.
 
     Raises:
-        UserError: The file cannot be read, is no such picture, is damaged, animated or of several pages.
+        UserError: The file cannot be read, is no such image, is damaged, animated or of several pages.
     """
     try:
         data = path.read_bytes()
@@ -112,9 +112,9 @@ def read_picture(path: Path) -> Picture:
             header.verify()
         with open_image(io.BytesIO(data)) as image:
             exif = image.getexif()
-            turn = exif.get(_ORIENTATION, 1)
+            orientation = exif.get(_ORIENTATION, 1)
             if deep:
-                pixels, alpha = _deep_pixels(image, data, turn)
+                pixels, alpha = _deep_pixels(image, data, orientation)
                 icc = image.info.get("icc_profile")
             else:
                 pixels, alpha, icc = _pixels(image)
@@ -124,7 +124,9 @@ def read_picture(path: Path) -> Picture:
                 del exif[_DESCRIPTION]
             xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
             xmp = _upright_xmp(xmp.encode("utf-8") if isinstance(xmp, str) else xmp)
-            return Picture(pixels, alpha, icc, exif, xmp, _resolution(image, turned=turn >= 5), _texts(image))
+            return ImageFile(
+                pixels, alpha, icc, exif, xmp, _resolution(image, transposed=orientation >= 5), _texts(image)
+            )
 
 
 def _texts(image: Image.Image) -> dict[str, str]:
@@ -135,20 +137,20 @@ def _texts(image: Image.Image) -> dict[str, str]:
 
 
 def _upright_xmp(xmp: bytes | None) -> bytes | None:
-    """XMP without the orientation that was applied: readers would turn the picture once more."""
+    """Reset the orientation in XMP: readers would apply it once more."""
     return xmp and re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
 
 
-def _resolution(image: Image.Image, turned: bool) -> tuple[float, float] | None:
+def _resolution(image: Image.Image, transposed: bool) -> tuple[float, float] | None:
     dpi = image.info.get("dpi")
     if not dpi:
         return None
     horizontal, vertical = (float(value) for value in dpi)
-    return (vertical, horizontal) if turned else (horizontal, vertical)
+    return (vertical, horizontal) if transposed else (horizontal, vertical)
 
 
 def _pixels(image: Image.Image) -> tuple[Pixels, Pixels | None, bytes | None]:
-    """Pixels, transparency and colour profile of a picture of at most 8 bits."""
+    """Return pixels, transparency and colour profile of an image of at most 8 bits."""
     icc = image.info.get("icc_profile")
     image.load()
     upright = ImageOps.exif_transpose(image)
@@ -180,7 +182,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return converted
 
 
-def _deep_pixels(image: Image.Image, data: bytes, turn: int) -> tuple[Pixels, Pixels | None]:
+def _deep_pixels(image: Image.Image, data: bytes, orientation: int) -> tuple[Pixels, Pixels | None]:
     if "transparency" in image.info:
         raise RefusedImageError("has 16 bits and a transparent colour, which is not read: save it with alpha")
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -188,7 +190,7 @@ def _deep_pixels(image: Image.Image, data: bytes, turn: int) -> tuple[Pixels, Pi
         raise RefusedImageError(
             "cannot be decoded: it is damaged, or its 16 bits are of a kind that is not read"
         )
-    transposed, upside_down, left_to_right = _TURNS.get(turn, _TURNS[1])
+    transposed, upside_down, left_to_right = _TURNS.get(orientation, _TURNS[1])
     if transposed:
         array = array.swapaxes(0, 1)
     array = array[:: -1 if upside_down else 1, :: -1 if left_to_right else 1]
@@ -200,12 +202,12 @@ def _deep_pixels(image: Image.Image, data: bytes, turn: int) -> tuple[Pixels, Pi
     return np.ascontiguousarray(array[..., 0] if is_gray else array[..., 2::-1]), alpha
 
 
-def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
-    """Write a picture, whole or not at all; the suffix says in which format.
+def write_image(path: Path, image: ImageFile, quality: int = 95) -> None:
+    """Write an image, whole or not at all; the suffix says in which format.
 
     Args:
         path: The file; one of that name is replaced.
-        picture: The picture.
+        image: The image.
         quality: Of JPEG and WebP, 1 to 100.
 
     Raises:
@@ -213,96 +215,96 @@ def write_picture(path: Path, picture: Picture, quality: int = 95) -> None:
             written.
     """
     kind = FORMATS[path.suffix.lower()]
-    height, width = picture.pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     longest = _LONGEST_SIDE.get(kind)
     if longest is not None and max(height, width) > longest:
         raise UserError(f"{path}: {width} × {height} pixels are more than {kind} holds: write PNG or TIFF.")
-    if kind == "JPEG" and picture.alpha is not None:
+    if kind == "JPEG" and image.alpha is not None:
         raise UserError(f"{path}: JPEG holds no transparency: write PNG, WebP or TIFF.")
-    is_deep_picture = picture.pixels.dtype == np.uint16
-    if _has_gray_profile(picture) and _becomes_colour(picture, kind):
-        logger.warning("%s: gray is written as colour, its gray colour profile is left out.", path)
-        picture = replace(picture, icc=None)
-    if is_deep_picture and kind in ("JPEG", "WEBP"):
-        raise UserError(f"{path}: {kind} holds 8 bits, the picture has 16: write PNG or TIFF.")
+    is_16_bit = image.pixels.dtype == np.uint16
+    if _has_gray_profile(image) and _becomes_colour(image, kind):
+        logger.warning("%s: gray is written as colour, its gray colour profile is dropped.", path)
+        image = replace(image, icc=None)
+    if is_16_bit and kind in ("JPEG", "WEBP"):
+        raise UserError(f"{path}: {kind} holds 8 bits, the image has 16: write PNG or TIFF.")
     try:
-        if not is_deep_picture:
-            content = _encode(picture, kind, quality)
+        if not is_16_bit:
+            content = _encode(image, kind, quality)
         else:
-            content = _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
+            content = _encode_deep_png(image) if kind == "PNG" else _encode_deep_tiff(image)
     except Exception as error:  # encoders raise what they like at metadata that they do not
         raise UserError(f"{path} cannot be written as {kind}: {type(error).__name__}: {error}") from error
     with written_whole(path) as file:
         file.write(content)
 
 
-def _with_alpha(picture: Picture) -> Pixels:
-    """(H, W) or (H, W, C): colours or gray, and transparency if there is any."""
-    if picture.alpha is None:
-        return picture.pixels
-    return np.dstack([picture.pixels, picture.alpha])
+def _with_alpha(image: ImageFile) -> Pixels:
+    """Stack colours or gray and transparency, if there is any: (H, W) or (H, W, C)."""
+    if image.alpha is None:
+        return image.pixels
+    return np.dstack([image.pixels, image.alpha])
 
 
-def _has_gray_profile(picture: Picture) -> bool:
-    return picture.icc is not None and picture.icc[16:20] == b"GRAY"  # the field of the profile's colours
+def _has_gray_profile(image: ImageFile) -> bool:
+    return image.icc is not None and image.icc[16:20] == b"GRAY"  # the field of the profile's colours
 
 
-def _becomes_colour(picture: Picture, kind: str) -> bool:
-    is_deep_with_alpha = picture.pixels.dtype == np.uint16 and picture.alpha is not None
-    return picture.pixels.ndim == 3 or kind == "WEBP" or is_deep_with_alpha
+def _becomes_colour(image: ImageFile, kind: str) -> bool:
+    is_deep_with_alpha = image.pixels.dtype == np.uint16 and image.alpha is not None
+    return image.pixels.ndim == 3 or kind == "WEBP" or is_deep_with_alpha
 
 
-def _deep_channels(picture: Picture) -> Pixels:
-    """As `_with_alpha`, but gray with transparency as colour: OpenCV and Pillow know it with 8 bits alone."""
-    array = _with_alpha(picture)
+def _deep_channels(image: ImageFile) -> Pixels:
+    """Stack as `_with_alpha`, but gray with transparency as colour: 16-bit encoders know no other."""
+    array = _with_alpha(image)
     return array[..., [0, 0, 0, 1]] if array.ndim == 3 and array.shape[2] == 2 else array
 
 
-def _encode(picture: Picture, kind: str, quality: int) -> bytes:
+def _encode(image: ImageFile, kind: str, quality: int) -> bytes:
     exif = Image.Exif()
-    exif.load(picture.exif.tobytes())
+    exif.load(image.exif.tobytes())
     has_directories = any(tag in exif for tag in _DIRECTORIES)
     of_kind: dict[str, dict[str, Any]] = {
-        "PNG": {"pnginfo": _png_texts(picture)},
-        "JPEG": {"quality": quality, "subsampling": 0, "comment": picture.texts.get("Comment", "")},
+        "PNG": {"pnginfo": _png_texts(image)},
+        "JPEG": {"quality": quality, "subsampling": 0, "comment": image.texts.get("Comment", "")},
         "WEBP": {"quality": quality, "method": 4},
         # Pillow's own writer alone, which compresses nothing, writes EXIF's directories.
         "TIFF": {} if has_directories else {"compression": "tiff_adobe_deflate"},
     }
     options = of_kind[kind]
-    if picture.xmp and kind in ("JPEG", "WEBP"):
-        options["xmp"] = picture.xmp
-    if picture.icc:
-        options["icc_profile"] = picture.icc
-    if picture.dpi:
-        options["dpi"] = picture.dpi
-    if picture.xmp and kind == "TIFF":
-        exif[_XMP_TAG] = picture.xmp
+    if image.xmp and kind in ("JPEG", "WEBP"):
+        options["xmp"] = image.xmp
+    if image.icc:
+        options["icc_profile"] = image.icc
+    if image.dpi:
+        options["dpi"] = image.dpi
+    if image.xmp and kind == "TIFF":
+        exif[_XMP_TAG] = image.xmp
     if len(exif):
         options["exif"] = exif.tobytes()
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(_with_alpha(picture))).save(buffer, kind, **options)
+    Image.fromarray(np.ascontiguousarray(_with_alpha(image))).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _png_texts(picture: Picture) -> PngImagePlugin.PngInfo:
+def _png_texts(image: ImageFile) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
-    for key, text in picture.texts.items():
+    for key, text in image.texts.items():
         info.add_text(key, text)
-    if picture.xmp:
-        info.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "replace"))
+    if image.xmp:
+        info.add_itxt("XML:com.adobe.xmp", image.xmp.decode("utf-8", "replace"))
     return info
 
 
-def _encode_deep_png(picture: Picture) -> bytes:
-    """Pillow writes no colours of 16 bits, OpenCV no metadata: its chunks are put in behind the head."""
-    array = _deep_channels(picture)
+def _encode_deep_png(image: ImageFile) -> bytes:
+    """Encode pixels by OpenCV, as Pillow writes no colours of 16 bits, and metadata by Pillow."""
+    array = _deep_channels(image)
     if array.ndim == 3:
         array = array[..., [2, 1, 0, *range(3, array.shape[2])]]
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(array))
     data = encoded.tobytes()
-    # The chunks of an empty picture that Pillow writes with the same metadata.
-    plain = replace(picture, pixels=np.zeros((1, 1), np.uint8), alpha=None)
+    # The chunks of an empty image that Pillow writes with the same metadata.
+    plain = replace(image, pixels=np.zeros((1, 1), np.uint8), alpha=None)
     chunks = [
         (kind, content)
         for kind, content in _png_chunks(_encode(plain, "PNG", 0))
@@ -321,29 +323,29 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def _encode_deep_tiff(picture: Picture) -> bytes:
-    """Pillow writes no colours of 16 bits. Of EXIF the texts of TIFF's own directory are kept, no more."""
-    array = _deep_channels(picture)
+def _encode_deep_tiff(image: ImageFile) -> bytes:
+    """Encode by tifffile, as Pillow writes no colours of 16 bits. Of EXIF only TIFF's own texts are kept."""
+    array = _deep_channels(image)
     tags: list[tuple[Any, ...]] = [
-        (tag, 2, 0, str(picture.exif[tag]), True) for tag in _TEXT_TAGS if tag in picture.exif
+        (tag, 2, 0, str(image.exif[tag]), True) for tag in _TEXT_TAGS if tag in image.exif
     ]
-    if picture.icc:
-        tags.append((_ICC_TAG, 7, len(picture.icc), picture.icc, True))
-    if picture.xmp:
-        tags.append((_XMP_TAG, 1, len(picture.xmp), picture.xmp, True))
+    if image.icc:
+        tags.append((_ICC_TAG, 7, len(image.icc), image.icc, True))
+    if image.xmp:
+        tags.append((_XMP_TAG, 1, len(image.xmp), image.xmp, True))
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
         array,
         photometric="minisblack" if array.ndim == 2 else "rgb",
         planarconfig="contig" if array.ndim == 3 else None,
-        extrasamples=None if picture.alpha is None else ["unassalpha"],
+        extrasamples=None if image.alpha is None else ["unassalpha"],
         compression="zlib",
         predictor=False,
-        resolution=picture.dpi,
-        resolutionunit="inch" if picture.dpi else None,
+        resolution=image.dpi,
+        resolutionunit="inch" if image.dpi else None,
         extratags=tags,
         metadata=None,
-        software=str(picture.exif.get(_SOFTWARE, "")),  # if there is None, it takes tifffile's name
+        software=str(image.exif.get(_SOFTWARE, "")),  # if there is None, it takes tifffile's name
     )
     return buffer.getvalue()

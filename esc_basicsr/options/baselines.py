@@ -1,6 +1,6 @@
 """The networks that the paper compares ESC with, by the names of its tables; options as published.
 
-| rival | code | parameters ×2 / ×3 / ×4 |
+| baseline | code | parameters ×2 / ×3 / ×4 |
 |---|---|---|
 | SwinIR-light | BasicSR's SwinIR, padded to whole windows | 910,152 / 918,267 / 929,628 |
 | RCAN | BasicSR's | 15,444,643 / 15,629,283 / 15,592,355 |
@@ -14,35 +14,21 @@ position biases, 3,840 weights of normalisations and 40 temperatures, for which 
 SRFormer-light is in neither package, and is not built.
 """
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch.nn as nn
-
-from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.suggestion import hint
-from esc_basicsr.lab.networks.packages import imported
-
-__all__ = ["RIVALS", "Rival", "build_rival"]
+__all__ = ["BASELINES", "Baseline"]
 
 
-@dataclass(frozen=True)
-class Rival:
-    """A published network.
+class Baseline(NamedTuple):
+    """A published network."""
 
-    Attributes:
-        network: ``network_g`` without the scale.
-        scale_key: The option that takes the scale.
-    """
-
-    network: Mapping[str, Any] = field(hash=False)
-    scale_key: str = "upscale"
+    network: Mapping[str, Any]  # `network_g` without the scale
+    scale_key: str = "upscale"  # the option that takes the scale
 
 
-RIVALS = {
-    "SwinIR-light": Rival(
+BASELINES = {
+    "SwinIR-light": Baseline(
         {
             "type": "PaddedSwinIR",
             "img_size": 64,
@@ -56,7 +42,7 @@ RIVALS = {
             "resi_connection": "1conv",
         }
     ),
-    "RCAN": Rival(
+    "RCAN": Baseline(
         {
             "type": "RCAN",
             "num_in_ch": 3,
@@ -70,7 +56,7 @@ RIVALS = {
             "rgb_mean": [0.4488, 0.4371, 0.4040],
         }
     ),
-    "HiT-SRF": Rival(
+    "HiT-SRF": Baseline(
         {
             "type": "HiT_SRF",
             "embed_dim": 60,
@@ -84,7 +70,7 @@ RIVALS = {
             "resi_connection": "1conv",
         }
     ),
-    "MambaIRv2-light": Rival(
+    "MambaIRv2-light": Baseline(
         {
             "type": "MambaIRv2Light",
             "embed_dim": 48,
@@ -101,7 +87,7 @@ RIVALS = {
             "resi_connection": "1conv",
         }
     ),
-    "ATD-light": Rival(
+    "ATD-light": Baseline(
         {
             "type": "Spandrel",
             "architecture": "ATD",
@@ -119,7 +105,7 @@ RIVALS = {
             "resi_connection": "1conv",
         }
     ),
-    "OmniSR": Rival(
+    "OmniSR": Baseline(
         {
             "type": "Spandrel",
             "architecture": "OmniSR",
@@ -133,33 +119,3 @@ RIVALS = {
         scale_key="up_scale",
     ),
 }
-
-# type -> its module, which offers it under that name
-_MODULES = {
-    "PaddedSwinIR": "esc_basicsr.lab.networks.swinir_arch",
-    "RCAN": "basicsr.archs.rcan_arch",
-    "HiT_SRF": "esc_basicsr.lab.networks.hitsrf_arch",
-    "MambaIRv2Light": "esc_basicsr.lab.networks.mambairv2_arch",
-    "Spandrel": "esc_basicsr.lab.networks.spandrel_arch",
-}
-_OF_BASICSR = ("PaddedSwinIR", "RCAN")
-
-
-def build_rival(name: str, scale: int) -> nn.Module:
-    """Build a published rival with random weights; released ones load by `esc_basicsr.weights.checkpoint`.
-
-    Args:
-        name: A key of `RIVALS`.
-        scale: Upscaling factor.
-
-    Raises:
-        UserError: There is no such rival, or a package that has it is not installed.
-    """
-    if name not in RIVALS:
-        raise UserError(f"{name!r} is no rival. {hint(name, RIVALS)}".rstrip())
-    rival = RIVALS[name]
-    options = {**rival.network, rival.scale_key: scale}
-    kind = options.pop("type")
-    if kind in _OF_BASICSR:
-        imported("basicsr", name)
-    return getattr(importlib.import_module(_MODULES[kind]), kind)(**options)

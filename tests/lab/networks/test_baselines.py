@@ -15,7 +15,8 @@ from basicsr.archs import ARCH_REGISTRY, build_network
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.lab.networks.variants import RIVALS, build_rival
+from esc_basicsr.lab.networks.baselines import build_baseline
+from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
 
@@ -39,10 +40,10 @@ OF_ROUNDED_LUMA = {"HiT-SRF": 32.558}
 
 def meta(name, scale):
     with torch.device("meta"):
-        return build_rival(name, scale)
+        return build_baseline(name, scale)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_parameters_are_the_published_ones(name):
     for scale, thousands in PUBLISHED[name].items():
         counted = {
@@ -53,10 +54,10 @@ def test_parameters_are_the_published_ones(name):
         assert round(sum(counted.values()) / 1000) == pytest.approx(thousands, abs=0.5)
 
 
-@pytest.mark.parametrize("name", sorted(RIVALS.keys() - {"RCAN"}))
+@pytest.mark.parametrize("name", sorted(BASELINES.keys() - {"RCAN"}))
 def test_a_rival_upscales_images_that_are_no_whole_windows(name):
     with torch.inference_mode():
-        assert build_rival(name, 3).eval()(torch.rand(1, 3, 17, 19)).shape == (1, 3, 51, 57)
+        assert build_baseline(name, 3).eval()(torch.rand(1, 3, 17, 19)).shape == (1, 3, 51, 57)
 
 
 def test_padded_swinir_is_swinir_where_windows_fit():
@@ -88,7 +89,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, name, package):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [_Refuse(package), *sys.meta_path])
     with pytest.raises(UserError, match=f"needs {package}, which is not installed: pip install {package}"):
-        build_rival(name, 4)
+        build_baseline(name, 4)
 
 
 class _Refuse:
@@ -101,8 +102,8 @@ class _Refuse:
 
 
 def test_an_unknown_rival_is_told():
-    with pytest.raises(UserError, match=r"'HiTSRF' is no rival. Did you mean 'HiT-SRF'\?"):
-        build_rival("HiTSRF", 4)
+    with pytest.raises(UserError, match=r"'HiTSRF' is no baseline. Did you mean 'HiT-SRF'\?"):
+        build_baseline("HiTSRF", 4)
 
 
 @pytest.mark.parametrize(
