@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -53,14 +53,17 @@ def start(limit: float = DEFAULT_LIMIT) -> None:
             at once (a process gone, an exception) ends the others within seconds, whatever it is.
 
     Raises:
-        UserError: Rank 0 cannot be reached.
+        UserError: The ranks cannot connect to rank 0.
     """
     global _watch
     if dist.get_world_size() < 2:
         return
     _watch = _Watch(limit)
     atexit.register(_end_unwatched)
-    if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
         # torchrun sends it as soon as a rank has died: the others are to say so first.
         signal.signal(signal.SIGTERM, _exit)
 
@@ -90,10 +93,6 @@ def agree_to_end() -> None:
 _watch: "_Watch | None" = None
 
 
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
@@ -111,40 +110,13 @@ def _end_unwatched() -> None:
         _end(getattr(sys, "last_value", None))
 
 
-class _Peer:
-    """A connection to another rank: messages are lines of JSON, an empty one a sign of life."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.silence = 0.0  # seconds in which this rank was listening
-        self._rest = b""
-
-    def send(self, *message: Any) -> None:
-        with contextlib.suppress(OSError):  # receiving tells
-            self.socket.sendall((json.dumps(message) if message else "").encode() + b"\n")
-
-    def receive(self) -> list[Any] | None:
-        """Give the messages that have come; None if none will."""
-        try:
-            data = self.socket.recv(1 << 16)
-        except OSError:
-            data = b""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines if line] if data else None
-
-
 class _Watch:
     """The state of the other ranks, as one rank knows it; one thread talks to them and judges."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.interval = limit, min(limit / 10, 0.5)
         self.rank, world = dist.get_rank(), dist.get_world_size()
-        server = None
-        if self.rank == 0:
-            is_dual = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if is_dual else socket.AF_INET
-            server = socket.create_server(("", 0), family=family, backlog=world, dualstack_ipv6=is_dual)
-        port = server.getsockname()[1] if server else 0
+        server, port = _listen() if self.rank == 0 else (None, 0)
         told: list[Any] = [None] * world
         dist.all_gather_object(told, (socket.gethostname(), os.getpid(), port, uuid.uuid4().hex))
         self.processes = [(host, pid) for host, pid, *_ in told]
@@ -155,7 +127,14 @@ class _Watch:
         self.has_cause, self.is_heard, self.is_over = (threading.Event() for _ in range(3))
         self.is_quitting = threading.Lock()
         *_, port, password = told[0]
-        self.peers = _meet(server, world, password) if server else _reach(port, password, self.rank)
+        try:
+            self.peers = _meet(server, world, password) if server else _reach(port, self.rank, password)
+        except OSError as error:
+            raise UserError(
+                f"the connections of rank 0, port {port}, to the other ranks cannot be made ({error}). Have "
+                "firewalls let the machines of a training connect to one another."
+            ) from error
+        self.silences = dict.fromkeys(self.peers, 0.0)  # seconds in which this rank was listening
         os.register_at_fork(after_in_child=self._forget)
         self.thread = threading.Thread(target=self._talk, daemon=True)
         self.thread.start()
@@ -163,13 +142,13 @@ class _Watch:
     def _forget(self) -> None:
         """Close, in a forked worker, what would be open after this rank's death."""
         for peer in self.peers.values():
-            peer.socket.close()
+            peer.close()
 
     # The main thread's
 
     def end(self, error: BaseException | None) -> None:
         """Report how this rank ends; does not return if another's end is the reason."""
-        if error is not None and _is_main_thread():
+        if error is not None and threading.current_thread() is threading.main_thread():
             # It ends anyway, and is not to be kept from saying why.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code, is_collective = _code_of(error), _is_of_a_collective(error)
@@ -225,35 +204,45 @@ class _Watch:
     def _talk(self) -> None:
         has_said, last, beat_at = False, time.monotonic(), 0.0
         while not self.is_over.is_set():
-            ready = wait([peer.socket for peer in self.peers.values()], self.interval)
+            ready = wait([*self.peers.values()], self.interval)
             now = time.monotonic()
             # a stopped process that goes on has heard nothing for long, but not listened either
             passed, last = min(now - last, 2 * self.interval), now
             for rank, peer in [*self.peers.items()]:
-                peer.silence = 0 if peer.socket in ready else peer.silence + passed
-                messages = peer.receive() if peer.socket in ready else []
-                for sender, *end in messages or ():
-                    self._hear(sender, _End(*end))
-                if messages is None:
+                self.silences[rank] += passed
+                try:
+                    if peer in ready:
+                        self.silences[rank] = 0.0
+                        message = peer.recv_bytes()
+                        if message:
+                            sender, *end = json.loads(message)
+                            self._hear(sender, _End(*end))
+                except (EOFError, OSError):
                     self._lose(rank, _GONE)
-                elif peer.silence > self.limit:
+                    continue
+                if self.silences[rank] > self.limit:
                     self._lose(rank, f"stopped answering for {self.limit:g} s{self._stopped(rank)}")
             if self.own_end is not None and not has_said:
                 has_said = True
                 if self.rank == 0:
                     self._hear(0, self.own_end)
-                elif self.peers:
-                    self.peers[0].send(self.rank, *self.own_end)
+                else:
+                    self._send(self.rank, self.own_end)
             if now - beat_at >= self.interval:
                 beat_at = now
-                for peer in self.peers.values():
-                    peer.send()
+                self._send()
+
+    def _send(self, sender: int | None = None, end: _End | None = None) -> None:
+        """Send how a rank ends, or a sign of life, to all that this rank is connected to."""
+        message = json.dumps([sender, *end]).encode() if end else b""
+        for peer in self.peers.values():
+            with contextlib.suppress(OSError):  # receiving will show it
+                peer.send_bytes(message)
 
     def _hear(self, sender: int, end: _End) -> None:
         """Take note of how a rank ends; rank 0 passes it on, to that rank too."""
         if self.rank == 0:
-            for peer in self.peers.values():
-                peer.send(sender, *end)
+            self._send(sender, end)
         is_first = not any(known.code for known in self.ends.values())
         self.ends.setdefault(sender, end)
         is_own = sender == self.rank and self.own_end is not None
@@ -270,7 +259,7 @@ class _Watch:
         """Have no connection to a rank any more."""
         if rank not in self.ends:
             self._hear(rank, _End(1, rank, why))
-        self.peers.pop(rank).socket.close()
+        self.peers.pop(rank).close()
         if rank == 0:
             self.is_heard.set()  # there is no one to hear it
 
@@ -283,51 +272,45 @@ class _Watch:
         return ""
 
 
-def _meet(server: socket.socket, world: int, password: str) -> dict[int, _Peer]:
-    """Await the connections of all other ranks on rank 0."""
-    peers: dict[int, _Peer] = {}
+def _listen() -> tuple[socket.socket, int]:
+    is_dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
+    server = socket.create_server(("", 0), family=family, dualstack_ipv6=is_dual)
     server.settimeout(DEFAULT_LIMIT)
+    return server, server.getsockname()[1]
+
+
+def _meet(server: socket.socket, world: int, password: str) -> dict[int, Connection]:
+    """Await the connections of all other ranks on rank 0."""
+    peers: dict[int, Connection] = {}
     with server:
         while len(peers) < world - 1:
-            try:
-                connection, _ = server.accept()
-            except OSError as error:
-                missing = ", ".join(str(rank) for rank in range(1, world) if rank not in peers)
-                raise _unreachable(f"by ranks {missing}", error) from error
-            connection.settimeout(_GRACE)
-            with contextlib.suppress(OSError, ValueError):  # somebody else
-                rank, word = connection.makefile("rb", buffering=0).readline(100).decode().split()
+            connection, _ = server.accept()
+            connection.settimeout(None)
+            peer = Connection(connection.detach())
+            with contextlib.suppress(EOFError, OSError, ValueError):  # somebody else
+                rank, word = peer.recv_bytes(100).decode().split() if peer.poll(_GRACE) else ("", "")
                 if word == password:
-                    peers[int(rank)] = _Peer(connection)
+                    peers[int(rank)] = peer
     return peers
 
 
-def _reach(port: int, password: str, rank: int) -> dict[int, _Peer]:
+def _reach(port: int, rank: int, password: str) -> dict[int, Connection]:
     """Connect to rank 0."""
-    address = os.environ["MASTER_ADDR"], port
-    try:
-        connection = socket.create_connection(address, timeout=DEFAULT_LIMIT)
-        connection.settimeout(_GRACE)
-        connection.sendall(f"{rank} {password}\n".encode())
-    except OSError as error:
-        raise _unreachable(f"at {address[0]}:{port} by rank {rank}", error) from error
-    return {0: _Peer(connection)}
-
-
-def _unreachable(how: str, error: OSError) -> UserError:
-    return UserError(
-        f"rank 0 cannot be reached {how} ({error.strerror or error}). Have firewalls let the machines of a "
-        "training connect to one another."
-    )
+    connection = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=DEFAULT_LIMIT)
+    connection.settimeout(None)
+    peer = Connection(connection.detach())
+    peer.send_bytes(f"{rank} {password}".encode())
+    return {0: peer}
 
 
 def _code_of(error: BaseException | None) -> int:
     if isinstance(error, SystemExit):
         # as Python ends: a text is printed, and the code is 1
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    return 0 if error is None else _USER_ERROR if isinstance(error, UserError) else 1
+    if isinstance(error, UserError | None):
+        return 0 if error is None else _USER_ERROR
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _described(error: BaseException) -> str:
