@@ -135,12 +135,11 @@ class _Watch:
                 "firewalls let the machines of a training connect to one another."
             ) from error
         self.silences = dict.fromkeys(self.peers, 0.0)  # seconds in which this rank was listening
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._close)  # in a worker they would outlive this rank
         self.thread = threading.Thread(target=self._talk, daemon=True)
         self.thread.start()
 
-    def _forget(self) -> None:
-        """Close, in a forked worker, what would be open after this rank's death."""
+    def _close(self) -> None:
         for peer in self.peers.values():
             peer.close()
 
@@ -163,6 +162,7 @@ class _Watch:
         self._leave(_End(0 if self.has_agreed else code, self.rank, why))
         self.is_over.set()
         self.thread.join(_GRACE)
+        self._close()
         if isinstance(error, UserError) and self.cause is not None and self.cause.code == _USER_ERROR:
             raise SystemExit(_USER_ERROR)  # another rank was first, and reports it
 

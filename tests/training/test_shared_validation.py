@@ -87,7 +87,7 @@ def test_each_image_is_upscaled_once_by_a_rank_of_its_own_issue_635(ranks: Ranks
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_leave_the_files_of_one_process(ranks: Ranks, world: int) -> None:
-    """Pictures, results, tables of a test run; nothing beside them."""
+    """Images, results, tables of a test run; nothing beside them."""
     expected = {name: data for name, data in ranks.files(1).items() if "_5.png" not in name}
     found = {name: data for name, data in ranks.files(world).items() if "_5.png" not in name}
     assert found == expected
@@ -140,7 +140,7 @@ def test_error_of_the_network_stays_itself_on_its_rank_and_ends_the_others(ranks
     assert others == [f"UserError: RuntimeError: no memory (rank {world - 1})"] * (world - 1)
 
 
-def test_ranks_that_see_different_files_are_told(ranks: Ranks) -> None:
+def test_ranks_that_see_different_files_are_an_error(ranks: Ranks) -> None:
     for known in ranks.known(2):
         assert "mixed: ranks see different images, so many each: 5, 4." in known["other files"]
 
@@ -188,7 +188,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_figures_and_pictures_are_stock_basicsrs(build: Callable[..., ESCModel], is_train: bool) -> None:
+def test_figures_and_images_are_stock_basicsrs(build: Callable[..., ESCModel], is_train: bool) -> None:
     model = build(is_train, suffix=None if is_train else "x")
     iteration = 4 if is_train else "run"
     validate(model, iteration)
@@ -256,7 +256,7 @@ def test_set_without_hr_has_no_metrics_that_need_it_and_takes_no_other_images_hr
     assert read_csv(tmp_path / "run" / "metrics" / "history.csv")[0]["brightness"] == ""
 
 
-def test_validation_without_metrics_is_recorded_and_saves_pictures(
+def test_validation_without_metrics_is_recorded_and_saves_images(
     build: Callable[..., ESCModel],
 ) -> None:
     model = build(metrics=None)
@@ -347,7 +347,7 @@ def test_stop_leaves_the_records_and_files_as_they_were(
     assert "Validation on Set5 stopped by SIGINT after 0 of 3 images: nothing of it is recorded." in esc_log
 
 
-def test_picture_that_cannot_be_measured_is_named(build: Callable[..., ESCModel], data: Path) -> None:
+def test_image_that_cannot_be_measured_is_named(build: Callable[..., ESCModel], data: Path) -> None:
     write_set(data / "other", [(24, 24)])
     (data / "other" / "HR" / "00.png").replace(data / "HR" / "01.png")
     with pytest.raises(
@@ -408,7 +408,7 @@ def test_metrics_reach_the_log_and_tensorboard_as_stock_basicsrs(
             sheets.append((name, iteration))
 
     model = build()
-    for _ in range(2):  # BasicSR validates once more at the end: pictures are not given twice
+    for _ in range(2):  # BasicSR validates once more at the end: images are not given twice
         model.validation(loader(model.opt["datasets"]["val"]), 4, TensorBoard(), False)
     assert scalars == {
         f"metrics/Set5/{metric}": (model.shared_validation.means[metric], 4) for metric in METRICS
@@ -441,7 +441,7 @@ def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
 
 
 @pytest.mark.parametrize("network", ["ESC", "ESCFP"])
-def test_image_worked_through_strip_by_strip_has_the_psnr_of_the_plain_way(
+def test_image_worked_through_in_row_chunks_has_the_psnr_of_the_plain_one(
     build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
     """Without gradients maps are worked through in chunks of rows, in validation too."""
