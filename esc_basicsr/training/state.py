@@ -20,6 +20,8 @@ __all__ = ["TrainingState"]
 
 # What a state of another form makes PyTorch raise.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Numbers for each parameter in optimizers' states; all else there has the parameter's shape.
+_SCALARS = {"step", "eta", "mu"}
 
 
 class TrainingState:
@@ -155,7 +157,6 @@ class TrainingState:
                 part.load_state_dict(found)
             if "grad_scaler" in state:
                 self._scaler.load_state_dict(state["grad_scaler"])
-            self._check_optimizers()
             if len(randoms) == self._opt["world_size"]:
                 checkpoints.restore_random_state(randoms[self._opt["rank"]])
         except _MISFITS as error:
@@ -186,23 +187,23 @@ class TrainingState:
         """Look at a state before optimizers and schedulers take it in, who would take in anything.
 
         Raises:
-            ValueError: They are not such as this training's own.
+            ValueError, LookupError: They are not such as this training's own.
         """
         if "grad_scaler" in state:
             checkpoints.check_form(state["grad_scaler"], self._scaler.state_dict(), "grad_scaler")
         for index, (optimizer, found) in enumerate(zip(self._optimizers, state["optimizers"], strict=True)):
             where = f"optimizers.{index}"
             checkpoints.check_form(found, {**optimizer.state_dict(), "state": {}}, where)
-            for entry in found["state"].values():
+            for group in found["param_groups"]:
+                _refuse_missing({*optimizer.defaults, "initial_lr"} - group.keys())
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else set()
+            for number, entry in found["state"].items():
+                _refuse_missing(needed - entry.keys())
                 for name, value in entry.items():
-                    # as yet no one knows whose shape it must have; one number repeated is as good as endless
-                    is_plain = (
-                        isinstance(value, Tensor)
-                        and (value.device.type, value.layout) == ("cpu", torch.strided)
-                        and value.nbytes <= value.untyped_storage().nbytes()
-                    )
-                    if not is_plain or not bool(value.isfinite().all()):
-                        raise ValueError(f"{where}.state.{name} is not what it should be")
+                    shape = () if name in _SCALARS else parameters[number].shape
+                    if not _is_plain(value, shape):
+                        raise ValueError(f"{where}.state.{number}.{name} is not what it should be")
         for index, (scheduler, found) in enumerate(zip(self._schedulers, state["schedulers"], strict=True)):
             where = f"schedulers.{index}"
             checkpoints.check_form(found, scheduler.state_dict(), where)
@@ -210,16 +211,16 @@ class TrainingState:
                 if callable(getattr(scheduler, name, None)):  # it would take the method's place
                     raise ValueError(f"{where}.{name} is not what it should be")
 
-    def _check_optimizers(self) -> None:
-        """Check what PyTorch's optimizers have taken in, which fail at the first step alone."""
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                if missing := {*optimizer.defaults, "initial_lr"} - group.keys():
-                    raise ValueError(f"no {', '.join(sorted(missing))}")
-            needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else set()
-            for parameter, entry in optimizer.state.items():
-                if missing := needed - entry.keys():
-                    raise ValueError(f"no {', '.join(sorted(missing))}")
-                for name, value in entry.items():
-                    if value.shape != (() if name == "step" else parameter.shape):
-                        raise ValueError(f"{name} of shape {[*value.shape]} for {[*parameter.shape]}")
+
+def _refuse_missing(names: set[str]) -> None:
+    if names:
+        raise ValueError(f"no {', '.join(sorted(names))}")
+
+
+def _is_plain(value: Any, shape: tuple[int, ...]) -> bool:
+    """Tell whether it is a tensor of finite numbers in memory, of this shape."""
+    return (
+        isinstance(value, Tensor)
+        and (value.device.type, value.layout, value.shape) == ("cpu", torch.strided, shape)
+        and bool(value.isfinite().all())
+    )
