@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
@@ -143,18 +142,11 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
         UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is
             to start anew in an experiment that has states, which BasicSR would archive.
     """
-    found: list[Any] = [None]
-
-    def find() -> None:
-        found[0] = _find_resume_state(opt)
-
     # One process chooses: on another node a file may be there a little later.
-    on_first_rank(find)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    if found[0] is None:
+    found = on_first_rank(lambda: _find_resume_state(opt))
+    if found is None:
         return None
-    path, state = found[0]
+    path, state = found
     if Path(path).parent.resolve() == Path(opt["path"]["training_states"]).resolve():
         on_first_rank(lambda: _set_aside_newer(opt, state["iter"]))
     opt["path"]["resume_state"] = path
@@ -242,9 +234,7 @@ def _is_state(state: Any) -> bool:
         if key in state and not is_empty and not _matches(state[key], form):
             return False
     entries = state.get("metrics", {}).get("history", [])
-    return all(
-        {"iter": int, "set": str}.items() <= {k: type(v) for k, v in e.items()}.items() for e in entries
-    )
+    return all(type(entry.get("iter")) is int and type(entry.get("set")) is str for entry in entries)
 
 
 def _matches(value: Any, form: Any) -> bool:

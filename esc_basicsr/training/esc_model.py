@@ -42,25 +42,10 @@ class ESCModel(SRModel):
     Validation is shared by all ranks (`SharedValidation`). A step whose loss or gradients are not finite
     is skipped, on all ranks, and reported with its samples.
 
-    Option keys are SRModel's; ``train.optim_g.type`` may be ``AdamW`` too. Left out, the following change
-    nothing; docs/training-speed.md has what each does to the loss and to speed:
-
-    * ``train.amp``: ``bf16`` or ``fp16``. The network computes in it where PyTorch's autocast deems that
-      safe; weights, losses, optimizer and EMA stay float32. With fp16 gradients are scaled, and training
-      resumes with the scale it had.
-    * ``train.accumulate``: N. A batch goes through the network in N equal pieces, for less memory; the step
-      is that of the whole batch, for losses that are means over images and networks that treat each image
-      by itself. ``datasets.train.global_batch_size`` chooses N by the number of processes instead.
-    * ``train.clip_grad_norm``: gradients are scaled down to this norm where theirs is larger.
-    * ``train.max_skipped``: training ends after so many steps in a row with numbers that are not finite;
-      10 if left out.
-    * ``train.compile``: true. Training runs through ``torch.compile``; where that fails, uncompiled, and the
-      log says why. Validation, on images of many sizes, is never compiled.
-    * ``channels_last``: true. Weights and LR images are laid out channels last in memory.
-    * ``cpu_kernels``: true. On a CPU, in float32, the networks run by kernels that are compiled when the
-      model is built, which needs a C++ compiler (`fast.kernels`). On a GPU it changes nothing.
-    * ``val.amp``: as ``train.amp``, for validation and testing. They run in float32 without it, whatever
-      ``train.amp`` is.
+    Option keys beyond SRModel's are in docs/options.md, and in docs/training-speed.md what each does to the
+    loss and to speed. ``train.amp`` leaves weights, losses, optimizer and EMA in float32; a batch of
+    ``train.accumulate`` pieces makes the step of the whole one, for losses that are means over images.
+    Validation, on images of many sizes, is never compiled, and runs in float32 unless ``val.amp`` is set.
 
     Attributes:
         shared_validation: Measures on a set, and keeps the records.

@@ -1,7 +1,7 @@
 """Exchanges between ranks. Where there is one process, they do what is to be done without any."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -36,15 +36,19 @@ def raise_everywhere(error: Exception | None) -> None:
             raise UserError(f"{message} (rank {rank})")
 
 
-def on_first_rank(work: Callable[[], None]) -> None:
-    """Have rank 0 do something, and every rank fail if it did."""
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Have rank 0 do something; give its result on every rank, or raise its error as `raise_everywhere`."""
+    result: list[Any] = [None]
     error: Exception | None = None
     if own_rank() == 0:
         try:
-            work()
+            result = [work()]
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
     raise_everywhere(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(result)
+    return result[0]
 
 
 def described(error: Exception) -> str:

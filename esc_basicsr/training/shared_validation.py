@@ -52,8 +52,8 @@ class SharedValidation:
     Every image goes through the network once, on one of the ranks. Results are gathered and averaged in a
     way that does not depend on who measured what, so that metrics are those of one process.
 
-    Beyond SRModel's options, ``val.batch_size``: N. Of each N images in turn, those of equal size that follow
-    one another go through the network together; 1 if left out. Which ones does not depend on the ranks.
+    Of each ``val.batch_size`` images in turn, those of equal size that follow one another go through the
+    network together. Which ones does not depend on the ranks.
 
     Args:
         opt: All options.

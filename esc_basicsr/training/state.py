@@ -29,12 +29,6 @@ class TrainingState:
 
     A resumed run ends as one that was never interrupted: bit for bit on a CPU, with as many processes.
 
-    Option keys:
-
-    * ``logger.keep_checkpoints``: how many are kept, the newest ones; all if left out.
-    * ``logger.safetensors``: true. Beside each ``.pth`` lies a ``.safetensors`` file of the weights to use,
-      EMA's if there are, with the network's options as metadata.
-
     Args:
         opt: All options.
         optimizers: The training's.
