@@ -21,8 +21,7 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -60,12 +59,9 @@ def start(limit: float = DEFAULT_LIMIT) -> None:
         return
     _watch = _Watch(limit)
     atexit.register(_end_unwatched)
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # torchrun sends it as soon as a rank has died: the others are to say so first.
-        signal.signal(signal.SIGTERM, _exit)
+        _on_sigterm(lambda number, frame: sys.exit(_TERMINATED))
 
 
 @contextlib.contextmanager
@@ -93,8 +89,9 @@ def agree_to_end() -> None:
 _watch: "_Watch | None" = None
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _on_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # in which signals arrive
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _end(error: BaseException | None) -> None:
@@ -147,9 +144,8 @@ class _Watch:
 
     def end(self, error: BaseException | None) -> None:
         """Report how this rank ends; does not return if another's end is the reason."""
-        if error is not None and threading.current_thread() is threading.main_thread():
-            # It ends anyway, and is not to be kept from saying why.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if error is not None:
+            _on_sigterm(signal.SIG_IGN)  # it ends anyway, and is not to be kept from saying why
         code, is_collective = _code_of(error), _is_of_a_collective(error)
         if is_collective or (code == _TERMINATED and not self.has_agreed):
             self.has_cause.wait(_GRACE)  # the rank that left the collective, or that torchrun has seen die
@@ -245,15 +241,14 @@ class _Watch:
             self._send(sender, end)
         is_first = not any(known.code for known in self.ends.values())
         self.ends.setdefault(sender, end)
-        is_own = sender == self.rank and self.own_end is not None
-        if sender == self.rank:
-            self.is_heard.set()
-        if end.code and is_first and not is_own:
+        if end.code and is_first and not (sender == self.rank and self.own_end is not None):
             self.cause = end
             self.has_cause.set()
             timer = threading.Timer(_GRACE, self._quit)  # unless the main thread ends first
             timer.daemon = True
             timer.start()
+        if sender == self.rank:
+            self.is_heard.set()
 
     def _lose(self, rank: int, why: str) -> None:
         """Have no connection to a rank any more."""
