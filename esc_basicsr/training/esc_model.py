@@ -67,7 +67,7 @@ class ESCModel(SRModel):
         if self._kernels:
             fast.attend_by_kernels(self.net_g)
         variant = published_variant(self.get_bare_model(self.net_g))
-        self.shared_validation = SharedValidation(opt, self._visuals_of, variant)
+        self.shared_validation = SharedValidation(opt, variant)
         if self.is_train:
             self.stopping = Stopping()
             self.skipped = SkippedSteps(opt)
@@ -175,7 +175,9 @@ class ESCModel(SRModel):
         if self.is_train:
             # BasicSR validates once more when it has counted beyond the last iteration: it is that one's
             current_iter = min(int(current_iter), int(self.opt["train"]["total_iter"]))
-        is_complete = self.shared_validation.run(dataloader, current_iter, tb_logger, save_img)
+        is_complete = self.shared_validation.run(
+            self.upscale_batch, dataloader, current_iter, tb_logger, save_img
+        )
         if not self.is_train:
             return
         if not is_complete:  # on all ranks
@@ -236,8 +238,8 @@ class ESCModel(SRModel):
         agreed = {name: loss / self.opt["world_size"] for name, loss in zip(means, losses, strict=True)}
         return agreed, math.isfinite(norms)
 
-    def _visuals_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Upscale a batch for `SharedValidation`; the model keeps nothing of it."""
+    def upscale_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Upscale a batch as `SharedValidation.run` needs it; the model keeps nothing of it."""
         self.__dict__.pop("gt", None)  # of another batch
         self.feed_data(batch)
         self.test()

@@ -34,6 +34,7 @@ from esc_basicsr.weights.checkpoint import infer_network_options
 __all__ = ["SharedValidation", "published_variant"]
 
 Image = npt.NDArray[np.uint8]
+Upscale = Callable[[dict[str, Any]], Mapping[str, Tensor]]
 
 
 class _ImageResult(NamedTuple):
@@ -57,8 +58,6 @@ class SharedValidation:
 
     Args:
         opt: All options.
-        upscale: Takes a batch of a data set, on this rank alone, and gives ``lq``, ``result`` and, where the
-            batch has it, ``gt``, (B, 3, H, W) on the CPU.
         variant: The published variant that a tested network is; None for another one.
 
     Attributes:
@@ -69,11 +68,9 @@ class SharedValidation:
     def __init__(
         self,
         opt: dict[str, Any],
-        upscale: Callable[[dict[str, Any]], Mapping[str, Tensor]],
         variant: str | None,
     ) -> None:
         self._opt = opt
-        self._upscale = upscale
         self._variant = variant
         self.records = MetricRecords()
         self.means: dict[str, float] = {}
@@ -89,7 +86,9 @@ class SharedValidation:
             if phase.split("_")[0] == "val" and options["name"] not in self.records.measured(iteration)
         ]
 
-    def run(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> bool:
+    def run(
+        self, upscale: Upscale, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool
+    ) -> bool:
         """Measure on a validation or test set, together with the other ranks.
 
         In training the experiment's folder gets metrics/history.csv, all validations so far, and
@@ -99,6 +98,8 @@ class SharedValidation:
         recorded, and the log says so.
 
         Args:
+            upscale: Takes a batch of the data set, on this rank alone; gives ``lq``, ``result`` and, where
+                the batch has it, ``gt``, (B, 3, H, W) on the CPU.
             dataloader: BasicSR's; its data set gives ``lq``, (3, H, W) in [0, 1], and ``lq_path``, and ``gt``
                 where there is any. Without it, only metrics that need no reference are measured.
             current_iter: The iteration; in testing the run's name.
@@ -126,7 +127,9 @@ class SharedValidation:
             raise UserError(f"{name} holds no images to measure on.")
         is_known = name in self.records.measured(current_iter)
         comparisons = None if tb_logger is None or is_known else ComparisonImages(self._opt.get("scale", 1))
-        results = self._measure_together(dataloader, files, current_iter if save_img else None, comparisons)
+        results = self._measure_together(
+            upscale, dataloader, files, current_iter if save_img else None, comparisons
+        )
         if len(results) < len(files):
             return False
         self._record(name, results, current_iter, tb_logger, comparisons)
@@ -137,7 +140,12 @@ class SharedValidation:
         return self._opt["val"].get("metrics") or {}
 
     def _measure_together(
-        self, dataloader: Any, files: Sequence[str], save_as: Any, comparisons: ComparisonImages | None
+        self,
+        upscale: Upscale,
+        dataloader: Any,
+        files: Sequence[str],
+        save_as: Any,
+        comparisons: ComparisonImages | None,
     ) -> list[_ImageResult]:
         """Give results in the order of the images' files; some are missing if a rank was asked to stop."""
         # Not the data set's: that is the file system's, which may differ from machine to machine.
@@ -145,7 +153,7 @@ class SharedValidation:
         error: Exception | None = None
         results: list[_ImageResult] = []
         try:
-            results.extend(self._measure_share(dataloader, order, save_as, comparisons))
+            results.extend(self._measure_share(upscale, dataloader, order, save_as, comparisons))
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         wish = signals.requested()
@@ -162,7 +170,12 @@ class SharedValidation:
         return done
 
     def _measure_share(
-        self, dataloader: Any, order: Sequence[int], save_as: Any, comparisons: ComparisonImages | None
+        self,
+        upscale: Upscale,
+        dataloader: Any,
+        order: Sequence[int],
+        save_as: Any,
+        comparisons: ComparisonImages | None,
     ) -> Iterator[_ImageResult]:
         """Read, upscale, save if ``save_as`` is an iteration or a name, and measure this rank's images.
 
@@ -179,7 +192,7 @@ class SharedValidation:
                 for taken, batch in _batches(dataloader, order, share):
                     if signals.requested():
                         return
-                    paths, visuals = batch["lq_path"], self._upscale(batch)
+                    paths, visuals = batch["lq_path"], upscale(batch)
                     del batch
                     images = _images(visuals["result"])
                     references = _images(visuals["gt"]) if "gt" in visuals else [None] * len(images)

@@ -339,7 +339,9 @@ def test_stop_leaves_the_records_and_files_as_they_were(
     validate(model, 2)
     before = model.shared_validation.records.state(), (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes()
     monkeypatch.setattr(signals, "requested", lambda: signal.SIGINT)
-    assert not model.shared_validation.run(loader(model.opt["datasets"]["val"]), 4, None, True)
+    assert not model.shared_validation.run(
+        model.upscale_batch, loader(model.opt["datasets"]["val"]), 4, None, True
+    )
     assert (
         model.shared_validation.records.state(),
         (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes(),

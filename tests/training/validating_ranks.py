@@ -157,7 +157,9 @@ def run_rank(work, rank, world):
     calls = []
     if rank == min(1, world - 1):
         signals.requested = lambda: calls.append(1) or (signal.SIGTERM if len(calls) > 1 else None)
-    known["stopped"] = not model.shared_validation.run(loader(sets["val_equal"]), 5, None, True)
+    known["stopped"] = not model.shared_validation.run(
+        model.upscale_batch, loader(sets["val_equal"]), 5, None, True
+    )
     signals.requested = lambda: None
 
     known["unreadable"] = validate(model, loader(paired("broken", work / "data" / "broken")), 5)
