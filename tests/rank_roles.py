@@ -1,4 +1,4 @@
-"""What a process does in tests of ranks that die; a module of its own, for processes to import."""
+"""The work of a process in tests of ranks that die; a module of its own, for processes to import."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ from esc_basicsr.training import heartbeat
 def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:
     """Be a rank that works by collectives for ever, unless its role is another.
 
-    What it says goes to the file ``output``.
+    Its output goes to the file ``output``.
     """
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
@@ -47,6 +47,10 @@ def _play(role: str) -> None:
         heartbeat.agree_to_end()
         sys.exit(int(seconds))
     if what == "vanish":
+        os._exit(0)
+    if what == "orphan":  # a forked loader's worker notices seconds later that its process is gone
+        if os.fork() == 0:
+            time.sleep(20)
         os._exit(0)
     if what == "sleep":  # as in a collective of NCCL, which does not notice that a rank is gone
         time.sleep(float(seconds))

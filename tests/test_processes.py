@@ -56,7 +56,7 @@ def test_global_batch_makes_the_same_steps_on_1_2_and_4_processes(
         for ours, theirs in zip(
             other["state"]["metrics"]["history"], one["state"]["metrics"]["history"], strict=True
         ):
-            assert ours == pytest.approx(theirs, abs=2e-3)  # the pictures are rounded to 8 bits
+            assert ours == pytest.approx(theirs, abs=2e-3)  # the images are rounded to 8 bits
 
 
 def test_step_of_a_loss_that_is_no_number_on_one_rank_is_skipped_on_all(

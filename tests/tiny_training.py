@@ -20,7 +20,7 @@ SCALE = 2
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> None:
-    """HR and LR images, as PNG folders and as LMDBs, whose LR is the mean of SCALE×SCALE pixels."""
+    """Write HR and LR images, as PNG folders and as LMDBs, whose LR is the mean of SCALE×SCALE pixels."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, height // 4, width // 4, 3), dtype=np.uint8)
     hr = [cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in coarse]
@@ -41,14 +41,14 @@ def write_images(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def paired(name: str, folder: Path, suffix: str = "", **more: Any) -> dict[str, Any]:
-    """A section for `write_images`'s images: its LMDBs with the suffix ``.lmdb``, else its PNGs."""
+    """Give a section for `write_images`'s images: its LMDBs with the suffix ``.lmdb``, else its PNGs."""
     roots = {f"dataroot_{key}": f"{folder}/{kind}{suffix}" for key, kind in (("gt", "hr"), ("lq", "lr"))}
     backend = {"type": "lmdb" if suffix else "disk"}
     return {"name": name, "type": "PairedImageDataset", **roots, "io_backend": backend, **more}
 
 
 def training_options(train: dict[str, Any], val: dict[str, Any]) -> dict[str, Any]:
-    """Complete options for these data sets: four iterations, a checkpoint and a validation every two.
+    """Give complete options for these data sets: four iterations, a checkpoint and a validation every two.
 
     With betas of 0 and an eps that dwarfs the gradients a step of AdamW is one of plain gradient descent.
     """
@@ -130,7 +130,7 @@ def live(cwd: Path, lives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def checkpoint(folder: Path, iteration: int) -> dict[str, Any]:
-    """Weights and state of an iteration in an experiment's folder."""
+    """Read weights and state of an iteration in an experiment's folder."""
     return {
         "weights": torch.load(folder / "models" / f"net_g_{iteration}.pth", weights_only=True),
         "state": torch.load(folder / "training_states" / f"{iteration}.state", weights_only=True),

@@ -23,12 +23,12 @@ _is_heeded = False
 
 
 def requested() -> signal.Signals | None:
-    """The signal that asked this process to stop; None if none did."""
+    """Give the signal that asked this process to stop; None if none did."""
     return _wish
 
 
 def exit_code() -> int:
-    """The code to end with, by which a shell knows the signal; that of SIGTERM if another rank was asked."""
+    """Give the code to end with, by which a shell knows the signal; SIGTERM's if another rank was asked."""
     return 128 + (_wish or signal.SIGTERM)
 
 
@@ -40,7 +40,7 @@ def heed() -> None:
 
 @contextlib.contextmanager
 def watched_for() -> Iterator[None]:
-    """Within it a signal to stop is noted, not obeyed at once, if somebody heeds it; a second Ctrl-C is.
+    """Note a signal to stop within the block, if somebody heeds it, instead of obeying; obey a second Ctrl-C.
 
     Only in the main thread, where signals arrive; elsewhere it does nothing.
     """
@@ -59,7 +59,7 @@ def watched_for() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within it such signals wait, here and, unless they unblock them, in processes that are started here.
+    """Have such signals wait, here and, unless they unblock them, in processes that are started here.
 
     A worker that is being started would else be ended by them before it can leave them to the main process.
     """

@@ -1,32 +1,32 @@
-"""What training leaves on the disk to be resumed from: networks' weights, and states that say the rest.
+"""The files that training is resumed from: networks' weights, and states with all the rest.
 
 A checkpoint of iteration k is ``models/net_g_k.pth`` and ``training_states/k.state``. The state is written
-last and holds the SHA-256 of the weights, so that it stands for all of it.
+last and holds the SHA-256 of the weights, so that a state that exists stands for a whole checkpoint.
 """
 
 import hashlib
 import importlib
 import io
 import random
+import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.log import logger
+from esc_basicsr.training.ranks import on_first_rank
 from esc_basicsr.weights.checkpoint import read_weights, refuse_bombs
 
 __all__ = [
     "check_form",
     "load_resume_state",
     "newest_state",
-    "on_first_rank",
     "prune",
     "random_state",
     "restore_random_state",
@@ -36,8 +36,19 @@ __all__ = [
 
 
 _LARGEST = 2**62  # of whole numbers in a state
-# What `ReproducibleSampler.position` gives.
-_PLACE = {"seed", "samples", "batch", "epoch", "done"}
+_COUNT = range(_LARGEST)
+# The form of a training state: BasicSR's, and what ours has beside. `_matches` reads it.
+_NEEDED = {"epoch": _COUNT, "iter": _COUNT, "optimizers": list, "schedulers": list}
+_OURS = {
+    "data": dict.fromkeys(("seed", "samples", "batch", "epoch", "done"), _COUNT),  # the sampler's
+    "sha256": {str: str},
+    "random": list,
+    "skipped": {str: int},
+    "metrics": {
+        "history": [{str: int | float | str}],
+        "best": {str: {str: {"better": str, "val": float, "iter": int}}},
+    },
+}
 
 
 # Writing
@@ -77,7 +88,7 @@ def prune(opt: Mapping[str, Any], kept: int) -> None:
 
 
 def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
-    """Have no state beyond the one that is resumed: a later resumption would take it, and pruning keep it."""
+    """Rename states beyond the one that is resumed: a later resumption would take them, and prune others."""
     for state in _states(opt):
         if int(state.stem) > iteration:
             aside = state.with_name(f"{state.name}.abandoned")
@@ -88,33 +99,15 @@ def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
 
 
 def newest_state(opt: Mapping[str, Any]) -> Path | None:
-    """The experiment's newest training state, if it has any."""
+    """Find the experiment's newest training state, if it has any."""
     return next(iter(_states(opt)), None)
-
-
-def on_first_rank(work: Callable[[], None]) -> None:
-    """Have rank 0 do something, and every rank know if it failed.
-
-    Raises:
-        UserError: It raised one on rank 0.
-    """
-    problems: list[str | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            work()
-        except UserError as error:
-            problems = [str(error)]
-    if dist.is_initialized():
-        dist.broadcast_object_list(problems)
-    if problems[0] is not None:
-        raise UserError(problems[0])
 
 
 # Random numbers
 
 
 def random_state() -> dict[str, Any]:
-    """The state of this process's global random numbers, in values that a training state may hold."""
+    """Give the state of this process's global random numbers, in values that a training state may hold."""
     name, numbers, position, has_normal, normal = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -140,7 +133,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(opt: dict[str, Any]) -> Any:
-    """The training state to resume from, on the CPU; None to start anew.
+    """Read the training state to resume from, on the CPU; None to start anew.
 
     With ``--auto_resume`` the newest state of this experiment that is whole, its networks' weights included,
     if it has any; else ``path.resume_state``. ``opt["resume"]`` is set to where in the data it was.
@@ -149,18 +142,11 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
         UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is
             to start anew in an experiment that has states, which BasicSR would archive.
     """
-    found: list[Any] = [None]
-
-    def find() -> None:
-        found[0] = _find_resume_state(opt)
-
     # One process chooses: on another node a file may be there a little later.
-    on_first_rank(find)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    if found[0] is None:
+    found = on_first_rank(lambda: _find_resume_state(opt))
+    if found is None:
         return None
-    path, state = found[0]
+    path, state = found
     if Path(path).parent.resolve() == Path(opt["path"]["training_states"]).resolve():
         on_first_rank(lambda: _set_aside_newer(opt, state["iter"]))
     opt["path"]["resume_state"] = path
@@ -201,7 +187,7 @@ def _find_resume_state(opt: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | N
 
 
 def _states(opt: Mapping[str, Any]) -> list[Path]:
-    """The experiment's training states, newest first."""
+    """List the experiment's training states, newest first."""
     files = Path(opt["path"]["training_states"]).glob("*.state")
     return sorted(
         (file for file in files if file.stem.isdecimal()), key=lambda file: int(file.stem), reverse=True
@@ -240,22 +226,37 @@ def _read_state(opt: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _is_state(state: Any) -> bool:
-    """Whether it has the form of a training state: BasicSR's, or ours with more."""
-    kinds = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
-    ours = {"data": dict, "sha256": dict, "random": list, "skipped": dict, "metrics": dict}
-    if not isinstance(state, dict) or not kinds.keys() <= state.keys():
+    """Tell whether it has the form of a training state: BasicSR's, or ours with more."""
+    if not isinstance(state, dict) or not _NEEDED.keys() <= state.keys():
         return False
-    if any(type(state[key]) is not kind for key, kind in (kinds | ours).items() if key in state):
-        return False
-    place = state.get("data") or dict.fromkeys(_PLACE, 0)
-    return (
-        place.keys() == _PLACE
-        and all(type(value) is int and 0 <= value < _LARGEST for value in place.values())
-        and all(0 <= state[key] < _LARGEST for key in ("epoch", "iter"))
-        and all(isinstance(digest, str) for digest in state.get("sha256", {}).values())
-        and all(type(count) is int for count in state.get("skipped", {}).values())
-        and ("metrics" not in state or _are_metrics(state["metrics"]))
-    )
+    for key, form in (_NEEDED | _OURS).items():
+        is_empty = key == "data" and state.get(key) == {}  # saved before the first batch
+        if key in state and not is_empty and not _matches(state[key], form):
+            return False
+    entries = state.get("metrics", {}).get("history", [])
+    return all(type(entry.get("iter")) is int and type(entry.get("set")) is str for entry in entries)
+
+
+def _matches(value: Any, form: Any) -> bool:
+    """Tell whether a value has a form.
+
+    Args:
+        value: What was read.
+        form: A type or several; a range of whole numbers; ``[form]`` of all items; ``{type: form}`` of all
+            values, by keys of that type; or the form of the value of each key, none of which is missing.
+    """
+    if isinstance(form, range):
+        return type(value) is int and value in form
+    if isinstance(form, list):
+        return type(value) is list and all(_matches(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        if type(value) is not dict:
+            return False
+        key, inner = next(iter(form.items()))
+        if isinstance(key, type):
+            return all(type(name) is key and _matches(item, inner) for name, item in value.items())
+        return value.keys() == form.keys() and all(_matches(value[key], form[key]) for key in form)
+    return isinstance(value, form) if isinstance(form, types.UnionType) else type(value) is form
 
 
 def check_form(found: Any, own: Any, where: str) -> None:
@@ -264,11 +265,11 @@ def check_form(found: Any, own: Any, where: str) -> None:
     Args:
         found: What was read: tensors, numbers, texts, and containers of them.
         own: What it must be like. Numbers may differ, but must be finite; of numbers alone a container may
-            have more or fewer. What only one of two dicts has is let be; an empty container allows anything.
+            have more or fewer. Keys of one dict alone are ignored; an empty container allows anything.
         where: What it is called.
 
     Raises:
-        ValueError: It is not like that; with the place.
+        ValueError: It is not like that; it says where.
     """
     if isinstance(own, Mapping) and isinstance(found, Mapping):
         if all(map(_is_number, own.values())):
@@ -294,35 +295,14 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
-def _are_metrics(state: Mapping[str, Any]) -> bool:
-    """Whether it has the form of `SharedValidation.metrics_state`, whose numbers may be infinite."""
-    history, best = state.get("history"), state.get("best")
-    if not isinstance(history, list) or not isinstance(best, dict):
-        return False
-    entries = [
-        isinstance(entry, dict)
-        and type(entry.get("iter")) is int
-        and isinstance(entry.get("set"), str)
-        and all(isinstance(key, str) and isinstance(value, int | float | str) for key, value in entry.items())
-        for entry in history
-    ]
-    records = [
-        isinstance(record, dict)
-        and {"better": str, "val": float, "iter": int} == {key: type(value) for key, value in record.items()}
-        for of_set in best.values()
-        for record in (of_set.values() if isinstance(of_set, dict) else [None])
-    ]
-    return all(entries) and all(records)
-
-
 def _labels(opt: Mapping[str, Any]) -> list[str]:
-    """``g`` of ``network_g``, and others, of the networks that are resumed."""
+    """Give ``g`` for ``network_g``, and the like, of the networks that are resumed."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
     return [key.removeprefix("network_") for key in opt if key.startswith("network_") and key not in ignored]
 
 
 def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> list[Path]:
-    """The weights that belong to the state in ``path``: of its own experiment, whichever that is."""
+    """Locate the weights that belong to the state in ``path``: of its own experiment, whichever that is."""
     beside = path.parent.parent / "models"
     models = beside if beside.is_dir() else Path(opt["path"]["models"])
     return [models / f"net_{label}_{state['iter']}.pth" for label in _labels(opt)]

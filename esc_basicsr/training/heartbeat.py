@@ -1,12 +1,10 @@
 """Ranks that watch one another: when one dies, the others end soon after, and say which one and why.
 
-torch.distributed by itself leaves them waiting: gloo for half an hour, NCCL for ten minutes, and what they
-raise then is that a connection was closed, not by whom. Here each rank has a thread that tells the others it
-is there, by a number that grows, in the store that the ranks met at, and its last words when it ends. The
-number comes from a thread, so a rank may compute, load or save for as long as it likes; what the ranks do to
-one another in collectives is still under torch's own time limits.
-
-Nothing is compared but changes, seen by the reader's own clock; clocks of different machines may differ.
+torch.distributed by itself leaves them waiting: gloo for half an hour, NCCL for ten minutes; and torchrun
+neither notices a rank that hangs nor says, on the others, which one ended first and why. Here each rank has a
+thread with a connection to rank 0, which passes on to all, in one order, how a rank ends. The system closes
+the connection of a process that dies, and one that hangs sends nothing any more. A thread sends, so a rank
+may compute, load or save for as long as it likes; collectives are still under torch's own time limits.
 """
 
 import atexit
@@ -14,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -22,11 +19,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future
-from datetime import timedelta
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -35,59 +30,47 @@ from esc_basicsr.common.errors import UserError
 __all__ = ["DEFAULT_LIMIT", "agree_to_end", "start", "watched"]
 
 DEFAULT_LIMIT = 60.0  # seconds
-
-# Seconds from learning of a death until this rank ends: so long its main thread has to end by itself.
-_GRACE = 3.0
-# After a collective failed, a rank that is silent for so many seconds, and questions, is why.
-_SUSPICIOUS_SILENCE = 5.0
-_SUSPICIOUS_QUESTIONS = 4
-
-# Exit code of ranks that do not take the others with them.
-_PEACEFUL = 0
-_USER_ERROR = 2
-
-
-class _Rank(NamedTuple):
-    """Where a rank runs."""
-
-    host: str
-    pid: int
-    place: str | None  # equal for processes that see each other in /proc; None if there is none
-    birth: str | None  # tells a process from a later one of the same pid
+_GRACE = 3.0  # seconds that a main thread has to end by itself, or a message to arrive
+_USER_ERROR = 2  # exit code
+_TERMINATED = 128 + signal.SIGTERM
+_GONE = "is gone without a word: it was killed (out of memory?) or crashed"
 
 
 class _End(NamedTuple):
     """How a rank ends, and the rank whose end it is about: itself, or the one that took it along."""
 
-    code: int
-    rank: int | None  # None: none, but what they meet at
+    code: int  # 0: the others go on
+    rank: int
     why: str  # goes on after the rank's name
 
 
 def start(limit: float = DEFAULT_LIMIT) -> None:
-    """Begin to watch the other ranks; called on every rank, once the process group is there.
+    """Begin to watch the other ranks; called on every rank, once the process group exists.
 
     Args:
         limit: Seconds without a sign of life after which a rank is taken for dead. A death that can be seen
             at once (a process gone, an exception) ends the others within seconds, whatever it is.
+
+    Raises:
+        UserError: The ranks cannot connect to rank 0.
     """
     global _watch
     if dist.get_world_size() < 2:
         return
     _watch = _Watch(limit)
     atexit.register(_end_unwatched)
-    if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # torchrun sends it as soon as a rank has died: the others are to say so first.
-        signal.signal(signal.SIGTERM, _exit)
+        _on_sigterm(lambda number, frame: sys.exit(_TERMINATED))
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Tell the other ranks how what is done within it ends, and end here if another rank's end is why.
+    """Report to the other ranks how the block ends, and end here if another rank's end is why.
 
     Then the process ends with exit code 1, or 2 where that rank's end was a `UserError`, after a message
-    that one of the ranks prints. A `UserError` that several ranks raise alike is raised on one of them; the
-    others end with exit code 2. Without other ranks it does nothing.
+    that one of the ranks prints. Of several ranks that raise a `UserError` one raises it; the others end with
+    exit code 2. Without other ranks it does nothing.
     """
     try:
         yield
@@ -106,12 +89,9 @@ def agree_to_end() -> None:
 _watch: "_Watch | None" = None
 
 
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _on_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # in which signals arrive
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _end(error: BaseException | None) -> None:
@@ -128,280 +108,213 @@ def _end_unwatched() -> None:
 
 
 class _Watch:
-    """What one rank knows of the others.
-
-    One thread talks to the store, and waits as long as that does; another judges by what is known.
-    """
+    """The state of the other ranks, as one rank knows it; one thread talks to them and judges."""
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.rank = dist.get_rank()
-        own = (_Rank(socket.gethostname(), os.getpid(), _place(), _birth(os.getpid())), uuid.uuid4().hex)
-        told: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, own)
-        self.ranks = [rank for rank, _ in told]
-        self.others = [number for number in range(len(told)) if number != self.rank]
-        self.room = told[0][1]  # in the store: one that no earlier run, restarted by torchrun, has used
-        # torchrun offers a store that outlives the ranks. Else rank 0 has it, and goes last.
-        self.has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self.is_host = self.rank == 0 and not self.has_agent
-        self.address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        # one question a second does no harm to a store that serves 64 ranks
-        self.interval = min(limit / 10, max(0.5, len(told) / 64))
-        self.suspicion = min(limit, max(_SUSPICIOUS_SILENCE, _SUSPICIOUS_QUESTIONS * self.interval))
-
-        self.ends: dict[int, _End] = {}
-        self.silences = dict.fromkeys(self.others, 0.0)  # seconds in which this rank was listening
-        self.unanswered = 0.0  # seconds since the store last answered
-        self.rounds = 0  # how often every rank's word was read
-        self.gone_since: dict[int, int] = {}  # rank -> the round in which its process was seen to be gone
-        self.lost_at: float | None = None  # when the connection to the store broke
+        self.limit, self.interval = limit, min(limit / 10, 0.5)
+        self.rank, world = dist.get_rank(), dist.get_world_size()
+        server, port = _listen() if self.rank == 0 else (None, 0)
+        told: list[Any] = [None] * world
+        dist.all_gather_object(told, (socket.gethostname(), os.getpid(), port, uuid.uuid4().hex))
+        self.processes = [(host, pid) for host, pid, *_ in told]
+        self.ends: dict[int, _End] = {}  # in one order on all ranks
+        self.cause: _End | None = None  # the end of another rank because of which this one ends
         self.own_end: _End | None = None
         self.has_agreed = False  # to end
-        self.has_told_own_end = threading.Event()
-        self.failed_at: float | None = None  # when a collective failed here
-        self.cause: _End | None = None
-        self.has_cause = threading.Event()
-        self.has_left = threading.Event()
+        self.has_cause, self.is_heard, self.is_over = (threading.Event() for _ in range(3))
         self.is_quitting = threading.Lock()
-        self.claims: queue.SimpleQueue[tuple[str, Future[bool]] | None] = queue.SimpleQueue()
-        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._talk, self._judge)]
-        for thread in self.threads:
-            thread.start()
+        *_, port, password = told[0]
+        try:
+            self.peers = _meet(server, world, password) if server else _reach(port, self.rank, password)
+        except OSError as error:
+            raise UserError(
+                f"the connections of rank 0, port {port}, to the other ranks cannot be made ({error}). Have "
+                "firewalls let the machines of a training connect to one another."
+            ) from error
+        self.silences = dict.fromkeys(self.peers, 0.0)  # seconds in which this rank was listening
+        os.register_at_fork(after_in_child=self._close)  # in a worker they would outlive this rank
+        self.thread = threading.Thread(target=self._talk, daemon=True)
+        self.thread.start()
+
+    def _close(self) -> None:
+        for peer in self.peers.values():
+            peer.close()
 
     # The main thread's
 
     def end(self, error: BaseException | None) -> None:
-        """Tell the others how this rank ends; does not return if another's end is the reason."""
-        if error is not None and _is_main_thread():
-            # It ends anyway, and is not to be kept from saying why.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if self._is_due_to_another(error):
-            assert self.cause is not None
-            self._quit(self.cause)
-        is_first = not isinstance(error, UserError) or self._claim(str(error))
-        code = _code_of(error)
-        why = f"ended with exit code {code}" if isinstance(error, SystemExit | None) else _say(error)
-        self._leave(_End(_PEACEFUL if self.has_agreed else code, self.rank, why))
-        self.claims.put(None)
-        for thread in self.threads:  # Python aborts, should it end while one is in the store's own code
-            thread.join(self._patience())
-        if not is_first:
-            raise SystemExit(_USER_ERROR)
-
-    def _is_due_to_another(self, error: BaseException | None) -> bool:
-        if isinstance(error, UserError | None):
-            return False
-        if isinstance(error, Exception):
-            if _is_of_a_collective(error):
-                self.failed_at = time.monotonic()
-                self.has_cause.wait(2 * self.suspicion)
-        elif any(self._is_process_gone(rank) for rank in self.others if rank not in self.ends):
-            self.has_cause.wait(_GRACE)  # asked to stop by torchrun, which has seen that before this rank
-        return self.cause is not None
+        """Report how this rank ends; does not return if another's end is the reason."""
+        if error is not None:
+            _on_sigterm(signal.SIG_IGN)  # it ends anyway, and is not to be kept from saying why
+        code, is_collective = _code_of(error), _is_of_a_collective(error)
+        if is_collective or (code == _TERMINATED and not self.has_agreed):
+            self.has_cause.wait(_GRACE)  # the rank that left the collective, or that torchrun has seen die
+        if is_collective and self.cause is None and self.ends:
+            rank, end = next(iter(self.ends.items()))
+            self.cause = _End(1, rank, f"{end.why} before the others were done")
+        if self.cause is not None and not isinstance(error, UserError | None):
+            self._quit()
+        why = f"ended with exit code {code}" if isinstance(error, SystemExit | None) else _described(error)
+        self._leave(_End(0 if self.has_agreed else code, self.rank, why))
+        self.is_over.set()
+        self.thread.join(_GRACE)
+        self._close()
+        if isinstance(error, UserError) and self.cause is not None and self.cause.code == _USER_ERROR:
+            raise SystemExit(_USER_ERROR)  # another rank was first, and reports it
 
     def _leave(self, end: _End) -> None:
-        """Say ``end`` to the others; where the store is here, stay until they have ended too."""
+        """Say ``end`` to the others; rank 0, by which they hear of it, stays until they have ended too."""
         self.own_end = end
-        self.claims.put(None)
-        self.has_told_own_end.wait(self._patience())
-        # If they do not end because of this rank, they may work on for long; the judging thread looks on.
-        is_last = end.code == _PEACEFUL
-        deadline = time.monotonic() + 2 * self.suspicion
-        while self.is_host and (is_last or time.monotonic() < deadline):
-            here = [rank for rank in self.others if rank not in self.ends]
-            if not here or (not is_last and all(r == end.rank or self._is_process_gone(r) for r in here)):
-                break
+        self.is_heard.wait(_GRACE)
+        deadline = time.monotonic() + 2 * _GRACE  # so long they take to end because of this rank
+        while self.rank == 0 and self.peers and (end.code == 0 or time.monotonic() < deadline):
             time.sleep(self.interval)
-        self.has_left.set()
 
-    # Both threads'
-
-    def _quit(self, cause: _End) -> NoReturn:
-        """End the process now: Python's own way out may wait for a collective."""
+    def _quit(self) -> None:
+        """End the process now because of another: Python's own way out may wait for a collective."""
         self.is_quitting.acquire()  # never released: one thread does it
-        if cause.code != _USER_ERROR and self._claim(f"end of {cause.rank}"):
-            print(f"error: {self._message(cause)}", file=sys.stderr, flush=True)
-        self._leave(cause)
+        cause = self.cause
+        if cause is None or self.is_over.is_set():
+            return
+        others = {*range(len(self.processes))} - self.ends.keys() - {cause.rank}
+        is_connected = self.rank == 0 or bool(self.peers)
+        if cause.code != _USER_ERROR and (not is_connected or self.rank == min(others, default=self.rank)):
+            host, pid = self.processes[cause.rank]
+            print(
+                f"error: rank {cause.rank} (process {pid} on {host}) {cause.why}. The other ranks cannot "
+                "go on without it, and end. A training goes on from its newest checkpoint when it is started "
+                "again with --auto_resume.",
+                file=sys.stderr,
+                flush=True,
+            )
+        code = _USER_ERROR if cause.code == _USER_ERROR else 1
+        self._leave(cause._replace(code=code))
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(cause.code)
+        os._exit(code)
 
-    def _message(self, cause: _End) -> str:
-        if cause.rank is None:
-            who = f"what the ranks meet at, {self.address[0]}:{self.address[1]},"
-        else:
-            rank = self.ranks[cause.rank]
-            who = f"rank {cause.rank} (process {rank.pid} on {rank.host})"
-        return (
-            f"{who} {cause.why}. The other ranks cannot go on without it, and end. A training goes on from "
-            "its newest checkpoint when it is started again with --auto_resume."
-        )
-
-    def _claim(self, what: str) -> bool:
-        """Whether this rank is the first to say ``what``; yes, too, if the store does not answer."""
-        answer: Future[bool] = Future()
-        self.claims.put((what, answer))
-        try:
-            return answer.result(timeout=self._patience())
-        except Exception:
-            return True
-
-    def _patience(self) -> float:
-        """Seconds to wait for the store, which may be known not to answer."""
-        return _GRACE if self.unanswered < self.suspicion else 0.0
-
-    # The talking thread's
+    # The other thread's
 
     def _talk(self) -> None:
-        from torch.distributed.distributed_c10d import PrefixStore  # PyTorch may be built without it
-
-        try:
-            client = dist.TCPStore(  # type: ignore[attr-defined]
-                *self.address,
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=max(self.limit, 1)),
-            )
-            self._exchange(PrefixStore(f"esc_basicsr/{self.room}", client))
-        except Exception:  # whatever it is, there is no talking to the others any more
-            self.lost_at = time.monotonic()
-            self.has_told_own_end.set()
-            while not self.has_left.is_set():
-                claim = self.claims.get()
-                if claim is not None:
-                    claim[1].set_result(True)
-
-    def _exchange(self, store: Any) -> None:
-        words: dict[int, bytes] = {}
-        last = time.monotonic()
-        while not self.has_left.is_set():
-            end = self.own_end
-            store.set(str(self.rank), json.dumps([self.rounds, end]))
-            there = [rank for rank in self.others if rank in words or store.check([str(rank)])]
-            answers = dict(zip(there, store.multi_get([*map(str, there)]), strict=True) if there else ())
+        has_said, last, beat_at = False, time.monotonic(), 0.0
+        while not self.is_over.is_set():
+            ready = wait([*self.peers.values()], self.interval)
             now = time.monotonic()
-            for rank in self.others:
-                if answers.get(rank) == words.get(rank):
-                    # a stopped process that goes on has heard nothing for long, but not listened either
-                    self.silences[rank] += min(now - last, 2 * self.interval)
+            # a stopped process that goes on has heard nothing for long, but not listened either
+            passed, last = min(now - last, 2 * self.interval), now
+            for rank, peer in [*self.peers.items()]:
+                self.silences[rank] += passed
+                try:
+                    if peer in ready:
+                        self.silences[rank] = 0.0
+                        message = peer.recv_bytes()
+                        if message:
+                            sender, *end = json.loads(message)
+                            self._hear(sender, _End(*end))
+                except (EOFError, OSError):
+                    self._lose(rank, _GONE)
                     continue
-                self.silences[rank], words[rank] = 0.0, answers[rank]
-                _, said = json.loads(answers[rank])
-                if said is not None:
-                    self.ends[rank] = _End(*said)
-            last, self.unanswered = now, 0.0
-            self.rounds += 1
-            if end is not None:
-                self.has_told_own_end.set()
-            with contextlib.suppress(queue.Empty):
-                claim = self.claims.get(timeout=self.interval)
-                if claim is not None:
-                    claim[1].set_result(store.add(f"said: {claim[0]}", 1) == 1)
+                if self.silences[rank] > self.limit:
+                    self._lose(rank, f"stopped answering for {self.limit:g} s{self._stopped(rank)}")
+            if self.own_end is not None and not has_said:
+                has_said = True
+                if self.rank == 0:
+                    self._hear(0, self.own_end)
+                else:
+                    self._send(self.rank, self.own_end)
+            if now - beat_at >= self.interval:
+                beat_at = now
+                self._send()
 
-    # The judging thread's
+    def _send(self, sender: int | None = None, end: _End | None = None) -> None:
+        """Send how a rank ends, or a sign of life, to all that this rank is connected to."""
+        message = json.dumps([sender, *end]).encode() if end else b""
+        for peer in self.peers.values():
+            with contextlib.suppress(OSError):  # receiving will show it
+                peer.send_bytes(message)
 
-    def _judge(self) -> None:
-        last = time.monotonic()
-        while not self.has_left.wait(self.interval):
-            now = time.monotonic()
-            self.unanswered += min(now - last, 2 * self.interval)
-            last = now
-            if self.own_end is not None and self.own_end.code != _PEACEFUL:
-                return  # others end because this one does
-            self.cause = self._find_cause()
-            if self.cause is not None:
-                self.has_cause.set()
-                if not self.has_left.wait(_GRACE):
-                    self._quit(self.cause)
-                return
+    def _hear(self, sender: int, end: _End) -> None:
+        """Take note of how a rank ends; rank 0 passes it on, to that rank too."""
+        if self.rank == 0:
+            self._send(sender, end)
+        is_first = not any(known.code for known in self.ends.values())
+        self.ends.setdefault(sender, end)
+        if end.code and is_first and not (sender == self.rank and self.own_end is not None):
+            self.cause = end
+            self.has_cause.set()
+            timer = threading.Timer(_GRACE, self._quit)  # unless the main thread ends first
+            timer.daemon = True
+            timer.start()
+        if sender == self.rank:
+            self.is_heard.set()
 
-    def _find_cause(self) -> _End | None:
-        """The end of another rank because of which this one cannot go on; None if there is none."""
-        ends = self.ends.copy()  # the talking thread adds to it
-        here = [rank for rank in self.others if rank not in ends]
-        for end in ends.values():
-            if end.code != _PEACEFUL:
-                return end._replace(code=_USER_ERROR if end.code == _USER_ERROR else 1)
-        for rank in here:
-            if self._is_process_gone(rank):
-                # Its last words, if any, came before: another round will have read them.
-                since = self.gone_since.setdefault(rank, self.rounds)
-                if self.rounds >= since + 2 or self.lost_at is not None:
-                    return _End(1, rank, "is gone without a word: it was killed (out of memory?) or crashed")
-        host = None if self.has_agent else 0
-        if self.lost_at is not None:
-            if time.monotonic() - self.lost_at < 1:
-                return None  # the process that it was in may be about to be seen gone
-            return _End(1, host, "is gone" if host is None else "is gone, and with it what the ranks meet at")
-        limit = self.limit if self.failed_at is None else self.suspicion
-        if self.unanswered > limit:
-            return _End(1, host, f"stopped answering for {limit:g} s{self._stopped(host)}")
-        silent = max(here, key=self.silences.__getitem__, default=None)
-        if silent is not None and self.silences[silent] > limit:
-            return _End(1, silent, f"stopped answering for {limit:g} s{self._stopped(silent)}")
-        if self.failed_at is not None and time.monotonic() - self.failed_at > 1.5 * self.suspicion:
-            for rank, end in ends.items():
-                return _End(1, rank, f"{end.why} before the others were done")
-        return None
+    def _lose(self, rank: int, why: str) -> None:
+        """Have no connection to a rank any more."""
+        if rank not in self.ends:
+            self._hear(rank, _End(1, rank, why))
+        self.peers.pop(rank).close()
+        if rank == 0:
+            self.is_heard.set()  # there is no one to hear it
 
-    def _stopped(self, rank: int | None) -> str:
-        is_stopped = rank is not None and self._state_of(rank) in ("T", "t")
-        return " (its process is stopped)" if is_stopped else ""
-
-    def _is_process_gone(self, rank: int) -> bool:
-        return self._state_of(rank) == "gone"
-
-    def _state_of(self, number: int) -> str | None:
-        """The state letter of a rank's process, or ``gone``; None if it cannot be seen from here."""
-        rank = self.ranks[number]
-        if rank.place is None or rank.place != self.ranks[self.rank].place:
-            return None
-        state, birth = _read_process(rank.pid)
-        return "gone" if birth != rank.birth or state in ("Z", "X") else state
+    def _stopped(self, rank: int) -> str:
+        host, pid = self.processes[rank]
+        with contextlib.suppress(OSError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            if host == socket.gethostname() and fields[0] in "Tt":
+                return " (its process is stopped)"
+        return ""
 
 
-def _place() -> str | None:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}" if _birth(os.getpid()) else None
-    except OSError:
-        return None
+def _listen() -> tuple[socket.socket, int]:
+    is_dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
+    server = socket.create_server(("", 0), family=family, dualstack_ipv6=is_dual)
+    server.settimeout(DEFAULT_LIMIT)
+    return server, server.getsockname()[1]
 
 
-def _birth(pid: int) -> str | None:
-    return _read_process(pid)[1]
+def _meet(server: socket.socket, world: int, password: str) -> dict[int, Connection]:
+    """Await the connections of all other ranks on rank 0."""
+    peers: dict[int, Connection] = {}
+    with server:
+        while len(peers) < world - 1:
+            connection, _ = server.accept()
+            connection.settimeout(None)
+            peer = Connection(connection.detach())
+            with contextlib.suppress(EOFError, OSError, ValueError):  # somebody else
+                rank, word = peer.recv_bytes(100).decode().split() if peer.poll(_GRACE) else ("", "")
+                if word == password:
+                    peers[int(rank)] = peer
+    return peers
 
 
-def _read_process(pid: int) -> tuple[str | None, str | None]:
-    """State and start time of a process as /proc has them; None if there is no such process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return fields[0], fields[19]
-    except (OSError, IndexError):
-        return None, None
+def _reach(port: int, rank: int, password: str) -> dict[int, Connection]:
+    """Connect to rank 0."""
+    connection = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=DEFAULT_LIMIT)
+    connection.settimeout(None)
+    peer = Connection(connection.detach())
+    peer.send_bytes(f"{rank} {password}".encode())
+    return {0: peer}
 
 
 def _code_of(error: BaseException | None) -> int:
     if isinstance(error, SystemExit):
         # as Python ends: a text is printed, and the code is 1
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    return 0 if error is None else _USER_ERROR if isinstance(error, UserError) else 1
+    if isinstance(error, UserError | None):
+        return 0 if error is None else _USER_ERROR
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _say(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (
-        f"ended with {type(error).__name__}: {text[:500]}" if text else f"ended with {type(error).__name__}"
-    )
+def _described(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    return f"ended with {type(error).__name__}{text and f': {text}'}"
 
 
-def _is_of_a_collective(error: Exception) -> bool:
-    """Whether it is what ranks raise when another has left them; gloo's have no type of their own."""
+def _is_of_a_collective(error: BaseException | None) -> bool:
+    """Tell whether it is what ranks raise when another has left them; gloo's have no type of their own."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "by peer"))
     )

@@ -14,8 +14,8 @@ class TensorBoardWriter(SummaryWriter):
     """PyTorch's writer for a training that may have been interrupted.
 
     Where the folder has events already, TensorBoard forgets of them what lies beyond the iteration that this
-    writer begins with. Numbers that are not finite are left out: the log has them. What a killed process has
-    not yet written is of its last seconds.
+    writer begins with. Numbers that are not finite are skipped: the log has them. A killed process loses
+    what it logged in its last seconds.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -25,7 +25,7 @@ class TensorBoardWriter(SummaryWriter):
     def add_scalar(
         self, tag: str, scalar_value: Any, global_step: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """As PyTorch's, for a number that is finite."""
+        """Write a number, if it is finite."""
         if self._goes_on:
             self._goes_on = False
             begun = Event(step=global_step, session_log=SessionLog(status=SessionLog.START))

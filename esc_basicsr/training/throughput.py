@@ -17,7 +17,7 @@ class Throughput:
         self._seconds = 0.0
 
     def go_on(self) -> None:
-        """From now on time counts."""
+        """Count time from now on."""
         self._since = time.perf_counter()
 
     def count(self, images: int) -> None:
@@ -29,7 +29,7 @@ class Throughput:
         self._since = now
 
     def take(self) -> float | None:
-        """Images a second since this was last asked; None if no step was counted."""
+        """Give images a second since the last call; None if no step was counted."""
         rate = self._images / self._seconds if self._seconds else None
         self._images, self._seconds = 0, 0.0
         return rate

@@ -124,7 +124,7 @@ def test_weights_that_are_not_to_be_resumed_may_be_missing(
     assert checkpoints.load_resume_state(experiment)["iter"] == 100
 
 
-def test_full_disk_is_told_and_leaves_the_file_that_was_there(
+def test_full_disk_is_reported_and_leaves_the_file_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "1.state"
@@ -201,7 +201,9 @@ def test_state_of_another_content_is_passed_over(
         (7, {}, "state"),
     ],
 )
-def test_part_of_a_state_of_another_form_is_told_with_its_place(found: Any, own: Any, where: str) -> None:
+def test_part_of_a_state_of_another_form_is_reported_with_its_position(
+    found: Any, own: Any, where: str
+) -> None:
     with pytest.raises(ValueError, match=f"^{where} is not what it should be$"):
         checkpoints.check_form(found, own, "state")
 
@@ -219,7 +221,7 @@ def test_part_of_a_state_may_differ_in_numbers() -> None:
     checkpoints.check_form(found, own, "state")
 
 
-def test_place_beyond_the_random_numbers_is_refused() -> None:
+def test_position_beyond_the_random_numbers_is_refused() -> None:
     state = checkpoints.random_state()
     state["numpy"][2] = 10**6
     with pytest.raises(ValueError, match="random numbers at 1000000 of 624"):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,11 @@ def test_step_moves_weights_by_adamw_and_ema_by_its_decay(build: Callable[..., E
     torch.testing.assert_close(dict(after), dict(expected.state_dict()))
     for key, value in before.items():
         torch.testing.assert_close(ema[key], 0.9 * value + 0.1 * after[key])
+
+
+def test_model_is_freed_with_its_last_reference(build: Callable[..., ESCModel]) -> None:
+    """A cycle would hold a GPU's memory and, for several processes, their threads until Python ends."""
+    model = build()
+    network = weakref.ref(model.net_g)
+    del model
+    assert network() is None

@@ -111,12 +111,13 @@ def test_a_killed_rank_is_named_and_ends_the_others_in_seconds(start: Callable[.
         assert not any("Traceback" in job.said(rank) for rank in others)
 
 
-def test_how_a_rank_ended_is_told_by_the_others(start: Callable[..., Job]) -> None:
+def test_how_a_rank_ended_is_reported_by_the_others(start: Callable[..., Job]) -> None:
     ends = {
         "raise": "ended with ValueError: numbers gone bad",
         "exit 3": "ended with exit code 3",
         "exit 0": "ended with exit code 0 before the others were done",
         "vanish": "is gone without a word: it was killed (out of memory?) or crashed",
+        "orphan": "is gone without a word: it was killed (out of memory?) or crashed",
     }
     jobs = {role: start("work", role) for role in ends}
     for role, why in ends.items():
@@ -172,7 +173,9 @@ def test_a_rank_that_stops_by_itself_takes_the_others_along(start: Callable[...,
     assert job.errors() == [f"{job.name(0)}ended with exit code 143{REMEDY}"]
 
 
-def test_a_users_mistake_is_told_once_and_ends_every_rank_with_its_code(start: Callable[..., Job]) -> None:
+def test_a_users_mistake_is_reported_once_and_ends_every_rank_with_its_code(
+    start: Callable[..., Job],
+) -> None:
     """One that all ranks find, and one that one does."""
     for job in (start("mistake", "mistake", "mistake"), start("work", "mistake", "sleep 600")):
         assert job.codes(0, 1, 2, within=20) == [2, 2, 2]
@@ -193,7 +196,7 @@ while True:
 """
 
 
-def test_a_script_that_calls_the_pipeline_itself_tells_of_its_end_when_python_exits(
+def test_a_script_that_calls_the_pipeline_itself_reports_its_end_when_python_exits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -19,12 +19,12 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from validating_ranks import METRICS, MIXED, SCALE, SETS, TINY, loader, lr_alone, options, paired, write_set
 
-from esc_basicsr.common import signals as stopping
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.fast import row_chunks
-from esc_basicsr.training.shared_validation import SharedValidation
+from esc_basicsr.training.esc_model import ESCModel
 
 
 class Ranks:
@@ -87,7 +87,7 @@ def test_each_image_is_upscaled_once_by_a_rank_of_its_own_issue_635(ranks: Ranks
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_leave_the_files_of_one_process(ranks: Ranks, world: int) -> None:
-    """Pictures, results, tables of a test run; nothing beside them."""
+    """Images, results, tables of a test run; nothing beside them."""
     expected = {name: data for name, data in ranks.files(1).items() if "_5.png" not in name}
     found = {name: data for name, data in ranks.files(world).items() if "_5.png" not in name}
     assert found == expected
@@ -114,7 +114,7 @@ def test_equal_sizes_that_follow_one_another_go_through_the_network_together(ran
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_validation_that_one_rank_stopped_is_not_recorded_by_any(ranks: Ranks, world: int) -> None:
     for known in ranks.known(world):
-        assert known["stopped"] is None
+        assert known["stopped"]
         assert known["nothing recorded"]
     done = {1: 1, 2: 4 + 1, 4: 2 + 1 + 2 + 1}[world]
     line = f"Validation on equal stopped by SIGTERM after {done} of 7 images: nothing of it is recorded."
@@ -140,7 +140,7 @@ def test_error_of_the_network_stays_itself_on_its_rank_and_ends_the_others(ranks
     assert others == [f"UserError: RuntimeError: no memory (rank {world - 1})"] * (world - 1)
 
 
-def test_ranks_that_see_different_files_are_told(ranks: Ranks) -> None:
+def test_ranks_that_see_different_files_are_an_error(ranks: Ranks) -> None:
     for known in ranks.known(2):
         assert "mixed: ranks see different images, so many each: 5, 4." in known["other files"]
 
@@ -161,21 +161,22 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(tmp_path: Path, data: Path) -> Callable[..., SharedValidation]:
+def build(tmp_path: Path, data: Path) -> Callable[..., ESCModel]:
     """A model with a set named Set5; keys of ``val`` on top."""
 
     def make(
         is_train: bool = True, name: str = "Set5", opt: dict[str, Any] | None = None, **val: Any
-    ) -> SharedValidation:
+    ) -> ESCModel:
         phase = "val" if is_train else "test"
-        built = options(tmp_path / "run", {phase: paired(name, data, phase)}, is_train)
+        sets = {phase: paired(name, data, phase)}
+        built = options(tmp_path / "run", **{"datasets": sets, "is_train": is_train, **(opt or {})})
         built["val"] |= val
-        return SharedValidation(built | (opt or {}))
+        return ESCModel(built)
 
     return make
 
 
-def validate(model: SharedValidation, iteration: Any = 4, phase: str | None = None) -> None:
+def validate(model: ESCModel, iteration: Any = 4, phase: str | None = None) -> None:
     phase = phase or next(iter(model.opt["datasets"]))
     save = model.opt["val"]["save_img"]
     model.validation(loader(model.opt["datasets"][phase]), iteration, None, save)
@@ -187,9 +188,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_figures_and_pictures_are_stock_basicsrs(
-    build: Callable[..., SharedValidation], is_train: bool
-) -> None:
+def test_figures_and_images_are_stock_basicsrs(build: Callable[..., ESCModel], is_train: bool) -> None:
     model = build(is_train, suffix=None if is_train else "x")
     iteration = 4 if is_train else "run"
     validate(model, iteration)
@@ -197,8 +196,8 @@ def test_figures_and_pictures_are_stock_basicsrs(
     ours = {file.relative_to(root): file.read_bytes() for file in root.rglob("*.*")}
     for file in ours:
         (root / file).unlink()
-    metrics = model.metric_results
-    (section,) = model.opt["datasets"].values()
+    metrics = model.shared_validation.means
+    section, *_ = model.opt["datasets"].values()
     SRModel.nondist_validation(model, loader(section), iteration, None, True)
     assert metrics == pytest.approx(model.metric_results, rel=1e-12)
     assert ours == {file.relative_to(root): file.read_bytes() for file in root.rglob("*.*")}
@@ -207,7 +206,7 @@ def test_figures_and_pictures_are_stock_basicsrs(
 
 
 def test_results_of_each_image_and_history_are_on_the_disk_in_full(
-    build: Callable[..., SharedValidation], tmp_path: Path
+    build: Callable[..., ESCModel], tmp_path: Path
 ) -> None:
     model = build()
     for iteration in (2, 4):
@@ -217,7 +216,7 @@ def test_results_of_each_image_and_history_are_on_the_disk_in_full(
     assert [tuple(row.values())[:4] for row in rows] == [
         (f"{number:02}", "4", str(width), str(height)) for number, (height, width) in enumerate(MIXED[:3])
     ]
-    (entry, last) = model.metric_history
+    (entry, last) = model.shared_validation.records.history
     assert sum(float(row["psnr"]) for row in rows) / 3 == pytest.approx(last["psnr"], rel=1e-12)
     history = read_csv(folder / "history.csv")
     assert [{**row, "psnr": float(row["psnr"]), "ssim": float(row["ssim"])} for row in history] == [
@@ -225,7 +224,7 @@ def test_results_of_each_image_and_history_are_on_the_disk_in_full(
     ]
 
 
-def test_training_is_undisturbed(build: Callable[..., SharedValidation]) -> None:
+def test_training_is_undisturbed(build: Callable[..., ESCModel]) -> None:
     model = build()
     before = {name: value.clone() for name, value in model.net_g.state_dict().items()}
     validate(model)
@@ -235,7 +234,7 @@ def test_training_is_undisturbed(build: Callable[..., SharedValidation]) -> None
 
 
 def test_set_without_hr_has_no_metrics_that_need_it_and_takes_no_other_images_hr(
-    build: Callable[..., SharedValidation],
+    build: Callable[..., ESCModel],
     data: Path,
     tmp_path: Path,
     esc_log: list[str],
@@ -248,98 +247,109 @@ def test_set_without_hr_has_no_metrics_that_need_it_and_takes_no_other_images_hr
     model = build(opt={"datasets": {"val": lr_alone("pictures", data)}})
     model.feed_data({"lq": torch.rand(1, 3, 8, 8), "gt": torch.rand(1, 3, 16, 16)})  # a training batch
     validate(model, 2)
-    assert model.metric_history == [{"iter": 2, "set": "pictures", "images": 3}]
+    assert model.shared_validation.records.history == [{"iter": 2, "set": "pictures", "images": 3}]
     assert "pictures has no HR images: psnr, ssim not measured." in esc_log
     model.opt["val"]["metrics"] = {"psnr": METRICS["psnr"], "brightness": {"type": "brightness"}}
     validate(model, 4)
-    assert model.metric_history[-1].keys() == {"iter", "set", "images", "brightness"}
+    assert model.shared_validation.records.history[-1].keys() == {"iter", "set", "images", "brightness"}
     assert [row["psnr"] for row in read_csv(tmp_path / "run" / "metrics" / "pictures.csv")] == [""] * 3
     assert read_csv(tmp_path / "run" / "metrics" / "history.csv")[0]["brightness"] == ""
 
 
-def test_validation_without_metrics_is_recorded_and_saves_pictures(
-    build: Callable[..., SharedValidation],
+def test_validation_without_metrics_is_recorded_and_saves_images(
+    build: Callable[..., ESCModel],
 ) -> None:
     model = build(metrics=None)
     validate(model)
-    assert model.metric_history == [{"iter": 4, "set": "Set5", "images": 3}]
+    assert model.shared_validation.records.history == [{"iter": 4, "set": "Set5", "images": 3}]
     assert len(list(Path(model.opt["path"]["visualization"]).rglob("*.png"))) == 3
 
 
 def test_last_validation_is_that_of_the_last_iteration_and_replaces_an_earlier_one(
-    build: Callable[..., SharedValidation],
+    build: Callable[..., ESCModel],
 ) -> None:
     model = build()
     total = model.opt["train"]["total_iter"]
     for iteration in (4, total, total + 1):
         validate(model, iteration)
-    assert [entry["iter"] for entry in model.metric_history] == [4, total]
+    assert [entry["iter"] for entry in model.shared_validation.records.history] == [4, total]
     with torch.no_grad():
         model.net_g.to_img.bias.add_(0.1)
     validate(model, total + 3)
-    assert [entry["iter"] for entry in model.metric_history] == [4, total]
-    assert model.metric_history[0]["psnr"] != model.metric_history[1]["psnr"]
+    assert [entry["iter"] for entry in model.shared_validation.records.history] == [4, total]
+    assert (
+        model.shared_validation.records.history[0]["psnr"]
+        != model.shared_validation.records.history[1]["psnr"]
+    )
 
 
-def test_best_records_keep_value_and_iteration(build: Callable[..., SharedValidation]) -> None:
+def test_best_records_keep_value_and_iteration(build: Callable[..., ESCModel]) -> None:
     metrics = {"psnr": METRICS["psnr"], "low": {**METRICS["psnr"], "better": "lower"}}
     model = build(metrics=metrics)
     validate(model, 2)
     with torch.no_grad():
         model.net_g.to_img.bias.add_(0.3)
     validate(model, 4)
-    first, second = (entry["psnr"] for entry in model.metric_history)
+    first, second = (entry["psnr"] for entry in model.shared_validation.records.history)
     higher, lower = (2, 4) if first > second else (4, 2)
-    assert model.best_metric_results["Set5"] == {
+    assert model.shared_validation.records.best["Set5"] == {
         "psnr": {"better": "higher", "val": max(first, second), "iter": higher},
         "low": {"better": "lower", "val": min(first, second), "iter": lower},
     }
 
 
 def test_records_survive_a_training_state_and_other_metrics_afterwards(
-    build: Callable[..., SharedValidation], tmp_path: Path
+    build: Callable[..., ESCModel], tmp_path: Path
 ) -> None:
     model = build(metrics={"psnr": METRICS["psnr"]})
     validate(model, 2)
-    torch.save(model.metrics_state(), tmp_path / "state")
+    torch.save(model.shared_validation.records.state(), tmp_path / "state")
     resumed = build()
-    resumed.restore_metrics(torch.load(tmp_path / "state", weights_only=True))
-    assert resumed.metrics_state() == model.metrics_state()
+    resumed.shared_validation.records.restore(torch.load(tmp_path / "state", weights_only=True))
+    assert resumed.shared_validation.records.state() == model.shared_validation.records.state()
     validate(resumed, 4)
-    assert [set(entry) & set(METRICS) for entry in resumed.metric_history] == [{"psnr"}, {"psnr", "ssim"}]
-    assert resumed.best_metric_results["Set5"]["ssim"]["iter"] == 4
-    assert model.metrics_state() == torch.load(tmp_path / "state", weights_only=True)
+    assert [set(entry) & set(METRICS) for entry in resumed.shared_validation.records.history] == [
+        {"psnr"},
+        {"psnr", "ssim"},
+    ]
+    assert resumed.shared_validation.records.best["Set5"]["ssim"]["iter"] == 4
+    assert model.shared_validation.records.state() == torch.load(tmp_path / "state", weights_only=True)
 
 
 def test_validations_missing_are_the_sets_without_an_entry(
-    build: Callable[..., SharedValidation], data: Path
+    build: Callable[..., ESCModel], data: Path
 ) -> None:
-    sets = {"train": {"name": "Train"}, "val": paired("Set5", data), "val_2": paired("Set14", data)}
+    sets = {"val": paired("Set5", data), "val_2": paired("Set14", data)}
     model = build(opt={"datasets": sets})
-    assert model.validations_missing(4) == ["val", "val_2"]
+    assert model.shared_validation.missing(4) == ["val", "val_2"]
     validate(model, 4, "val_2")
-    assert model.validations_missing(4) == ["val"]
-    assert model.validations_missing(2) == ["val", "val_2"]
+    assert model.shared_validation.missing(4) == ["val"]
+    assert model.shared_validation.missing(2) == ["val", "val_2"]
     model.opt["val"] = None
-    assert model.validations_missing(2) == []
+    assert model.shared_validation.missing(2) == []
 
 
 def test_stop_leaves_the_records_and_files_as_they_were(
-    build: Callable[..., SharedValidation],
+    build: Callable[..., ESCModel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     esc_log: list[str],
 ) -> None:
     model = build(metrics={"psnr": METRICS["psnr"]})
     validate(model, 2)
-    before = model.metrics_state(), (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes()
-    monkeypatch.setattr(stopping, "requested", lambda: signal.SIGINT)
-    validate(model, 4)
-    assert (model.metrics_state(), (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes()) == before
+    before = model.shared_validation.records.state(), (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes()
+    monkeypatch.setattr(signals, "requested", lambda: signal.SIGINT)
+    assert not model.shared_validation.run(
+        model.upscale_batch, loader(model.opt["datasets"]["val"]), 4, None, True
+    )
+    assert (
+        model.shared_validation.records.state(),
+        (tmp_path / "run" / "metrics" / "Set5.csv").read_bytes(),
+    ) == before
     assert "Validation on Set5 stopped by SIGINT after 0 of 3 images: nothing of it is recorded." in esc_log
 
 
-def test_picture_that_cannot_be_measured_is_named(build: Callable[..., SharedValidation], data: Path) -> None:
+def test_image_that_cannot_be_measured_is_named(build: Callable[..., ESCModel], data: Path) -> None:
     write_set(data / "other", [(24, 24)])
     (data / "other" / "HR" / "00.png").replace(data / "HR" / "01.png")
     with pytest.raises(
@@ -348,9 +358,7 @@ def test_picture_that_cannot_be_measured_is_named(build: Callable[..., SharedVal
         validate(build())
 
 
-def test_files_that_cannot_be_written_are_named(
-    build: Callable[..., SharedValidation], tmp_path: Path
-) -> None:
+def test_files_that_cannot_be_written_are_named(build: Callable[..., ESCModel], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "visualization").touch()
     with pytest.raises(UserError, match=r"00_4\.png cannot be written"):
@@ -360,7 +368,7 @@ def test_files_that_cannot_be_written_are_named(
         validate(build(save_img=False))
 
 
-def test_set_without_images_is_named(build: Callable[..., SharedValidation]) -> None:
+def test_set_without_images_is_named(build: Callable[..., ESCModel]) -> None:
     model = build()
     empty = loader(model.opt["datasets"]["val"])
     empty.dataset.paths.clear()
@@ -368,9 +376,7 @@ def test_set_without_images_is_named(build: Callable[..., SharedValidation]) -> 
         model.validation(empty, 4, None, False)
 
 
-def test_names_of_sets_stay_within_the_folders(
-    build: Callable[..., SharedValidation], tmp_path: Path
-) -> None:
+def test_names_of_sets_stay_within_the_folders(build: Callable[..., ESCModel], tmp_path: Path) -> None:
     validate(build(False, name="../../escaped"), "run")
     assert (tmp_path / "run" / "metrics" / "%2E.%2F..%2Fescaped.csv").is_file()
     assert (tmp_path / "run" / "visualization" / "%2E.%2F..%2Fescaped" / "00_run.png").is_file()
@@ -381,7 +387,7 @@ def test_names_of_sets_stay_within_the_folders(
 
 
 def test_bar_counts_images_and_is_shown_if_wanted(
-    build: Callable[..., SharedValidation], capsys: pytest.CaptureFixture[str]
+    build: Callable[..., ESCModel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     validate(build(save_img=False))
     assert "image" not in capsys.readouterr().err
@@ -391,7 +397,7 @@ def test_bar_counts_images_and_is_shown_if_wanted(
 
 
 def test_metrics_reach_the_log_and_tensorboard_as_stock_basicsrs(
-    build: Callable[..., SharedValidation],
+    build: Callable[..., ESCModel],
 ) -> None:
     scalars = {}
     sheets = []
@@ -404,14 +410,16 @@ def test_metrics_reach_the_log_and_tensorboard_as_stock_basicsrs(
             sheets.append((name, iteration))
 
     model = build()
-    for _ in range(2):  # BasicSR validates once more at the end: pictures are not given twice
+    for _ in range(2):  # BasicSR validates once more at the end: images are not given twice
         model.validation(loader(model.opt["datasets"]["val"]), 4, TensorBoard(), False)
-    assert scalars == {f"metrics/Set5/{metric}": (model.metric_results[metric], 4) for metric in METRICS}
+    assert scalars == {
+        f"metrics/Set5/{metric}": (model.shared_validation.means[metric], 4) for metric in METRICS
+    }
     assert sheets == [(f"bicubic_SR_GT/Set5/{image}", 4) for image in ("00", "01", "02")]
 
 
 def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
-    build: Callable[..., SharedValidation], data: Path, tmp_path: Path, esc_log: list[str]
+    build: Callable[..., ESCModel], data: Path, tmp_path: Path, esc_log: list[str]
 ) -> None:
     sets = {"test_1": paired("Set5", data, "test"), "test_2": paired("mine", data, "test")}
     model = build(False, opt={"datasets": sets})
@@ -424,8 +432,8 @@ def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
     written = (tmp_path / "run" / "results.md").read_text()
     assert written.split("\n\n", 1)[1].strip() in shown
     own = read_csv(tmp_path / "run" / "results.csv")[0]
-    assert float(own["mine psnr"]) == model.metric_results["psnr"]
-    assert model.metric_history == []
+    assert float(own["mine psnr"]) == model.shared_validation.means["psnr"]
+    assert model.shared_validation.records.history == []
     assert list(read_csv(tmp_path / "run" / "metrics" / "mine.csv")[0]) == [
         "image",
         "width",
@@ -435,8 +443,8 @@ def test_results_of_a_test_run_are_shown_once_when_all_sets_are_done(
 
 
 @pytest.mark.parametrize("network", ["ESC", "ESCFP"])
-def test_image_worked_through_strip_by_strip_has_the_psnr_of_the_plain_way(
-    build: Callable[..., SharedValidation], monkeypatch: pytest.MonkeyPatch, network: str
+def test_image_worked_through_in_row_chunks_has_the_psnr_of_the_plain_one(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
     """Without gradients maps are worked through in chunks of rows, in validation too."""
     model = build(opt={"network_g": {**TINY, "type": network}})

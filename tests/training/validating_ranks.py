@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
 
-from esc_basicsr.common import signals as stopping
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.sample_images import load_sample_image
-from esc_basicsr.training.shared_validation import SharedValidation
+from esc_basicsr.training.esc_model import ESCModel
 
 SCALE = 2
 WORLDS = (1, 2, 4)
@@ -41,7 +41,7 @@ TINY = {
 
 
 def write_set(folder, sizes):
-    """HR and LR PNGs: parts of a photograph, of these heights and widths."""
+    """Write HR and LR PNGs: parts of a photograph, of these heights and widths."""
     photograph = load_sample_image("coffee")[:, :, ::-1]
     for kind in ("HR", "LR"):
         (folder / kind).mkdir(parents=True)
@@ -66,7 +66,7 @@ def lr_alone(name, folder):
 
 
 def options(root, datasets, is_train=True, **changes):
-    """Options as BasicSR's parse_options gives them; results go under ``root``."""
+    """Give options as BasicSR's parse_options does; results go under ``root``."""
     kind = "experiments_root" if is_train else "results_root"
     opt = {
         **{"name": "run", "scale": SCALE, "num_gpu": 0, "is_train": is_train},
@@ -85,7 +85,10 @@ def options(root, datasets, is_train=True, **changes):
             "pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"},
         }
         opt["logger"] = {"print_freq": 1, "save_checkpoint_freq": 8, "use_tb_logger": False}
-    return copy.deepcopy(opt) | changes
+    opt = copy.deepcopy(opt) | changes
+    if is_train:
+        opt["datasets"] = {**opt["datasets"], "train": {"name": "Train", "batch_size_per_gpu": 1}}
+    return opt
 
 
 def loader(dataset):
@@ -102,7 +105,7 @@ def validate(model, data, iteration=8):
 
 
 def count_images(model):
-    """The batches that the network is given from here on, as numbers of images."""
+    """Record the batches that the network is given from here on, as numbers of images."""
     batches, stock = [], model.test
 
     def test():
@@ -128,7 +131,7 @@ def run_rank(work, rank, world):
     sets = {f"val_{name}": paired(name, work / "data" / name) for name in SETS}
     sets["val_lr"] = lr_alone("lr", work / "data" / "mixed")
     torch.manual_seed(rank)  # as BasicSR's seeds, which differ
-    model = SharedValidation(options(root, sets, **place))
+    model = ESCModel(options(root, sets, **place))
     if world == 1:
         torch.save(model.net_g.state_dict(), work / "weights.pth")
     else:  # 1 has come and gone
@@ -137,21 +140,27 @@ def run_rank(work, rank, world):
 
     batches = count_images(model)
     problems = [validate(model, loader(dataset)) for dataset in sets.values()]
-    known |= {"problems": problems, "batches": batches[:], "history": model.metric_history[:]}
-    known["best"] = copy.deepcopy(model.best_metric_results)
+    known |= {
+        "problems": problems,
+        "batches": batches[:],
+        "history": model.shared_validation.records.history[:],
+    }
+    known["best"] = copy.deepcopy(model.shared_validation.records.best)
 
     model.opt["val"]["batch_size"] = 2
     batches.clear()
     known["problems"] += [validate(model, loader(sets[f"val_{name}"]), 4) for name in ("equal", "mixed")]
-    known |= {"batches of 2": batches[:], "history of 2": model.metric_history[-2:]}
+    known |= {"batches of 2": batches[:], "history of 2": model.shared_validation.records.history[-2:]}
     model.opt["val"]["batch_size"] = 1
-    before = model.metrics_state()
+    before = model.shared_validation.records.state()
 
     calls = []
     if rank == min(1, world - 1):
-        stopping.requested = lambda: calls.append(1) or (signal.SIGTERM if len(calls) > 1 else None)
-    known["stopped"] = validate(model, loader(sets["val_equal"]), 5)
-    stopping.requested = lambda: None
+        signals.requested = lambda: calls.append(1) or (signal.SIGTERM if len(calls) > 1 else None)
+    known["stopped"] = not model.shared_validation.run(
+        model.upscale_batch, loader(sets["val_equal"]), 5, None, True
+    )
+    signals.requested = lambda: None
 
     known["unreadable"] = validate(model, loader(paired("broken", work / "data" / "broken")), 5)
     if world > 1:
@@ -164,16 +173,16 @@ def run_rank(work, rank, world):
             model.test = lambda: (_ for _ in ()).throw(RuntimeError("no memory"))
         known["failing"] = validate(model, loader(sets["val_mixed"]), 5)
         model.test = stock
-    known["nothing recorded"] = model.metrics_state() == before
+    known["nothing recorded"] = model.shared_validation.records.state() == before
     # The ranks are still in step.
     data = loader(sets["val_mixed"])
     data.dataset.paths.sort(key=lambda paths: hash((rank, paths["lq_path"])))  # each has its own order
     known["problems"].append(validate(model, data, 6))
-    known["last"] = model.metric_history[-1]
+    known["last"] = model.shared_validation.records.history[-1]
 
     tests = {f"test_{name}": paired(name, work / "data" / name, "test") for name in ("mixed", "single")}
     network = {"type": "Bicubic", "upscaling_factor": SCALE}
-    tester = SharedValidation(options(root / "test", tests, is_train=False, network_g=network, **place))
+    tester = ESCModel(options(root / "test", tests, is_train=False, network_g=network, **place))
     known["problems"] += [validate(tester, loader(dataset), "run") for dataset in tests.values()]
     (work / f"{world}_{rank}.json").write_text(json.dumps(known))
 
