@@ -70,7 +70,7 @@ def _start_worker() -> None:
 
 
 def _end_with_main_process() -> None:
-    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    """End this worker with its main process, which cannot stop it once killed."""
     main_process = multiprocessing.parent_process()
     if main_process is not None:
         main_process.join()

@@ -23,12 +23,12 @@ _is_heeded = False
 
 
 def requested() -> signal.Signals | None:
-    """The signal that asked this process to stop; None if none did."""
+    """Return the signal that asked this process to stop; None if none did."""
     return _wish
 
 
 def exit_code() -> int:
-    """The code to end with, by which a shell knows the signal; that of SIGTERM if another rank was asked."""
+    """Return the exit code by which a shell knows the signal; SIGTERM's if another rank was asked."""
     return 128 + (_wish or signal.SIGTERM)
 
 
