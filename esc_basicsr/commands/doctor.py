@@ -24,7 +24,7 @@ from esc_basicsr.fast import kernels
 
 _PACKAGES = (
     *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "pillow"),
-    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm"),
+    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm", "wrapt"),
 )
 # without them there is training alone that does not work, and BasicSR needs torchvision
 _OF_TRAINING = ("basicsr", "torchvision")
