@@ -14,7 +14,6 @@ from PIL import Image
 
 from esc_basicsr.__main__ import COMMANDS, main
 from esc_basicsr.archs.variants import VARIANTS, build_variant
-from esc_basicsr.commands import bench as bench_command
 from esc_basicsr.commands import compare as compare_command
 from esc_basicsr.data.photos import load_photograph
 
@@ -152,7 +151,7 @@ SMALL = {
 def test_networks_are_compared_and_looked_into(line, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_command, "OUTPUT_HEIGHT", 64)
     monkeypatch.setattr(compare_command, "OUTPUT_WIDTH", 64)
-    monkeypatch.setattr(bench_command, "peak_memory_growth", lambda build, lq: 0)
+    monkeypatch.setattr("esc_basicsr.lab.measure.benchmark.peak_memory_growth", lambda build, lq: 0)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(load_photograph("chelsea")[:128, :160]).save("photo.png")
     python, module, package, *arguments = line.split()

@@ -160,7 +160,7 @@ def _test_sets(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[P
     for name, pairs in sets.items():
         if not pairs:
             raise UserError(
-                f"--data {args.data}: {name} is not there as HR/X{SCALE} and LR_bicubic/X{SCALE}; "
+                f"--data {args.data}: {name} does not exist as HR/X{SCALE} and LR_bicubic/X{SCALE}; "
                 f"'benchmark-set' makes {', '.join(BENCHMARKS)} of their HR images."
             )
     return sets

@@ -1,8 +1,8 @@
-"""Compare ways of loading HR crops and their LR: samples a second of one core, and the LR that they make.
+"""Compare methods of loading HR crops and their LR: samples a second of one core, and the LR that they make.
 
     python docs/studies/compare_loaders.py -o OUT
 
-The plain way decodes a whole record of the LMDB, crops, flips and transposes it, and reduces the crop by
+The plain method decodes a whole record of the LMDB, crops, flips and transposes it, and reduces the crop by
 Pillow's bicubic filter. The others are DFLIPDataset's: on compressed records, on stored ones, and with LR
 left to the model. They are timed in turn, through PyTorch's loader, in one process and one thread, on records
 that are in memory already. Prints a Markdown table; with -o, writes OUT/loader.json and OUT/loader.png.
@@ -43,7 +43,7 @@ from esc_basicsr.lab.measure.results import describe_machine
 from esc_basicsr.options.recipes import Schedule
 
 Batch = dict[str, Any]
-Way = Callable[[], Iterator[Batch]]  # a pass over the samples
+Method = Callable[[], Iterator[Batch]]  # a pass over the samples
 
 LR_PATCH = Schedule().lr_patch  # as published
 PLAIN = "plain, compressed records"
@@ -86,20 +86,20 @@ def _to_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
 
 
-def ways(folders: Mapping[int, Path], scale: int, samples: int, batch: int) -> dict[str, Way]:
+def methods(folders: Mapping[int, Path], scale: int, samples: int, batch: int) -> dict[str, Method]:
     """List what is compared, by name, over the LMDBs of compression 1 and 0."""
 
     def ours(compression: int, lq_on_device: bool = False) -> Dataset[Any]:
-        options = {"name": "photographs", "phase": "train", "scale": scale, "gt_size": LR_PATCH * scale}
+        options = {"name": "images", "phase": "train", "scale": scale, "gt_size": LR_PATCH * scale}
         options |= {"sources": [{"dataroot_gt": folders[compression]}], "lq_on_device": lq_on_device}
         return DFLIPDataset(options | {"use_hflip": True, "use_rot": True})
 
-    def a_pass(data_set: Any) -> Way:
+    def a_pass(data_set: Any) -> Method:
         # evenly over all images
         indices = [number * len(data_set) // samples for number in range(samples)]
         return functools.partial(iter, DataLoader(Subset(data_set, indices), batch))
 
-    def with_lr(hr_alone: Way) -> Iterator[Batch]:
+    def with_lr(hr_alone: Method) -> Iterator[Batch]:
         for item in hr_alone():
             yield make_pair(item["gt"], scale, torch.float64)
 
@@ -114,10 +114,10 @@ def ways(folders: Mapping[int, Path], scale: int, samples: int, batch: int) -> d
     }
 
 
-def levels(way: Way) -> tuple[Tensor, Tensor]:
-    """Give LR and HR of all samples, equal ones for equal ways, in 8-bit levels."""
+def levels(method: Method) -> tuple[Tensor, Tensor]:
+    """Give LR and HR of all samples, equal ones for equal methods, in 8-bit levels."""
     random.seed(0)
-    batches = list(way())
+    batches = list(method())
     lq, gt = (torch.cat([batch[key] for batch in batches]) * 255 for key in ("lq", "gt"))
     return lq.round().int(), gt.round().int()
 
@@ -137,26 +137,26 @@ def differences_of(lq: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def measure(folders: Mapping[int, Path], scale: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure one scale: samples a second of each way, and its LR against the plain way's and ours.
+    """Measure one scale: samples a second of each method, and its LR against the plain method's and ours.
 
     Raises:
-        RuntimeError: Two ways do not crop alike: their LR could not be compared.
+        RuntimeError: Two methods do not crop alike: their LR could not be compared.
     """
-    compared = ways(folders, scale, args.samples, args.batch)
-    results = {name: levels(way) for name, way in compared.items() if name != HR_ALONE}
+    compared = methods(folders, scale, args.samples, args.batch)
+    results = {name: levels(method) for name, method in compared.items() if name != HR_ALONE}
     (plain, gt), (ours, _) = results[PLAIN], results[OURS]
     if not all(torch.equal(gt, other) for _, other in results.values()):
-        raise RuntimeError("the ways do not give the same HR crops")
+        raise RuntimeError("the methods do not give the same HR crops")
 
-    def work_through(way: Way) -> None:
-        for _ in way():
+    def work_through(method: Method) -> None:
+        for _ in method():
             pass
 
-    calls = {name: functools.partial(work_through, way) for name, way in compared.items()}
+    calls = {name: functools.partial(work_through, method) for name, method in compared.items()}
     seconds = median_times(calls, args.repeats, warmup=1, device=torch.device("cpu"))
     rows = []
     for name in compared:
-        row = {"scale": scale, "way": name, "samples_per_second": args.samples / seconds[name]}
+        row = {"scale": scale, "method": name, "samples_per_second": args.samples / seconds[name]}
         row["times_plain"] = seconds[PLAIN] / seconds[name]
         if name in results:
             row["from_plain"] = differences_of(results[name][0], plain)
@@ -166,12 +166,12 @@ def measure(folders: Mapping[int, Path], scale: int, args: argparse.Namespace) -
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write a table; ratios are to the plain way on compressed records."""
-    head = ["scale", "way", "samples a second", "times the plain way"]
+    """Write a table; ratios are to the plain method on compressed records."""
+    head = ["scale", "method", "samples a second", "times the plain method"]
     head += ["LR from plain's: largest, mean", "off the border", "LR values that differ from ours"]
     lines = []
     for row in rows:
-        cells = [f"×{row['scale']}", row["way"]]
+        cells = [f"×{row['scale']}", row["method"]]
         cells += [f"{row['samples_per_second']:.0f}", f"{row['times_plain']:.1f}"]
         if "from_plain" in row:
             plain, ours = row["from_plain"], row["from_ours"]
@@ -190,12 +190,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw bars of samples a second, a group for each scale."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(row["way"] for row in rows))
+    names = list(dict.fromkeys(row["method"] for row in rows))
     scales = list(dict.fromkeys(row["scale"] for row in rows))
     figure = Figure(figsize=(9, 4.5))
     axis = figure.subplots()
     for number, name in enumerate(names):
-        rates = [row["samples_per_second"] for row in rows if row["way"] == name]
+        rates = [row["samples_per_second"] for row in rows if row["method"] == name]
         places = [group + (number - (len(names) - 1) / 2) * 0.13 for group in range(len(scales))]
         bars = axis.bar(places, rates, 0.12, label=name)
         axis.bar_label(bars, fmt="%.0f", fontsize=7)
@@ -208,8 +208,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def find_photographs(folder: Path | None, size: int) -> dict[str, Path | npt.NDArray[np.uint8]]:
-    """Find the embedded photographs, or those of a folder, that have a crop of ``size``.
+def find_images(folder: Path | None, size: int) -> dict[str, Path | npt.NDArray[np.uint8]]:
+    """Find the embedded images, or those of a folder, that have a crop of ``size``.
 
     Raises:
         UserError: There is none, or one cannot be read.
@@ -219,7 +219,7 @@ def find_photographs(folder: Path | None, size: int) -> dict[str, Path | npt.NDA
     found = collect_images([folder])
     large = {key: path for key, path in found.items() if min(read_image(path).shape[:2]) >= size}
     if not large:
-        raise UserError(f"{folder}: no photograph is as large as an HR crop, {size}×{size} pixels.")
+        raise UserError(f"{folder}: no image is as large as an HR crop, {size}×{size} pixels.")
     return {**large}
 
 
@@ -238,12 +238,12 @@ def _one_thread() -> Iterator[None]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--photos", type=Path, help="folder of HR photographs (default: those that come with scikit-image)"
+        "--photos", type=Path, help="folder of HR images (default: those that come with scikit-image)"
     )
     parser.add_argument("--scales", type=int, nargs="+", choices=SCALES, default=list(SCALES))
     parser.add_argument("--samples", type=int, default=64, help="of a timed pass (default: 64)")
     parser.add_argument("--batch", type=int, default=16, help="samples of a batch (default: 16)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes of each way (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed passes of each method (default: 5)")
     parser.add_argument("-o", "--output", type=Path, help="folder for loader.json and loader.png")
 
 
@@ -252,12 +252,12 @@ def run(args: argparse.Namespace) -> int:
     for name in ("samples", "batch", "repeats"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    photographs = find_photographs(args.photos, LR_PATCH * max(args.scales))
+    photos = find_images(args.photos, LR_PATCH * max(args.scales))
     rows: list[dict[str, Any]] = []
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
         folders = {
             compression: build_lmdb_sets(
-                photographs, Path(folder), f"compression{compression}", compression=compression
+                photos, Path(folder), f"compression{compression}", compression=compression
             )[1]
             for compression in (1, 0)
         }

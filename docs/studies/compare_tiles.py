@@ -83,14 +83,14 @@ def _measure(
         # as much memory
         naive = run_in_tiles(run, lq, scale, side + 2 * MARGIN * window, window, margin=0)
         images |= {} if len(images) > 1 else {"tiles": _to_image(aligned), PLAIN: _to_image(naive)}
-        ways: dict[str, Tensor] = {"row chunks": whole, f"tiles of {side}": aligned, PLAIN: naive}
-        for way, sr in ways.items():
-            if way != "row chunks" or side == sides[0]:
+        methods: dict[str, Tensor] = {"row chunks": whole, f"tiles of {side}": aligned, PLAIN: naive}
+        for method, sr in methods.items():
+            if method != "row chunks" or side == sides[0]:
                 rows.append(
                     {
                         "image": name,
-                        "way": way,
-                        "side": None if way == "row chunks" else side,
+                        "method": method,
+                        "side": None if method == "row chunks" else side,
                         "psnr_to_whole": _psnr(_to_image(sr), _to_image(plain)),
                         "psnr_y_gained": _luma_psnr(_to_image(sr), gt, scale)
                         - _luma_psnr(_to_image(plain), gt, scale),
@@ -123,18 +123,18 @@ def _luma_psnr(sr: Image, gt: Image, scale: int) -> float:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Write a row for each method: over the images, the worst and the mean."""
-    kinds = list(dict.fromkeys((row["way"], row["side"]) for row in rows))
+    kinds = list(dict.fromkeys((row["method"], row["side"]) for row in rows))
     lines = []
-    for way, side in kinds:
-        own = [row for row in rows if (row["way"], row["side"]) == (way, side)]
+    for method, side in kinds:
+        own = [row for row in rows if (row["method"], row["side"]) == (method, side)]
         to_whole = [row["psnr_to_whole"] for row in own]
         gained = [row["psnr_y_gained"] for row in own]
-        name = f"{way} of the same memory as tiles of {side}" if way == PLAIN else way
+        name = f"{method} of the same memory as tiles of {side}" if method == PLAIN else method
         lines.append(
             [name, *(f"{value:.2f} dB" for value in (min(to_whole), float(np.mean(to_whole)))),
              f"{min(gained):+.4f} dB", f"{float(np.mean(gained)):+.4f} dB"]
         )  # fmt: skip
-    head = ["way", "PSNR to the whole, least", "mean", "PSNR on Y gained on GT, least", "mean"]
+    head = ["method", "PSNR to the whole, least", "mean", "PSNR on Y gained on GT, least", "mean"]
     return markdown_table(head, lines)
 
 
@@ -145,9 +145,9 @@ def _draw(images: dict[str, dict[str, Image]]) -> Figure:
     for row, (name, own) in zip(axes, images.items(), strict=True):
         row[0].imshow(own["whole"])
         row[0].set_title(name)
-        for axis, way in zip(row[1:], ("tiles", PLAIN), strict=True):
-            axis.imshow(_difference(own[way], own["whole"]))
-            axis.set_title(f"{way}: difference × {_ENHANCED}")
+        for axis, method in zip(row[1:], ("tiles", PLAIN), strict=True):
+            axis.imshow(_difference(own[method], own["whole"]))
+            axis.set_title(f"{method}: difference × {_ENHANCED}")
         for axis in row:
             axis.axis("off")
     return figure

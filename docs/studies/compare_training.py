@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
 
 def release_form(network: dict[str, Any], compile_flex: bool) -> nn.Module:
-    """Build what ``network``, a ``network_g``, says in the release's form; for BasicSR's registry."""
+    """Build what ``network``, a ``network_g``, says as the authors released it; for BasicSR's registry."""
     from basicsr.archs import build_network
 
     return ReferenceNetwork(build_network(network), compile_flex)

@@ -18,8 +18,9 @@ import yaml
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.check import check_options
-from esc_basicsr.options.keys import FOLDER_NAME
+from esc_basicsr.options.kinds import FOLDER_NAME
 from esc_basicsr.options.loader import load_options
+from esc_basicsr.options.schema import filled
 from esc_basicsr.training import heartbeat
 
 __all__ = ["add_arguments", "given", "parse_options"]
@@ -65,14 +66,15 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     A mistake in the options, on any rank, is reported once and ends all ranks with exit code 2.
 
     Returns:
-        As BasicSR's: the options, completed by what its pipelines expect of them, and the command line.
+        As BasicSR's: the options, completed by their defaults and by what its pipelines expect of them, and
+        the command line.
     """
     args = given.get()
     if args is None:
         parser = argparse.ArgumentParser(allow_abbrev=False)
         add_arguments(parser, is_train)
         args = parser.parse_args()
-    opt = _agree_on_options(args, Path(root_path), is_train)
+    opt = filled(_agree_on_options(args, Path(root_path), is_train))
     _complete(opt, args, Path(root_path), is_train)
     return opt, args
 

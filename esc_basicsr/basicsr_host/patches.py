@@ -66,13 +66,6 @@ def _host(module_name: str) -> Any:
     return importlib.import_module(f"basicsr.{module_name}")
 
 
-def _checkpoints() -> Any:
-    # Not at the top: the room of training imports BasicSR, whose hook needs this module to be complete.
-    from esc_basicsr.training import checkpoints
-
-    return checkpoints
-
-
 def _is_ours(function: Callable[..., Any]) -> bool:
     return (function.__module__ or "").startswith("esc_basicsr.")
 
@@ -105,6 +98,13 @@ def _rebind(name: str, old: object, new: object) -> None:
 _stock_of_train: dict[str, Any] = {}
 
 
+def _ours_of_training(name: str) -> Any:
+    # Imported late: it imports BasicSR, whose import applies these patches.
+    from esc_basicsr.training import checkpoints
+
+    return getattr(checkpoints, name)
+
+
 def _replace_in_train(name: str, new: object) -> None:
     module = _host("train")
     _stock_of_train[name] = getattr(module, name)
@@ -115,7 +115,7 @@ def patch_copied_script(script: Any) -> None:
     """Patch a copy of BasicSR's train.py that is run as a script: it has functions of its own."""
     own = getattr(script, "load_resume_state", None)
     if own is not None and _is_resume_broken(own):
-        script.load_resume_state = _checkpoints().load_resume_state
+        script.load_resume_state = _ours_of_training("load_resume_state")
     for name, stock in _stock_of_train.items():
         own = getattr(script, name, None)
         # one that somebody has changed is theirs
@@ -200,7 +200,7 @@ def _take_gpu(local_rank: int) -> None:
 
 def _first_slurm_node(node_list: str) -> str:
     try:
-        listing = subprocess.run(
+        said = subprocess.run(
             ["scontrol", "show", "hostnames", node_list], check=True, capture_output=True, text=True
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
@@ -208,7 +208,7 @@ def _first_slurm_node(node_list: str) -> str:
             f"--launcher slurm: 'scontrol show hostnames {node_list}' failed ({error}). "
             "Set MASTER_ADDR to the name of the first node."
         ) from None
-    return listing.split()[0]
+    return said.split()[0]
 
 
 class _Recorder:
@@ -262,7 +262,7 @@ def _is_resume_broken(function: Callable[..., Any]) -> bool:
 
 
 def _patch_resume() -> None:
-    _host("train").load_resume_state = _checkpoints().load_resume_state
+    _host("train").load_resume_state = _ours_of_training("load_resume_state")
 
 
 # Saving
@@ -272,7 +272,7 @@ class _TorchThatSavesWhole:
     """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
 
     def save(self, content: object, path: str) -> None:
-        _checkpoints().write_torch(path, content)
+        _ours_of_training("write_torch")(path, content)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

@@ -1,6 +1,6 @@
 """Inter-layer similarity: how much adjacent attention layers repeat each other.
 
-Measured on photographs, for all pairs of a network's attention layers: linear CKA of the features that
+Measured on images, for all pairs of a network's attention layers: linear CKA of the features that
 attention extracts, and cosine of the attention maps; beside them what tells how much such a number says: the
 cosine with a uniform map, the cosine after subtracting means, layers two apart, and the same network with
 random weights.

@@ -19,7 +19,7 @@ TorchScript file. Implementations of a variant share their weights, and their ou
 with those of the first of them at that scale. A network with a scale of its own, as a checkpoint has, is
 measured at that scale, whatever --scale says.
 
-An option that stands for the scale (upscale, scale and the like) is filled in. Weights are random, except
+An option that is the scale (upscale, scale and the like) is filled in. Weights are random, except
 those of files. spandrel comes with the extra esc-basicsr[lab].
 """
 

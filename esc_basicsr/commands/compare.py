@@ -104,7 +104,7 @@ def _write(
     args: argparse.Namespace, device: torch.device, entries: list[Entry], missing: list[str], text: str
 ) -> None:
     settings = {"repeats": args.repeats, "warmup": args.warmup}
-    settings |= {"selective_scan": implementation(device), "left_out": [*missing]}
+    settings |= {"selective_scan": implementation(device), "skipped": [*missing]}
     rows = [
         {**entry.row._asdict(), "network": entry.method}
         | {key: value for key, value in entry._asdict().items() if key not in ("method", "row")}

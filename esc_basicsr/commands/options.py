@@ -1,18 +1,21 @@
-"""Write the shipped option files, list them, or check files of your own before training by them.
+"""Write the shipped option files, list them, describe every key, or check files of your own.
 
 For example:
   python -m esc_basicsr options --list
   python -m esc_basicsr options --write options
+  python -m esc_basicsr options --docs docs/options.md
   python -m esc_basicsr options --check options/train/ESC/ESC_x2_DIV2K.yml
 """
 
 import argparse
-import os
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import make_folder_of, written_whole
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.recipes import option_files
+from esc_basicsr.options.reference import json_schema, reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="name the shipped option files")
     action.add_argument("--write", metavar="DIR", type=Path, help="write the shipped option files below DIR")
+    action.add_argument("--docs", metavar="FILE", type=Path, help="write a page that describes every key")
     action.add_argument(
         "--check",
         metavar="FILE",
@@ -30,16 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="with --write: replace files that differ from the shipped ones",
+        help="with --write or --docs: replace files that differ from the shipped ones",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; 0 when all is well."""
-    if args.overwrite and args.write is None:
-        raise UserError("--overwrite goes with --write DIR")
+    if args.overwrite and args.write is None and args.docs is None:
+        raise UserError("--overwrite goes with --write DIR or --docs FILE")
     if args.write is not None:
-        write(args.write, args.overwrite)
+        files = {**option_files(), PurePosixPath("schema.json"): json_schema()}
+        written = write({args.write / path: text for path, text in files.items()}, args.overwrite)
+        print(f"{written} files written to {args.write}, {len(files) - written} up to date")
+    elif args.docs is not None:
+        written = write({args.docs: reference()}, args.overwrite)
+        print(f"{args.docs}: {'written' if written else 'up to date'}")
     elif args.check:
         check(args.check)
     else:
@@ -47,34 +56,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(folder: Path, overwrite: bool) -> None:
-    """Write every shipped option file below ``folder``.
+def write(files: Mapping[Path, str], overwrite: bool) -> int:
+    """Write those files that differ from their text, and return how many.
 
     Raises:
         UserError: Files there differ and ``overwrite`` is false (then none is written), or cannot be written.
     """
-    try:
-        changed = {
-            folder / path: text for path, text in option_files().items() if _differs(folder / path, text)
-        }
-        kept = [str(path) for path in changed if path.exists()]
-        if kept and not overwrite:
-            raise UserError(
-                "\n  ".join(
-                    ["these files differ from the shipped ones; rename yours or add --overwrite:", *kept]
-                )
-            )
-        for path, text in changed.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                unfinished.write_text(text, encoding="utf-8", newline="\n")
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write option files below {folder}: {error}") from None
-    print(f"{len(changed)} option files written to {folder}, {len(option_files()) - len(changed)} up to date")
+    changed = {path: text for path, text in files.items() if _differs(path, text)}
+    kept = [str(path) for path in changed if path.exists()]
+    if kept and not overwrite:
+        problem = "these files differ from the shipped ones; rename yours or add --overwrite:"
+        raise UserError("\n  ".join([problem, *kept]))
+    for path, text in changed.items():
+        make_folder_of(path)
+        with written_whole(path) as file:
+            file.write(text.encode())
+    return len(changed)
 
 
 def check(files: list[Path]) -> None:
@@ -99,4 +96,4 @@ def check(files: list[Path]) -> None:
 
 
 def _differs(path: Path, text: str) -> bool:
-    return not path.exists() or path.read_bytes() != text.encode()
+    return not path.is_file() or path.read_bytes() != text.encode()

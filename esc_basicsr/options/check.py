@@ -21,9 +21,21 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.suggestion import hint, nearest
-from esc_basicsr.options import keys as known
+from esc_basicsr.options import schema
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand
-from esc_basicsr.options.keys import ANYTHING, BOOL, INTEGER, NUMBER, TEXT, Kind
+from esc_basicsr.options.kinds import (
+    ANYTHING,
+    BOOL,
+    COUNT,
+    INTEGER,
+    NUMBER,
+    SECTION,
+    TEXT,
+    Kind,
+    is_number,
+    is_whole,
+)
+from esc_basicsr.options.schema import Option, required_keys
 from esc_basicsr.weights.checkpoint import check_fit, infer_network_options, is_safetensors, read_weights
 from esc_basicsr.weights.shipped import weights_file
 
@@ -36,7 +48,7 @@ _ANNOTATED: dict[Any, Kind] = {
 # A parameter that has a number as default may take lists and more, but hardly a number as text.
 _NO_NUMBER_AS_TEXT = Kind("a number", lambda value: _number_for(value, NUMBER) is None)
 
-_TOLD = 30  # problems
+_REPORTED = 30  # problems
 _LONGEST = 2000  # characters of one, most of them from the file
 
 _FOREIGN = "If another package provides it, that package must be imported first."
@@ -52,16 +64,16 @@ def check_options(opt: Mapping[str, Any], path: str | Path, is_train: bool, resu
         resumes: Whether training goes on from a state of its own; what it started from is not needed then.
 
     Raises:
-        UserError: Unknown or missing keys, values that do not fit or contradict one another, data that is
-            not there.
+        UserError: Unknown or missing keys, values that do not fit or contradict one another, data that
+            does not exist.
     """
     check = _Check(opt, is_train, resumes)
     check.run()
     if check.problems:
         count = "1 problem" if len(check.problems) == 1 else f"{len(check.problems)} problems"
-        problems = [_shortened(problem).replace("\n", "\n    ") for problem in check.problems[:_TOLD]]
-        if len(check.problems) > _TOLD:
-            problems.append(f"... and {len(check.problems) - _TOLD} more")
+        problems = [_shortened(problem).replace("\n", "\n    ") for problem in check.problems[:_REPORTED]]
+        if len(check.problems) > _REPORTED:
+            problems.append(f"... and {len(check.problems) - _REPORTED} more")
         lines = "\n  ".join([f"{path}: {count}", *problems])
         raise UserError("\n".join([lines, *check.notes]))
 
@@ -74,10 +86,10 @@ class _Check:
         self.is_train = is_train
         self.resumes = resumes
         self.problems: list[str] = []
-        self.notes: dict[str, None] = {}  # said once, after the problems, in this order
+        self.notes: dict[str, None] = {}  # written once, after the problems, in this order
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
         # Only these models' keys are all known.
-        self.is_known_model = opt.get("model_type") in known.KNOWN_MODELS
+        self.is_known_model = opt.get("model_type") in schema.KNOWN_MODELS
         # Each process of a launcher takes one GPU, whatever num_gpu is.
         self.is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
 
@@ -91,7 +103,7 @@ class _Check:
             self.check_train()
             self.check_logger()
         self.check_val()
-        self.check_keys("dist_params", known.DIST_PARAMS)
+        self.check_section("dist_params", schema.DIST_PARAMS)
         self.check_datasets()
 
     # What every section needs
@@ -103,7 +115,7 @@ class _Check:
         self.notes[f"Relative paths start at the working directory, {Path.cwd()}."] = None
 
     def section(self, where: str) -> Mapping[str, Any]:
-        """The section at ``where``; empty if it is missing or no section, which is told with its parent."""
+        """Return the section at ``where``; empty if it is none, which is reported with its parent."""
         return self.find(where) or {}
 
     def has_section(self, where: str) -> bool:
@@ -135,30 +147,52 @@ class _Check:
                 self.check_value(f"{prefix}{key}", value, kinds[key])
             elif not open_ended:
                 meant.add(nearest(key, kinds))
-                is_escs = key in known.ESC_MODEL.get(where, ())
+                declared = schema.SECTIONS.get(where, {}).get(key)
+                is_escs = declared is not None and declared.model == "ESCModel"
                 remedy = "With model_type: ESCModel it is known." if is_escs else hint(key, kinds)
                 self.add(f"{prefix}{key}", f"unknown key. {remedy}".strip())
         for key in required:
             if key not in section and key not in meant:
                 self.add(f"{prefix}{key}", f"missing; expected {kinds[key].expected}.")
 
-    def with_models(self, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, Kind]:
-        """``kinds`` of a section, and what the model adds to them."""
-        return {**kinds, **known.ESC_MODEL[where]} if self.opt.get("model_type") == "ESCModel" else kinds
+    def check_section(
+        self,
+        where: str,
+        table: Mapping[str, Option],
+        *required: str,
+        open_ended: bool = False,
+        is_train: bool | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Report what is wrong with the keys of a section by what is declared of them.
+
+        Args:
+            where: The section.
+            table: Its keys.
+            required: Keys that must be given besides those that are declared so.
+            open_ended: Whether there may be others.
+            is_train: Whether it is one to train by; by default, whether the file is.
+            given: What is there instead of the section at ``where``.
+        """
+        models = ("", self.opt.get("model_type"))
+        kinds = {key: option.kind for key, option in table.items() if option.model in models}
+        is_train = self.is_train if is_train is None else is_train
+        needed = [*required_keys(table, is_train, self.is_known_model), *required]
+        self.check_keys(where, kinds, needed, open_ended, given)
 
     def check_value(self, where: str, value: Any, kind: Kind) -> None:
         if kind.accepts(value):
             return
         number = _number_for(value, kind)
         remedy = "" if number is None else f" {_why_text(value)}: write {number}."
-        self.add(where, f"got {_say(value)}, expected {kind.expected}.{remedy}")
+        self.add(where, f"got {_shown(value)}, expected {kind.expected}.{remedy}")
 
     def check_call(
         self,
         where: str,
         function: Callable[..., Any],
         supplied: Sequence[str] = (),
-        kinds: Mapping[str, Kind] | None = None,
+        declared: Mapping[str, Option] | None = None,
         strict: bool = False,
     ) -> None:
         """Compare a section with the parameters of the function or class that will be called with it.
@@ -167,7 +201,7 @@ class _Check:
             where: The section; its ``type`` has been looked up already.
             function: What ``type`` stands for.
             supplied: Parameters that the caller gives.
-            kinds: What is known better than from the signature.
+            declared: What is known better than from the signature.
             strict: Whether a ``**kwargs`` does not excuse unknown keys, as it only swallows them.
         """
         try:
@@ -182,12 +216,13 @@ class _Check:
         ]
         open_ended = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
         table = {parameter.name: _kind_of(parameter) for parameter in named}
-        table |= {name: kind for name, kind in (kinds or {}).items() if name in table or open_ended}
+        better = {name: option.kind for name, option in (declared or {}).items()}
+        table |= {name: kind for name, kind in better.items() if name in table or open_ended}
         required = [parameter.name for parameter in named if parameter.default is parameter.empty]
         self.check_keys(where, {"type": TEXT, **table}, required, open_ended and not strict)
 
     def look_up(self, where: str, names: Iterable[str], what: str, remedy: str = "") -> str | None:
-        """The section's ``type`` if it is among ``names``; else report it."""
+        """Return the section's ``type`` if it is among ``names``; else report it."""
         section = self.section(where)
         names = list(names)
         name = section.get("type")
@@ -197,16 +232,18 @@ class _Check:
             self.add(f"{where}.type", f"missing; expected the name of {what}.")
         else:
             near = hint(name, names)
-            self.add(f"{where}.type", " ".join(f"got {_say(name)}, no known {what}. {near} {remedy}".split()))
+            self.add(
+                f"{where}.type", " ".join(f"got {_shown(name)}, no known {what}. {near} {remedy}".split())
+            )
         return None
 
     def look_up_registered(self, where: str, registry: Any, what: str) -> Any:
-        """What the section's ``type`` names in a registry of BasicSR; None, and reported, if nothing."""
+        """Find what the section's ``type`` names in a registry of BasicSR; None, and reported, if nothing."""
         name = self.look_up(where, registry.keys(), what, _FOREIGN)
         return None if name is None else registry.get(name)
 
     def try_to_build(self, where: str, cls: type, problems_before: int) -> Any:
-        """Make one of this package's own classes, whose constructors tell by ValueError what does not fit.
+        """Make one of this package's own classes, whose constructors raise ValueError on what does not fit.
 
         Returns:
             It, on the meta device; None if it is not made.
@@ -215,12 +252,12 @@ class _Check:
             return None
         options = {key: value for key, value in self.section(where).items() if key != "type"}
         for key, value in options.items():
-            if known.is_whole(value) and value > known.LARGEST_SIZE:
-                self.add(f"{where}.{key}", f"got {value}, expected {known.LARGEST_SIZE:,} at most.")
+            if is_whole(value) and value > schema.LARGEST_SIZE:
+                self.add(f"{where}.{key}", f"got {value}, expected {schema.LARGEST_SIZE:,} at most.")
                 return None
         blocks = math.prod(options.get(key, 5) for key in ("n_blocks", "conv_blocks"))
-        if blocks > known.MOST_BLOCKS:
-            self.add(where, f"got {blocks} blocks in all, expected {known.MOST_BLOCKS:,} at most.")
+        if blocks > schema.MOST_BLOCKS:
+            self.add(where, f"got {blocks} blocks in all, expected {schema.MOST_BLOCKS:,} at most.")
             return None
         try:
             with torch.device("meta"):  # takes no memory, and no random numbers from the run
@@ -234,16 +271,11 @@ class _Check:
     def check_top_level(self) -> None:
         from basicsr.models import MODEL_REGISTRY
 
-        required = [*known.TOP_LEVEL_REQUIRED]
-        required += (
-            known.TOP_LEVEL_REQUIRED_IN_TRAINING if self.is_train else known.TOP_LEVEL_REQUIRED_IN_TEST
-        )
-        required += known.TOP_LEVEL_REQUIRED_IN_KNOWN_MODELS if self.is_known_model else ()
         model_type = self.opt.get("model_type")
         is_registered = isinstance(model_type, str) and model_type in MODEL_REGISTRY
         # A mistyped model_type should not hide the rest.
         open_ended = is_registered and not self.is_known_model
-        self.check_keys("", self.with_models("", known.TOP_LEVEL), required, open_ended)
+        self.check_section("", schema.TOP_LEVEL, open_ended=open_ended)
         if isinstance(model_type, str) and not is_registered:
             near = hint(model_type, MODEL_REGISTRY.keys())
             self.add("model_type", " ".join(f"got '{model_type}', no known model. {near} {_FOREIGN}".split()))
@@ -251,7 +283,7 @@ class _Check:
 
     def check_gpus(self) -> None:
         wanted, here = self.opt.get("num_gpu"), torch.cuda.device_count()
-        if known.is_whole(wanted) and wanted > here and (here == 0 or not self.is_launched):
+        if is_whole(wanted) and wanted > here and (here == 0 or not self.is_launched):
             gpus = "1 GPU" if here == 1 else f"{here} GPUs"
             self.add("num_gpu", f"got {wanted}, but this machine has {gpus}. Write auto, or 0 for the CPU.")
 
@@ -278,12 +310,13 @@ class _Check:
                 factor = self.section(where).get(key)
                 if factor is not None and factor != scale:
                     self.add(
-                        f"{where}.{key}", f"got {_say(factor)}, but scale is {_say(scale)}. Make them equal."
+                        f"{where}.{key}",
+                        f"got {_shown(factor)}, but scale is {_shown(scale)}. Make them equal.",
                     )
 
     def check_path(self) -> None:
         where = "path"
-        self.check_keys(where, known.PATH, open_ended=not self.is_known_model)
+        self.check_section(where, schema.PATH, open_ended=not self.is_known_model)
         section = self.section(where)
         resumes = self.is_train and (self.resumes or section.get("resume_state") is not None)
         for key, value in section.items():
@@ -312,10 +345,10 @@ class _Check:
     def check_weights(self, where: str, file: Path, network: torch.nn.Module) -> None:
         section = self.section("path")
         key = section.get("param_key_g", "params")
-        if not known.PATH["param_key_g"].accepts(key):
+        if not schema.PATH["param_key_g"].kind.accepts(key):
             return
         decay = self.section("train").get("ema_decay", 0)
-        has_average = self.is_train and known.is_number(decay) and decay > 0
+        has_average = self.is_train and is_number(decay) and decay > 0
         try:
             # SRModel loads the average's network, too.
             for param_key in {key: None, **({"params_ema": None} if has_average else {})}:
@@ -340,12 +373,9 @@ class _Check:
         where = "train"
         if not self.has_section(where):
             return
-        required = [*known.TRAIN_REQUIRED]
-        required += known.TRAIN_REQUIRED_IN_KNOWN_MODELS if self.is_known_model else ()
-        kinds = self.with_models(where, known.TRAIN)
-        self.check_keys(where, kinds, required, open_ended=not self.is_known_model)
+        self.check_section(where, schema.TRAIN, open_ended=not self.is_known_model)
         warmup, total = (self.section(where).get(key) for key in ("warmup_iter", "total_iter"))
-        if known.is_number(warmup) and known.is_number(total) and warmup > total:
+        if is_number(warmup) and is_number(total) and warmup > total:
             logger.warning(
                 "%s.warmup_iter is %s and total_iter is %s: the learning rate never gets as high as lr.",
                 *(where, warmup, total),
@@ -364,14 +394,14 @@ class _Check:
         data = self.section("datasets.train")
         wanted = data.get("global_batch_size")
         if wanted is not None:
-            if "accumulate" in self.section("train"):
+            if pieces != 1:
                 self.add(where, "not with datasets.train.global_batch_size, which chooses it. Leave one out.")
                 return
             where = "datasets.train.global_batch_size"
-        elif not known.COUNT.accepts(pieces) or pieces == 1:
+        elif not COUNT.accepts(pieces) or pieces == 1:
             return
         batch = data.get("batch_size_per_gpu")
-        if wanted is None and known.is_whole(batch) and batch % pieces:
+        if wanted is None and is_whole(batch) and batch % pieces:
             self.add(
                 where,
                 f"got {pieces}, expected a divisor of datasets.train.batch_size_per_gpu, {batch}, which is "
@@ -397,7 +427,7 @@ class _Check:
         """Without a launcher several GPUs are served by threads, which autocast and compile do not suit."""
         wanted = self.opt.get("num_gpu")
         devices = torch.cuda.device_count() if wanted == "auto" else wanted
-        if not known.is_whole(devices) or devices < 2 or self.is_launched:
+        if not is_whole(devices) or devices < 2 or self.is_launched:
             return
         for key in ("amp", "compile"):
             if self.section("train").get(key):
@@ -413,17 +443,17 @@ class _Check:
             return
         model_type = str(self.opt.get("model_type"))
         # Another model may know more optimizers.
-        names = known.OPTIMIZERS.get(model_type)
+        names = schema.OPTIMIZERS.get(model_type)
         name = self.section(where).get("type")
         if names is not None:
-            others = [other for other, optimizers in known.OPTIMIZERS.items() if name in optimizers]
+            others = [other for other, optimizers in schema.OPTIMIZERS.items() if name in optimizers]
             remedy = f"With model_type: {others[0]} it is." if others else ""
             name = self.look_up(where, names, f"optimizer of {model_type}", remedy)
         optimizer = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(str(name))
         if optimizer is not None:
-            self.check_call(where, optimizer, ["params"], known.OPTIM)
+            self.check_call(where, optimizer, ["params"], schema.OPTIM)
             if "lr" not in self.section(where):
-                self.add(f"{where}.lr", f"missing; expected {known.OPTIM['lr'].expected}.")
+                self.add(f"{where}.lr", f"missing; expected {schema.OPTIM['lr'].kind.expected}.")
 
     def check_scheduler(self) -> None:
         from basicsr.models import lr_scheduler
@@ -432,16 +462,18 @@ class _Check:
         section = self.section(where)
         if not self.has_section(where):
             return
-        name = self.look_up(where, known.SCHEDULERS, "scheduler of BasicSR")
+        name = self.look_up(where, schema.SCHEDULERS, "scheduler of BasicSR")
         if name is None:
             return
         before = len(self.problems)
-        self.check_call(where, getattr(lr_scheduler, known.SCHEDULERS[name]), ["optimizer"], known.SCHEDULER)
+        self.check_call(
+            where, getattr(lr_scheduler, schema.SCHEDULERS[name]), ["optimizer"], schema.SCHEDULER
+        )
         if len(self.problems) > before:
             return
         milestones = section.get("milestones", [])
         total = self.section("train").get("total_iter")
-        if milestones and known.is_number(total) and min(milestones) > total:
+        if milestones and is_number(total) and min(milestones) > total:
             logger.warning(
                 "%s.milestones start at %s and total_iter is %s: the learning rate is never lowered.",
                 *(where, min(milestones), total),
@@ -455,7 +487,7 @@ class _Check:
                 f"{where}.restart_weights",
                 f"got {counts[1]} of them for {counts[0]} {counted}; expected as many.",
             )
-        if "periods" in section and known.is_number(total) and sum(section["periods"]) < total - 1:
+        if "periods" in section and is_number(total) and sum(section["periods"]) < total - 1:
             self.add(
                 f"{where}.periods",
                 f"got {section['periods']}, {sum(section['periods'])} iterations in all, "
@@ -473,7 +505,7 @@ class _Check:
             before = len(self.problems)
             loss = self.look_up_registered(where, LOSS_REGISTRY, "loss")
             if loss is not None:
-                self.check_call(where, loss, kinds=known.LOSS)
+                self.check_call(where, loss, declared=schema.SECTIONS[where])
                 self.try_to_build(where, loss, before)
         if self.is_known_model and not any(self.section("train").get(name) for name in names):
             self.add("train.pixel_opt", "missing; expected a section that names the loss, or perceptual_opt.")
@@ -485,26 +517,23 @@ class _Check:
         section = self.section(where)
         if not self.has_section(where):
             if not self.is_train and "val" in self.opt:
-                self.add(where, f"got {_say(self.opt['val'])}, expected {known.SECTION.expected}.")
+                self.add(where, f"got {_shown(self.opt['val'])}, expected {SECTION.expected}.")
             return
-        required = [*known.VAL_REQUIRED]
-        required += known.VAL_REQUIRED_IN_TRAINING if self.is_train else ()
-        required += ["suffix"] if section.get("save_img") is True and not self.is_train else []
-        kinds = self.with_models(where, known.VAL)
-        self.check_keys(where, kinds, required, open_ended=not self.is_known_model)
+        required = ["suffix"] if section.get("save_img") is True and not self.is_train else []
+        self.check_section(where, schema.VAL, *required, open_ended=not self.is_known_model)
         for name, metric in self.section("val.metrics").items():
             metric_where = f"val.metrics.{name}"
             if not isinstance(metric, Mapping):
-                self.add(metric_where, f"got {_say(metric)}, expected {known.SECTION.expected}.")
+                self.add(metric_where, f"got {_shown(metric)}, expected {SECTION.expected}.")
                 continue
             function = self.look_up_registered(metric_where, METRIC_REGISTRY, "metric")
             if function is None:
                 continue
             # BasicSR's own metrics take **kwargs and use none of them.
             strict = function.__module__.startswith("basicsr.")
-            self.check_call(metric_where, function, ["img", "img2"], known.METRIC, strict)
+            self.check_call(metric_where, function, ["img", "img2"], schema.METRIC, strict)
             border, scale = metric.get("crop_border"), self.opt.get("scale")
-            if known.is_whole(border) and self.is_known_model and border != scale:
+            if is_whole(border) and self.is_known_model and border != scale:
                 logger.warning(
                     "%s.crop_border is %s and scale is %s: published figures crop a border of scale pixels.",
                     *(metric_where, border, scale),
@@ -515,9 +544,8 @@ class _Check:
         section = self.section(where)
         if not self.has_section(where):
             return
-        kinds = self.with_models(where, known.LOGGER)
-        self.check_keys(where, kinds, known.LOGGER_REQUIRED, open_ended=not self.is_known_model)
-        self.check_keys("logger.wandb", known.WANDB)
+        self.check_section(where, schema.LOGGER, open_ended=not self.is_known_model)
+        self.check_section("logger.wandb", schema.WANDB)
         if self.section("logger.wandb").get("project") and section.get("use_tb_logger") is not True:
             self.add("logger.use_tb_logger", "expected true with wandb, which sends what TensorBoard logs.")
 
@@ -531,13 +559,13 @@ class _Check:
                 expected = "train, val or val_NAME" if self.is_train else "test_NAME or val_NAME"
                 self.add(where, f"unknown phase; expected {expected}. {hint(name, phases)}".strip())
             elif not isinstance(dataset, Mapping):
-                self.add(where, f"got {_say(dataset)}, expected {known.SECTION.expected}.")
+                self.add(where, f"got {_shown(dataset)}, expected {SECTION.expected}.")
             else:
                 self.check_dataset(where, dataset, phase)
         if not self.has_section("datasets"):
             return
         if self.is_train and "train" not in datasets:
-            self.add("datasets.train", f"missing; expected {known.SECTION.expected}.")
+            self.add("datasets.train", f"missing; expected {SECTION.expected}.")
         elif not datasets:
             self.add("datasets", "missing; expected at least one data set, such as test_1.")
 
@@ -548,22 +576,18 @@ class _Check:
         if self.look_up_registered(where, DATASET_REGISTRY, "data set") is None:
             return
         kind = dataset["type"]
-        required = [*known.LOADER_REQUIRED, *known.DATASETS_REQUIRED.get(kind, ())]
-        if is_training_set:
-            required += known.LOADER_REQUIRED_IN_TRAINING
-            required += known.DATASETS_REQUIRED_IN_TRAINING.get(kind, ())
-        table = {**known.LOADER, **known.DATASETS.get(kind, {})}
-        self.check_keys(where, table, required, open_ended=kind not in known.DATASETS)
+        table = {**schema.LOADER, **schema.DATASETS.get(kind, {})}
+        self.check_section(where, table, open_ended=kind not in schema.DATASETS, is_train=is_training_set)
         if isinstance(dataset.get("io_backend"), Mapping):
-            way = self.look_up(f"{where}.io_backend", known.IO_BACKENDS, "way to read images")
-            self.check_keys(f"{where}.io_backend", {"type": TEXT}, open_ended=way == "memcached")
+            backend = self.look_up(f"{where}.io_backend", schema.IO_BACKENDS, "way to read images")
+            self.check_keys(f"{where}.io_backend", {"type": TEXT}, open_ended=backend == "memcached")
         sources = dataset.get("sources") if kind == "DFLIPDataset" else None
         for index, source in enumerate(sources if isinstance(sources, list) else []):
             self.check_source(f"{where}.sources[{index}]", source)
         prefetch = dataset.get("prefetch_mode") if is_training_set else None
         if prefetch == "cuda" and dataset.get("pin_memory") is not True:
             self.add(f"{where}.pin_memory", "expected true with prefetch_mode: cuda.")
-        if "global_batch_size" in dataset and self.opt.get("model_type") == "SRModel":
+        if dataset.get("global_batch_size") is not None and self.opt.get("model_type") == "SRModel":
             self.add(
                 f"{where}.global_batch_size",
                 "SRModel takes a batch in one pass only: with model_type: ESCModel it is known.",
@@ -574,9 +598,9 @@ class _Check:
                 "got true, but SRModel cannot make LR: with model_type: ESCModel it can.",
             )
         size, scale = dataset.get("gt_size"), self.opt.get("scale")
-        if is_training_set and known.is_whole(size) and known.is_whole(scale) and scale > 0 and size % scale:
+        if is_training_set and is_whole(size) and is_whole(scale) and scale > 0 and size % scale:
             self.add(f"{where}.gt_size", f"got {size}, expected a multiple of scale, {scale}.")
-        if kind in known.DATASETS:
+        if kind in schema.DATASETS:
             problems = [*data_problems(dataset, scale, is_training_set)]
             if problems:
                 self.note_paths()
@@ -588,17 +612,17 @@ class _Check:
 
     def check_source(self, where: str, source: Any) -> None:
         if isinstance(source, Mapping):
-            self.check_keys(where, known.SOURCE, known.SOURCE_REQUIRED, given=source)
+            self.check_section(where, schema.SOURCE, given=source)
         else:
-            self.add(where, f"got {_say(source)}, expected {known.SECTION.expected}.")
+            self.add(where, f"got {_shown(source)}, expected {SECTION.expected}.")
 
 
 def _kind_of(parameter: inspect.Parameter) -> Kind:
-    """What a parameter accepts, as far as its annotation or its default tell for certain."""
+    """Tell what a parameter accepts, as far as its annotation or its default say for certain."""
     kind = _ANNOTATED.get(parameter.annotation) if isinstance(parameter.annotation, (type, str)) else None
     if kind is not None:
         return kind
-    return _NO_NUMBER_AS_TEXT if known.is_number(parameter.default) else ANYTHING
+    return _NO_NUMBER_AS_TEXT if is_number(parameter.default) else ANYTHING
 
 
 def _shortened(text: str) -> str:
@@ -606,13 +630,13 @@ def _shortened(text: str) -> str:
 
 
 def _variant_for(name: Any) -> str | None:
-    """The published variant that ``name`` is, however it is spelled: ESC-light, esc_light, ESCLight."""
+    """Find the published variant that ``name`` is, however it is spelled: ESC-light, esc_light, ESCLight."""
     spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in VARIANTS}
     return spelled.get(re.sub("[-_ ]", "", str(name)).lower())
 
 
 def _how_to_write(variant: str) -> str:
-    """The ``type`` of a variant, and the options that make it differ from the type's defaults."""
+    """Write the ``type`` of a variant, and the options that make it differ from the type's defaults."""
     from basicsr.archs import ARCH_REGISTRY
 
     options = VARIANTS[variant]
@@ -626,7 +650,7 @@ def _how_to_write(variant: str) -> str:
 
 
 def _number_for(value: Any, kind: Kind) -> str | None:
-    """How to write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
+    """Write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
     if not isinstance(value, str):
         return None
     try:
@@ -652,7 +676,7 @@ def _why_text(value: str) -> str:
     return "YAML 1.1 reads that as text" if "e" in value.lower() else "In quotes it is text"
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     """``value`` as an option file would hold it, and what it is where that could be overlooked."""
     if value is None:
         return "nothing (~)"

@@ -1,4 +1,4 @@
-"""Whether the data that an option file names is there, and enough of it.
+"""Checking that the data that an option file names exists, and is enough.
 
 Each function gives what it finds wrong as (key within the section, message).
 """
@@ -17,7 +17,8 @@ from PIL import Image
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file, is_folder
 from esc_basicsr.data.meta_info import read_meta_info
-from esc_basicsr.options.keys import LOADER, SOURCE, TEMPLATE, is_whole
+from esc_basicsr.options.kinds import TEMPLATE, is_whole
+from esc_basicsr.options.schema import LOADER, SOURCE
 
 Problem = tuple[str, str]
 Size = tuple[int, int]  # height, width
@@ -31,7 +32,7 @@ _ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as
 
 
 def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool) -> Iterator[Problem]:
-    """Folders and lists of one data set section that are missing, empty or do not belong together.
+    """Find folders and lists of one data set section that are missing, empty or do not belong together.
 
     Args:
         dataset: The section.
@@ -62,7 +63,7 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
 
 
 def count_images(dataset: Mapping[str, Any]) -> int | None:
-    """How many images an epoch over a data set section visits; None where that cannot be told."""
+    """Count the images that an epoch over a data set section visits; None where that cannot be known."""
     if "sources" in dataset:
         # As DFLIPDataset counts: a weight says how often an epoch visits each image.
         return sum(round(_count_listed(root) * weight) for _, root, weight in _sources(dataset))
@@ -78,13 +79,13 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
 
 
 def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterator[Problem]:
-    """A batch that processes cannot share, or that a training set is too small for: nothing to train on."""
+    """Find a batch that processes cannot share, or that a training set is too small for."""
     images = count_images(dataset)
     key = "batch_size_per_gpu" if dataset.get("global_batch_size") is None else "global_batch_size"
     batch: Any = dataset.get(key)
     ratio: Any = dataset.get("dataset_enlarge_ratio", 1)
     kinds = {key: batch, "dataset_enlarge_ratio": ratio}
-    if not images or not all(LOADER[name].accepts(value) for name, value in kinds.items()):
+    if not images or not all(LOADER[name].kind.accepts(value) for name, value in kinds.items()):
         return
     processes, of_each, needed = _process_count(opt), "", batch
     if key == "global_batch_size" and batch % processes:
@@ -112,17 +113,17 @@ def _backend(dataset: Mapping[str, Any]) -> str:
 
 
 def expand(path: str) -> Path:
-    """``path``, whose beginning may be ~; as it is, where that is unknown."""
+    """Write out a ~ at the beginning of ``path``; left as it is where that is unknown."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - like BasicSR, no error for an unknown ~user
 
 
 def _sources(dataset: Mapping[str, Any]) -> Iterator[tuple[int, str, float]]:
-    """Place, folder and weight of each LMDB of a DFLIPDataset that is given as it should be."""
+    """Give index, folder and weight of each LMDB of a DFLIPDataset that is given as it should be."""
     sources = dataset.get("sources")
     for index, source in enumerate(sources if isinstance(sources, list) else []):
         root = source.get("dataroot_gt") if isinstance(source, Mapping) else None
         weight: Any = source.get("weight", 1) if isinstance(source, Mapping) else None
-        if isinstance(root, str) and SOURCE["weight"].accepts(weight):
+        if isinstance(root, str) and SOURCE["weight"].kind.accepts(weight):
             yield index, root, weight
 
 
@@ -158,7 +159,7 @@ def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
 def _pair_problems(
     dataset: Mapping[str, Any], backend: str, scale: Any, is_training_set: bool
 ) -> Iterator[Problem]:
-    """Where HR and LR do not belong together one to one, which BasicSR finds late or never."""
+    """Find where HR and LR do not belong together one to one, which BasicSR notices late or never."""
     gt, lq, template = (
         dataset.get("dataroot_gt"),
         dataset.get("dataroot_lq"),
@@ -199,8 +200,8 @@ def _lmdb_pair_problems(
         if problems:
             yield from problems
             return
-        place_of = {key: place for place, key in enumerate(lq_keys)}
-        lq_sizes = lq_sizes[[place_of[key] for key in keys]]
+        position_of = {key: position for position, key in enumerate(lq_keys)}
+        lq_sizes = lq_sizes[[position_of[key] for key in keys]]
     yield from _scale_problems(keys, sizes, lq_sizes, scale, is_training_set)
     if is_training_set:
         yield from _crop_problems(gt, keys, sizes, gt_size)
@@ -209,7 +210,7 @@ def _lmdb_pair_problems(
 def _match_problems(
     lq_of: Mapping[str, str], lq_names: set[str], lq: str, template: str | None
 ) -> Iterator[Problem]:
-    """HR images without LR image: ``lq_of`` says how each one's is named (by ``template``, in a folder)."""
+    """Find HR images without LR image; ``lq_of`` has the names (by ``template``, in a folder)."""
     unmatched = sorted(name for name, wanted in lq_of.items() if wanted not in lq_names)
     if len(lq_of) != len(lq_names):
         yield (
@@ -233,7 +234,7 @@ def _match_problems(
 def _scale_problems(
     names: Sequence[str], sizes: Sizes, lq_sizes: Sizes, scale: Any, is_training_set: bool
 ) -> Iterator[Problem]:
-    """Pairs, by name with the sizes of HR and LR, whose HR image is not ``scale`` times the LR image.
+    """Find pairs, by name with the sizes of HR and LR, whose HR image is not ``scale`` times the LR image.
 
     To validate or test by, BasicSR crops HR images to that, however much there is to crop; right is less than
     ``scale`` pixels, where the LR size was rounded down.
@@ -276,7 +277,7 @@ def _list_of(root: str) -> Path:
 
 
 def _count_listed(root: str) -> int:
-    """Images of an LMDB; 0 where its list cannot be read, which is told elsewhere."""
+    """Count the images of an LMDB; 0 where its list cannot be read, which is reported elsewhere."""
     try:
         return len(read_meta_info(_list_of(root))[0])
     except UserError:
@@ -284,7 +285,7 @@ def _count_listed(root: str) -> int:
 
 
 def _file_size(file: Path) -> Size:
-    """Height and width by the file's header. Raises UserError if it is no image."""
+    """Read height and width from the file's header. Raises UserError if it is no image."""
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -299,7 +300,7 @@ def _say_size(size: Sequence[int]) -> str:
 
 
 def _image_names(folder: Path) -> set[str]:
-    """The files that BasicSR takes for images: all that are not hidden."""
+    """List the files that BasicSR takes for images: all that are not hidden."""
     if not is_folder(folder):
         return set()
     return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
@@ -314,7 +315,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _process_count(opt: Mapping[str, Any]) -> int:
-    """Training processes: as BasicSR counted them, or as torchrun announces them."""
+    """Count training processes: as BasicSR counted them, or as torchrun announces them."""
     count = str(opt.get("world_size") or os.environ.get("WORLD_SIZE", "1"))
     return max(1, int(count)) if count.isdecimal() else 1
 

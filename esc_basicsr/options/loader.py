@@ -14,6 +14,7 @@ import yaml
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
+from esc_basicsr.options.schema import known_keys
 
 MAX_BYTES = 100_000
 _SHOWN = 200  # characters of an override that a message repeats
@@ -94,7 +95,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> "OrderedDic
         path: A YAML file.
         overrides: Entries of BasicSR's ``--force_yml``: keys separated by ':', '=', a value, such as
             ``train:ema_decay=0.999``. The value is read as YAML (a number, text, true, none, a list);
-            nothing is evaluated. Only keys that the file has can be set.
+            nothing is evaluated. Any key can be set that the file has or `esc_basicsr.options.schema` knows.
 
     Raises:
         UserError: The file cannot be read, or an override does not fit; with file and line or key.
@@ -132,7 +133,7 @@ def _read(path: Path) -> str:
 
 
 def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
-    """The value that ``text`` holds. Raises UserError naming ``where``, and the line if it is known."""
+    """Read the value that ``text`` holds. Raises UserError naming ``where``, and the line if it is known."""
     try:
         loader = loader_class(text)
         try:
@@ -151,8 +152,8 @@ def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
             number, line_text = spaceless
             message = f"got '{line_text}'. Is a space missing after the colon?"
             raise UserError(f"{where}, line {number}: {message}") from None
-        said = ": ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{where}{line}: {said[:300]}.") from None
+        problem = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{where}{line}: {problem[:300]}.") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply.") from None
     except (yaml.YAMLError, *_MISFITS) as error:
@@ -160,7 +161,7 @@ def _parse(text: str, loader_class: type[_OptionLoader], where: str) -> Any:
 
 
 def _spaceless_line(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] | None:
-    """Number and text of the line ``key:value`` over which YAML stumbled, which it notices on the next."""
+    """Find number and text of the line ``key:value`` over which YAML stumbled on the next."""
     if error.problem_mark is None or not isinstance(error, _SYNTAX_ERRORS):
         return None
     lines = [*enumerate(text.splitlines()[: error.problem_mark.line], start=1)]
@@ -170,7 +171,7 @@ def _spaceless_line(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] |
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
-    """How many values ``node`` stands for once its aliases are written out."""
+    """Count the values that ``node`` stands for once its aliases are written out."""
     number = counts.get(id(node))
     if number == 0:
         raise _refusal("an alias that contains itself", node)
@@ -195,13 +196,16 @@ def _override(options: "OrderedDict[str, Any]", entry: str, path: str | Path) ->
     section: Any = options
     for depth, key in enumerate(keys):
         parent = f"'{':'.join(keys[:depth])}' of {path}" if depth else str(path)
-        if not isinstance(section, Mapping):
+        if not isinstance(section, dict):
             raise UserError(f"{where}: {parent} is not a section, so it has no '{key}'.")
-        if key not in section:
-            message = f"{where}: {parent} has no key '{key}'. New keys go into the file."
-            raise UserError(_sentences(message, hint(key, map(str, section))))
+        known = known_keys(keys[:depth], options)
+        if key not in section and known is not None and key not in known:
+            near = hint(key, [*map(str, section), *known])
+            raise UserError(_sentences(f"{where}: {parent} has no key '{key}'.", near))
         if depth < len(keys) - 1:
-            section = section[key]
+            if section.get(key) is None and known and key in known and known[key].kind.accepts({}):
+                section[key] = OrderedDict()
+            section = section.get(key)
     value = None if text.strip().lower() == "none" else _parse(text.strip(), _OverrideLoader, where)
     if isinstance(value, Mapping):
         raise UserError(f"{where}: expected one value or a list, got 'key: value'. Set one key at a time.")

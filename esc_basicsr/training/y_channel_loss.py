@@ -1,4 +1,4 @@
-"""The paper's loss on luma, with what keeps colours right. Source: ESC, arXiv:2503.06671, Sec. 4.1."""
+"""The paper's loss on luma, and what keeps colours right. Source: ESC, arXiv:2503.06671, Sec. 4.1."""
 
 import torch.nn as nn
 from torch import Tensor
@@ -11,11 +11,11 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 
 class YChannelL1Loss(nn.Module):
-    """L1 on luma plus a light L1 on chroma.
+    """L1 on luma, as the paper states it, and on demand a light L1 on chroma.
 
-    Luma alone, as the paper states it, leaves chroma free: whatever colour an edge takes, the loss is the
-    same, and networks trained so tint their edges. The chroma term ties colours down; docs/loss.md has what
-    it costs and gives, measured.
+    Luma alone leaves chroma free: whatever colour an edge takes, the loss is the same, and networks trained
+    so tint their edges. The chroma term ties colours down; docs/loss.md has what it costs and gives,
+    measured. The shipped option files set its weight to 0.2.
 
     The loss of a pixel is ``|ΔY| + chroma_weight · (|ΔCb| + |ΔCr|) / 2`` in BT.601 as BasicSR's metrics use
     it, differences in units of the full 8-bit range.
@@ -23,7 +23,7 @@ class YChannelL1Loss(nn.Module):
     Args:
         loss_weight: Factor of the whole loss.
         reduction: ``mean``, ``sum``, or ``none`` for a map.
-        chroma_weight: Factor of the chroma term; 0 is the loss as the paper states it.
+        chroma_weight: Factor of the chroma term; 0 is luma alone.
 
     Shape:
         pred, target: (B, 3, H, W), float RGB in [0, 1]. Output: a scalar, or (B, 1, H, W) for ``none``.
@@ -32,7 +32,7 @@ class YChannelL1Loss(nn.Module):
         ValueError: An unknown reduction, a negative weight, images that are not RGB or differ in shape.
     """
 
-    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", chroma_weight: float = 0.2) -> None:
+    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", chroma_weight: float = 0.0) -> None:
         super().__init__()
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}.")

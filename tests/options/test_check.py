@@ -1,4 +1,4 @@
-"""Every mistake in an option file is told before anything is built, with its key and a remedy."""
+"""Every mistake in an option file is reported before anything is built, with its key and a remedy."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ MISSING = object()
 
 
 def problems(opt: dict[str, Any], is_train: bool = True) -> list[str]:
-    """What is found wrong, a line each."""
+    """List what is found wrong, a line each."""
     try:
         check_options(opt, "mine.yml", is_train)
     except UserError as error:
@@ -47,7 +47,7 @@ def change(opt: dict[str, Any], key_path: str, value: object) -> dict[str, Any]:
 
 
 def as_test(opt: dict[str, Any]) -> dict[str, Any]:
-    """The same options to test by."""
+    """Make the same options to test with."""
     return {
         **{key: opt[key] for key in ("name", "model_type", "scale", "num_gpu", "network_g", "path")},
         "datasets": {"test_1": opt["datasets"]["val"]},
@@ -56,7 +56,7 @@ def as_test(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 def esc_options(opt: dict[str, Any]) -> dict[str, Any]:
-    """The same options for this package's network, model, loss and data set."""
+    """Make the same options for this package's network, model, loss and data set."""
     opt["model_type"] = "ESCModel"
     opt["network_g"] = {"type": "ESC", "upscaling_factor": 2, "dim": 16, "pdim": 4, "n_blocks": 1}
     opt["train"]["optim_g"]["type"] = "AdamW"
@@ -65,7 +65,7 @@ def esc_options(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 def dflip_options(opt: dict[str, Any], weights: Sequence[float] = (1.0,)) -> dict[str, Any]:
-    """The same options with a DFLIPDataset, whose every source is the one LMDB of 8 images."""
+    """Make the same options with a DFLIPDataset, whose every source is the one LMDB of 8 images."""
     train = opt["datasets"]["train"]
     root = train.pop("dataroot_gt")
     del train["dataroot_lq"], train["io_backend"]
@@ -113,13 +113,13 @@ def test_checking_changes_neither_options_nor_random_numbers(sound_options):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_all_problems_are_told_at_once(sound_options):
+def test_all_problems_are_reported_at_once(sound_options):
     opt = change(change(sound_options, "scale", 0), "train.optim_g.lr", "5e-4")
     assert len(problems(opt)) == 3  # the network's scale does not match any more either
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("mdoel_type", "SRModel", "mdoel_type: unknown key. Did you mean 'model_type'?"),
         ("train.ema_deccay", 0.9, "train.ema_deccay: unknown key. Did you mean 'ema_decay'?"),
@@ -149,8 +149,8 @@ def test_all_problems_are_told_at_once(sound_options):
         ("val.zzz", 1, "val.zzz: unknown key. Known here: metrics, pbar, save_img, suffix, val_freq."),
     ],
 )
-def test_unknown_keys_are_told(sound_options, key_path, value, said):
-    assert problems(change(sound_options, key_path, value)) == [said]
+def test_unknown_keys_are_reported(sound_options, key_path, value, message):
+    assert problems(change(sound_options, key_path, value)) == [message]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_unknown_keys_are_told(sound_options, key_path, value, said):
         ("logger", "print_freq", "Print_Freq"),
     ],
 )
-def test_a_mistyped_required_key_is_told_once_with_the_near_one(sound_options, section, key, typo):
+def test_a_mistyped_required_key_is_reported_once_with_the_near_one(sound_options, section, key, typo):
     prefix = f"{section}." if section else ""
     parent = sound_options
     for part in section.split(".") if section else ():
@@ -173,7 +173,7 @@ def test_a_mistyped_required_key_is_told_once_with_the_near_one(sound_options, s
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("model_type", "SRModle", "model_type: got 'SRModle', no known model. Did you mean 'SRModel'?"),
         (
@@ -202,26 +202,26 @@ def test_a_mistyped_required_key_is_told_once_with_the_near_one(sound_options, s
         ),
     ],
 )
-def test_unknown_types_are_told_with_the_near_one(sound_options, key_path, value, said):
+def test_unknown_types_are_reported_with_the_near_one(sound_options, key_path, value, message):
     (line,) = problems(change(sound_options, key_path, value))
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("ESC-light", "type: ESC, with n_blocks: 3"),
         ("esc_light", "type: ESC, with n_blocks: 3"),
         ("ESC-FP", "type: ESCFP"),
     ],
 )
-def test_a_variants_name_as_type_is_told_how_to_write(sound_options, name, said):
+def test_a_variants_name_as_type_is_reported_how_to_write(sound_options, name, message):
     opt = change(esc_options(sound_options), "network_g.type", name)
-    assert problems(opt) == [f"network_g.type: got '{name}', a variant: write {said}."]
+    assert problems(opt) == [f"network_g.type: got '{name}', a variant: write {message}."]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "here", "launched", "said"),
+    ("wanted", "here", "launched", "message"),
     [
         (3, 0, None, "0 GPUs"),
         (3, 1, None, "1 GPU"),
@@ -234,16 +234,16 @@ def test_a_variants_name_as_type_is_told_how_to_write(sound_options, name, said)
         (3, 0, "WORLD_SIZE", "0 GPUs"),
     ],
 )
-def test_more_gpus_than_there_are_is_told_unless_a_launcher_gives_each_process_one(
-    sound_options, monkeypatch, wanted, here, launched, said
+def test_more_gpus_than_there_are_is_reported_unless_a_launcher_gives_each_process_one(
+    sound_options, monkeypatch, wanted, here, launched, message
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
     if launched:
         monkeypatch.setenv(launched, "1")
     change(sound_options, "datasets.train.batch_size_per_gpu", 1)
     found = problems(change(sound_options, "num_gpu", wanted))
-    expected = f"num_gpu: got 3, but this machine has {said}. Write auto, or 0 for the CPU."
-    assert found == ([expected] if said else [])
+    expected = f"num_gpu: got 3, but this machine has {message}. Write auto, or 0 for the CPU."
+    assert found == ([expected] if message else [])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_options_for_speed_are_escmodels(sound_options, key_path, value):
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("train.amp", True, "train.amp: got true, expected bf16 or fp16, or false."),
         ("train.amp", "float16", "train.amp: got 'float16', expected bf16 or fp16, or false."),
@@ -286,9 +286,9 @@ def test_options_for_speed_are_escmodels(sound_options, key_path, value):
         ),
     ],
 )
-def test_options_for_speed_that_do_not_fit_are_told(sound_options, key_path, value, said):
+def test_options_for_speed_that_do_not_fit_are_reported(sound_options, key_path, value, message):
     (line,) = problems(change(esc_options(sound_options), key_path, value))
-    assert said in line
+    assert message in line
 
 
 def test_losses_that_are_no_means_are_not_accumulated(sound_options):
@@ -318,7 +318,7 @@ def test_amp_and_compile_want_a_process_for_each_gpu(sound_options, monkeypatch,
     assert problems(opt) == []
 
 
-def test_a_type_of_a_package_that_was_not_imported_is_told_so(sound_options):
+def test_a_type_of_a_package_that_was_not_imported_is_reported_so(sound_options):
     (line,) = problems(change(sound_options, "network_g", {"type": "Zyx"}))
     assert line.endswith("If another package provides it, that package must be imported first.")
 
@@ -339,19 +339,19 @@ def test_a_type_of_a_package_that_was_not_imported_is_told_so(sound_options):
         ("train.pixel_opt.loss_weight", ".5e-1", "0.05"),
     ],
 )
-def test_numbers_that_yaml_reads_as_text_are_told_how_to_write(sound_options, key_path, text, number):
+def test_numbers_that_yaml_reads_as_text_are_reported_how_to_write(sound_options, key_path, text, number):
     (line,) = problems(change(sound_options, key_path, text))
     assert line.startswith(f"{key_path}: got the text '{text}', expected ")
     assert line.endswith(f"YAML 1.1 reads that as text: write {number}.")
 
 
-def test_a_number_in_quotes_is_told_how_to_write(sound_options):
+def test_a_number_in_quotes_is_reported_how_to_write(sound_options):
     (line,) = problems(change(sound_options, "datasets.train.batch_size_per_gpu", "4"))
     assert line.endswith("In quotes it is text: write 4.")
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("name", 5, "got 5, expected a name fit for a folder, without slashes."),
         ("name", "../up", "got '../up', expected a name fit for a folder, without slashes."),
@@ -399,8 +399,8 @@ def test_a_number_in_quotes_is_told_how_to_write(sound_options):
         ("dist_params.backend", "ncl", "got 'ncl', expected one of nccl, gloo, mpi."),
     ],
 )
-def test_values_that_do_not_fit_are_told(sound_options, key_path, value, said):
-    assert problems(change(sound_options, key_path, value)) == [f"{key_path}: {said}"]
+def test_values_that_do_not_fit_are_reported(sound_options, key_path, value, message):
+    assert problems(change(sound_options, key_path, value)) == [f"{key_path}: {message}"]
 
 
 def test_iterations_may_be_written_as_floats_as_in_basicsrs_own_files(sound_options):
@@ -428,12 +428,12 @@ def test_iterations_may_be_written_as_floats_as_in_basicsrs_own_files(sound_opti
         *("logger.print_freq", "logger.save_checkpoint_freq", "logger.use_tb_logger"),
     ],
 )
-def test_missing_keys_that_end_basicsr_are_told(sound_options, key_path):
+def test_missing_keys_that_end_basicsr_are_reported(sound_options, key_path):
     lines = problems(change(sound_options, key_path, MISSING))
     assert f"{key_path}: missing; expected " in "\n".join(lines)
 
 
-def test_missing_keys_of_a_test_file_are_told(sound_options):
+def test_missing_keys_of_a_test_file_are_reported(sound_options):
     opt = as_test(sound_options)
     assert problems({key: value for key, value in opt.items() if key != "val"}, is_train=False) == [
         "val: missing; expected a section of 'key: value' lines or ~."
@@ -465,7 +465,7 @@ def test_a_file_to_test_by_needs_no_training_sections(sound_options):
         (False, "train", "test_NAME or val_NAME"),
     ],
 )
-def test_phases_that_the_pipeline_does_not_know_are_told(sound_options, is_train, phase, expected):
+def test_phases_that_the_pipeline_does_not_know_are_reported(sound_options, is_train, phase, expected):
     opt = sound_options if is_train else as_test(sound_options)
     opt["datasets"][phase] = sound_options["datasets"]["val"]
     (line,) = problems(opt, is_train)
@@ -492,7 +492,7 @@ def test_metrics_are_optional(sound_options):
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("network_g.upscale", 4, "network_g.upscale: got 4, but scale is 2. Make them equal."),
         ("datasets.train.gt_size", 15, "datasets.train.gt_size: got 15, expected a multiple of scale, 2."),
@@ -519,12 +519,12 @@ def test_metrics_are_optional(sound_options):
         ("train.pixel_opt", None, "train.pixel_opt: missing; expected a section that names the loss"),
     ],
 )
-def test_values_that_contradict_one_another_are_told(sound_options, key_path, value, said):
+def test_values_that_contradict_one_another_are_reported(sound_options, key_path, value, message):
     (line,) = problems(change(sound_options, key_path, value))
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
-def test_wandb_without_tensorboard_is_told(sound_options):
+def test_wandb_without_tensorboard_is_reported(sound_options):
     change(sound_options, "logger.wandb.project", "mine")
     (line,) = problems(change(sound_options, "logger.use_tb_logger", False))
     assert line.startswith("logger.use_tb_logger: expected true with wandb")
@@ -538,7 +538,7 @@ def test_another_crop_border_than_the_scale_is_a_warning_only(sound_options, cap
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         (
             "train.warmup_iter",
@@ -556,15 +556,15 @@ def test_another_crop_border_than_the_scale_is_a_warning_only(sound_options, cap
         ("train.scheduler.milestones", [], ""),
     ],
 )
-def test_a_schedule_beyond_the_training_is_a_warning_only(sound_options, caplog, key_path, value, said):
+def test_a_schedule_beyond_the_training_is_a_warning_only(sound_options, caplog, key_path, value, message):
     caplog.set_level(logging.WARNING)
     logging.getLogger("basicsr").propagate = True
     assert problems(change(sound_options, key_path, value)) == []
-    assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
+    assert [record.getMessage() for record in caplog.records] == ([message] if message else [])
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("network_g.num_heads", 3, "network_g: num_heads must divide dim (16), got 3."),
         (
@@ -586,11 +586,11 @@ def test_a_schedule_beyond_the_training_is_a_warning_only(sound_options, caplog,
         ("network_g.kernelsize", 13, "network_g.kernelsize: unknown key. Did you mean 'kernel_size'?"),
     ],
 )
-def test_what_this_packages_classes_refuse_is_told(sound_options, key_path, value, said):
-    assert problems(change(esc_options(sound_options), key_path, value)) == [said]
+def test_what_this_packages_classes_refuse_is_reported(sound_options, key_path, value, message):
+    assert problems(change(esc_options(sound_options), key_path, value)) == [message]
 
 
-def test_a_checkpoint_that_is_not_there_is_told(sound_options):
+def test_a_checkpoint_that_is_not_there_is_reported(sound_options):
     (line,) = problems(change(sound_options, "path.pretrain_network_g", "experiments/x2/net_g_latest.pth"))
     assert line == (
         "path.pretrain_network_g: there is no checkpoint 'experiments/x2/net_g_latest.pth'. "
@@ -598,7 +598,7 @@ def test_a_checkpoint_that_is_not_there_is_told(sound_options):
     )
 
 
-def test_a_file_that_is_no_checkpoint_is_told(sound_options):
+def test_a_file_that_is_no_checkpoint_is_reported(sound_options):
     opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
     Path("net.pth").write_text("not weights")
     (line,) = problems(opt)
@@ -624,7 +624,7 @@ def test_weights_may_be_safetensors_for_the_model_that_reads_them(sound_options,
     assert line.startswith("path.pretrain_network_g: net.safetensors: not a readable checkpoint")
 
 
-def test_weights_of_another_network_are_told_with_what_differs_before_training(sound_options, save_zeros):
+def test_weights_of_another_network_are_reported_with_what_differs_before_training(sound_options, save_zeros):
     opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
     save_zeros(Path("net.pth"), {**opt["network_g"], "n_blocks": 2})
     assert problems(opt) == ["path.pretrain_network_g: net.pth does not fit ESC:"]
@@ -708,12 +708,12 @@ def test_home_directories_are_expanded(sound_options, tmp_path, monkeypatch):
         ("datasets.val.meta_info_file", "datasets/meta.txt", "list of images"),
     ],
 )
-def test_missing_data_is_told_with_the_guide(sound_options, key_path, value, expected):
+def test_missing_data_is_reported_with_the_guide(sound_options, key_path, value, expected):
     (line,) = problems(change(sound_options, key_path, value))
     assert line == f"{key_path}: there is no {expected} '{value}'."
 
 
-def test_where_paths_start_and_the_guide_to_the_data_are_told_once(sound_options):
+def test_where_paths_start_and_the_guide_to_the_data_are_reported_once(sound_options):
     change(sound_options, "path.pretrain_network_g", "net.pth")
     with pytest.raises(UserError) as caught:
         check_options(sound_options, "mine.yml", True)
@@ -729,27 +729,27 @@ def test_where_paths_start_and_the_guide_to_the_data_are_told_once(sound_options
 
 
 @pytest.mark.parametrize("names", [["data.mdb"], ["meta_info.txt"], ["data.mdb", "meta_info.txt"]])
-def test_an_incomplete_lmdb_is_told(sound_options, names):
+def test_an_incomplete_lmdb_is_reported(sound_options, names):
     for name in names:
         Path("datasets/Train/HR.lmdb", name).unlink()
     (line,) = problems(sound_options)
     assert f"datasets/Train/HR.lmdb', which has no {' and no '.join(names)}: no complete LMDB" in line
 
 
-def test_an_lmdb_that_lists_nothing_is_told(sound_options):
+def test_an_lmdb_that_lists_nothing_is_reported(sound_options):
     Path("datasets/Train/HR.lmdb/meta_info.txt").write_text("")
     (line,) = problems(sound_options)
     assert "datasets/Train/HR.lmdb/meta_info.txt lists no images: rebuild the LMDB." in line
 
 
-def test_an_lmdb_not_named_so_is_told(sound_options):
+def test_an_lmdb_not_named_so_is_reported(sound_options):
     (line,) = problems(change(sound_options, "datasets.train.dataroot_gt", "datasets/Val/HR"))
     assert line.startswith(
         "datasets.train.dataroot_gt: got 'datasets/Val/HR', expected a folder whose name ends in .lmdb"
     )
 
 
-def test_an_empty_folder_is_told(sound_options):
+def test_an_empty_folder_is_reported(sound_options):
     for folder in (Path("datasets/Val/HR"), Path("datasets/Val/LR")):
         shutil.rmtree(folder)
         folder.mkdir()
@@ -759,7 +759,7 @@ def test_an_empty_folder_is_told(sound_options):
     assert all("a folder without files; expected one of images." in line for line in lines)
 
 
-def test_unequal_numbers_of_hr_and_lr_are_told(sound_options):
+def test_unequal_numbers_of_hr_and_lr_are_reported(sound_options):
     Path("datasets/Val/LR/0x2.png").unlink()
     lmdb_lists("datasets/Train/LR.lmdb", "0.png (8,8,3)")
     train, val = problems(sound_options)
@@ -771,7 +771,7 @@ def test_unequal_numbers_of_hr_and_lr_are_told(sound_options):
     )
 
 
-def test_a_template_that_names_no_lr_file_is_told(sound_options):
+def test_a_template_that_names_no_lr_file_is_reported(sound_options):
     (line,) = problems(change(sound_options, "datasets.val.filename_tmpl", "{}x4"))
     assert line.startswith(
         "datasets.val.filename_tmpl: got '{}x4', by which the LR image of 0.png is '0x4.png'; "
@@ -783,7 +783,7 @@ def lmdb_lists(root: str, *lines: str) -> None:
     Path(root, "meta_info.txt").write_text("".join(f"{line} 1\n" for line in lines))
 
 
-def test_an_lmdb_without_the_lr_of_an_hr_image_is_told(sound_options):
+def test_an_lmdb_without_the_lr_of_an_hr_image_is_reported(sound_options):
     lmdb_lists("datasets/Train/LR.lmdb", *(f"{i}x2.png (8,8,3)" for i in range(8)))
     assert problems(sound_options) == [
         "datasets.train.dataroot_lq: got 'datasets/Train/LR.lmdb', which has no '0' as dataroot_gt has "
@@ -791,7 +791,7 @@ def test_an_lmdb_without_the_lr_of_an_hr_image_is_told(sound_options):
     ]
 
 
-def test_an_lmdb_whose_list_cannot_be_read_is_told(sound_options):
+def test_an_lmdb_whose_list_cannot_be_read_is_reported(sound_options):
     path = Path("datasets/Train/LR.lmdb/meta_info.txt")
     path.write_text("0.png 1\n")
     (line,) = problems(sound_options)
@@ -809,7 +809,7 @@ def test_an_lmdb_whose_list_cannot_be_read_is_told(sound_options):
 
 
 @pytest.mark.parametrize(("hr", "fits"), [("16,20", True), ("17,20", False), ("16,16", False)])
-def test_an_lmdb_of_another_scale_is_told_with_its_first_offender(sound_options, hr, fits):
+def test_an_lmdb_of_another_scale_is_reported_with_its_first_offender(sound_options, hr, fits):
     sizes = ["(16,16,3)"] * 8
     sizes[3] = f"({hr},3)"
     lmdb_lists("datasets/Train/HR.lmdb", *(f"{i}.png {size}" for i, size in enumerate(sizes)))
@@ -817,37 +817,37 @@ def test_an_lmdb_of_another_scale_is_told_with_its_first_offender(sound_options,
     sizes[3] = "(8,10,3)"
     lmdb_lists("datasets/Train/LR.lmdb", *(f"{i}.png {size}" for i, size in enumerate(sizes)))
     height, width = hr.split(",")
-    said = (
+    message = (
         "datasets.train.dataroot_lq: at scale 2 the LR image of '3', 10×8, goes with an HR image of 20×16; "
         f"got {width}×{height} (1 of 8 pairs do not fit). Give HR and LR of this scale."
     )
-    assert problems(sound_options) == ([] if fits else [said])
+    assert problems(sound_options) == ([] if fits else [message])
 
 
-def test_images_smaller_than_a_crop_are_told(sound_options):
+def test_images_smaller_than_a_crop_are_reported(sound_options):
     change(sound_options, "datasets.train.gt_size", 18)
-    said = (
+    message = (
         "datasets.train.gt_size: got 18, but '0' of 'datasets/Train/HR.lmdb' is 16×16 (8 of 8 images are "
         "smaller than a crop). Lower gt_size, or take them out."
     )
-    assert problems(sound_options) == [said]
-    assert problems(dflip_options(sound_options)) == [said]
+    assert problems(sound_options) == [message]
+    assert problems(dflip_options(sound_options)) == [message]
 
 
 @pytest.mark.parametrize(
     ("size", "fits"),
     [((16, 16), True), ((17, 17), True), ((18, 16), False), ((16, 18), False), ((15, 16), False)],
 )
-def test_hr_images_that_go_with_another_scale_are_told_where_basicsr_would_crop_them(
+def test_hr_images_that_go_with_another_scale_are_reported_where_basicsr_would_crop_them(
     sound_options, size, fits
 ):
     Image.new("RGB", size).save("datasets/Val/HR/5.png")
-    said = (
+    message = (
         "datasets.val.dataroot_lq: at scale 2 the LR image of '5.png', 8×8, goes with an HR image of 16×16, "
         f"or up to 1 more on a side; got {size[0]}×{size[1]} (1 of 8 pairs do not fit). "
         "Give HR and LR of this scale."
     )
-    assert problems(sound_options) == ([] if fits else [said])
+    assert problems(sound_options) == ([] if fits else [message])
 
 
 def test_images_that_are_turned_on_reading_are_measured_turned(sound_options):
@@ -861,7 +861,7 @@ def test_images_that_are_turned_on_reading_are_measured_turned(sound_options):
     assert problems(sound_options) == []
 
 
-def test_a_file_that_is_no_image_is_told(sound_options):
+def test_a_file_that_is_no_image_is_reported(sound_options):
     Path("datasets/Val/LR/5x2.png").write_text("no image")
     assert problems(sound_options) == [
         "datasets.val.dataroot_lq: 'datasets/Val/LR/5x2.png' cannot be read as an image. "
@@ -890,7 +890,7 @@ def test_folders_to_train_by_are_measured_as_strictly_as_lmdbs(sound_options):
         (5, 1, 2, 2, False),
     ],
 )
-def test_a_training_set_smaller_than_a_batch_is_told(
+def test_a_training_set_smaller_than_a_batch_is_reported(
     sound_options, monkeypatch, batch, ratio, gpus, processes, enough
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -907,7 +907,7 @@ def test_a_training_set_smaller_than_a_batch_is_told(
 
 
 @pytest.mark.parametrize(
-    ("batch", "processes", "told"),
+    ("batch", "processes", "reported"),
     [
         (8, 1, None),
         (8, 4, None),
@@ -915,13 +915,13 @@ def test_a_training_set_smaller_than_a_batch_is_told(
         (8, 3, "got 8, expected a multiple of the number of processes, 3"),
     ],
 )
-def test_a_global_batch_is_checked_as_a_whole(sound_options, monkeypatch, batch, processes, told):
+def test_a_global_batch_is_checked_as_a_whole(sound_options, monkeypatch, batch, processes, reported):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     sound_options["model_type"] = "ESCModel"
     sound_options["datasets"]["train"] |= {"global_batch_size": batch, "batch_size_per_gpu": 99}
     lines = problems(sound_options)
-    assert (lines == []) == (told is None)
-    assert all(line.startswith(f"datasets.train.global_batch_size: {told}") for line in lines)
+    assert (lines == []) == (reported is None)
+    assert all(line.startswith(f"datasets.train.global_batch_size: {reported}") for line in lines)
 
 
 def test_a_global_batch_goes_with_no_accumulation_of_ones_own_and_with_means_alone(sound_options):
@@ -958,7 +958,7 @@ def test_weights_of_sources_count_in_the_batch_check(sound_options, weights, bat
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "message"),
     [
         ([], "datasets.train.sources: got [], expected a list of sections."),
         (["x.lmdb"], "datasets.train.sources[0]: got 'x.lmdb', expected a section of 'key: value' lines."),
@@ -977,10 +977,10 @@ def test_weights_of_sources_count_in_the_batch_check(sound_options, weights, bat
         ),
     ],
 )
-def test_sources_that_do_not_fit_are_told(sound_options, sources, said):
+def test_sources_that_do_not_fit_are_reported(sound_options, sources, message):
     opt = dflip_options(sound_options)
     (line,) = problems(change(opt, "datasets.train.sources", sources))
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
 def test_a_memcached_data_set_is_not_looked_for_on_disk(sound_options):
@@ -1074,7 +1074,7 @@ def test_what_a_run_started_from_is_not_needed_to_resume_it(sound_options):
 
 
 @pytest.mark.parametrize(
-    ("key_path", "value", "said"),
+    ("key_path", "value", "message"),
     [
         ("datasets.train.dataset_enlarge_ratio", 1e308, "expected a number above 0, and at most 1,000,000."),
         (
@@ -1093,20 +1093,20 @@ def test_what_a_run_started_from_is_not_needed_to_resume_it(sound_options):
         ("path.pretrain_network_g", "~nobody/x", "there is no checkpoint"),
     ],
 )
-def test_what_would_end_in_a_traceback_or_never_is_told(sound_options, key_path, value, said):
-    told = problems(change(sound_options, key_path, value))
-    assert any(problem.startswith(f"{key_path}: ") and said in problem for problem in told), told
+def test_what_would_end_in_a_traceback_or_never_is_reported(sound_options, key_path, value, message):
+    reported = problems(change(sound_options, key_path, value))
+    assert any(problem.startswith(f"{key_path}: ") and message in problem for problem in reported), reported
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("dim", "network_g.dim: got 4611686018427387904, expected 4,096 at most."),
         ("n_blocks", "network_g.n_blocks:"),
     ],
 )
-def test_networks_that_would_take_for_ever_to_build_are_told(sound_options, key, said):
-    told = problems(change(esc_options(sound_options), f"network_g.{key}", 2**62))
-    assert any(problem.startswith(said) for problem in told), told
-    (told,) = problems(change(esc_options(sound_options), "network_g.n_blocks", 4000))
-    assert told.startswith("network_g: got ") and "blocks in all, expected 500 at most" in told
+def test_networks_that_would_take_for_ever_to_build_are_reported(sound_options, key, message):
+    reported = problems(change(esc_options(sound_options), f"network_g.{key}", 2**62))
+    assert any(problem.startswith(message) for problem in reported), reported
+    (reported,) = problems(change(esc_options(sound_options), "network_g.n_blocks", 4000))
+    assert reported.startswith("network_g: got ") and "blocks in all, expected 500 at most" in reported

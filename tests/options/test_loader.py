@@ -1,4 +1,4 @@
-"""Option files are read as BasicSR reads them, safely, and mistakes are told with file and line."""
+"""Option files are read as BasicSR reads them, safely, and mistakes are reported with file and line."""
 
 import os
 from collections import OrderedDict
@@ -75,7 +75,7 @@ def test_a_key_given_twice_is_refused_with_file_line_and_key(tmp_path):
         ("sources:\n- weight:1\n  dataroot_gt: x\n", 2, "weight:1"),
     ],
 )
-def test_a_space_missing_after_a_colon_is_told_with_its_line(tmp_path, text, line, got):
+def test_a_space_missing_after_a_colon_is_reported_with_its_line(tmp_path, text, line, got):
     path = write(tmp_path, text)
     assert refusal(path) == f"{path}, line {line}: got '{got}'. Is a space missing after the colon?"
 
@@ -109,7 +109,7 @@ def test_tags_that_make_python_objects_are_refused(tmp_path, monkeypatch, tag):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
         ("", "expected 'key: value' lines, got nothing"),
         ("- 1\n- 2\n", "got a list"),
@@ -130,11 +130,11 @@ def test_tags_that_make_python_objects_are_refused(tmp_path, monkeypatch, tag):
         ("a: " + "[" * 2000, "nested too deeply"),
     ],
 )
-def test_what_is_not_an_option_file_is_refused(tmp_path, text, said):
+def test_what_is_not_an_option_file_is_refused(tmp_path, text, part):
     path = write(tmp_path, text)
     message = refusal(path)
     assert message.startswith(str(path))
-    assert said in message
+    assert part in message
 
 
 def test_aliases_of_aliases_cannot_grow_without_bound(tmp_path):
@@ -200,6 +200,41 @@ def test_overrides_set_values_of_each_kind(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "changes"),
+    [
+        ("train:clip_grad_norm=1", {"train": {"lr": 1.0, "clip_grad_norm": 1}}),
+        ("cpu_kernels=true", {"cpu_kernels": True}),
+        ("dist_params:timeout=90", {"dist_params": {"timeout": 90}}),
+        ("logger:wandb:project=mine", {"logger": {"wandb": {"project": "mine"}}}),
+        ("train:pixel_opt:type=L1Loss", {"train": {"lr": 1.0, "pixel_opt": {"type": "L1Loss"}}}),
+        ("network_g:dim=32", {"network_g": {"type": "ESC", "dim": 32}}),
+        (
+            "datasets:val:pin_memory=true",
+            {"datasets": {"val": {"type": "PairedImageDataset", "pin_memory": True}}},
+        ),
+        (
+            "datasets:val:filename_tmpl='{}x2'",
+            {"datasets": {"val": {"type": "PairedImageDataset", "filename_tmpl": "{}x2"}}},
+        ),
+        (
+            "datasets:val:io_backend:type=disk",
+            {"datasets": {"val": {"type": "PairedImageDataset", "io_backend": {"type": "disk"}}}},
+        ),
+    ],
+)
+def test_an_override_sets_any_known_key_that_the_file_lacks(tmp_path, entry, changes):
+    text = "train: {lr: 1.0}\nlogger: {wandb: ~}\nnetwork_g: {type: ESC}\n"
+    path = write(tmp_path, f"{text}datasets: {{val: {{type: PairedImageDataset}}}}\n")
+    assert load_options(path, [entry]) == {**load_options(path), **changes}
+
+
+@pytest.mark.parametrize("kind", ["[PairedImageDataset]", "Mine"])
+def test_keys_of_an_unknown_data_set_are_its_own(tmp_path, kind):
+    path = write(tmp_path, f"datasets: {{val: {{type: {kind}}}}}\n")
+    assert load_options(path, ["datasets:val:mine=1"])["datasets"]["val"]["mine"] == 1
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("1e-3", 1e-3), ("-2E5", -2e5), (".5e1", 5.0), ("1e", "1e"), ("a=b", "a=b")]
 )
 def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
@@ -207,23 +242,27 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "part"),
     [
         ("train:ema_decay", "expected keys and a value"),
         ("=3", "expected keys and a value"),
         ("train::lr=3", "expected keys and a value"),
-        ("trian:lr=3", "has no key 'trian'. New keys go into the file. Did you mean 'train'?"),
-        ("train:lrr=3", "has no key 'lrr'. New keys go into the file. Did you mean 'lr'?"),
+        ("trian:lr=3", "has no key 'trian'. Did you mean 'train'?"),
+        ("train:lrr=3", "has no key 'lrr'. Did you mean 'lr'?"),
+        ("train:clip_grad_nrom=1", "has no key 'clip_grad_nrom'. Did you mean 'clip_grad_norm'?"),
+        ("val:metrics:psnr:crop_border=4", "has no key 'psnr'"),
+        ("datasets:test_1:name=Set5", "has no key 'test_1'"),
+        ("dist_params:prot=1", "has no key 'prot'. Did you mean 'port'?"),
         ("name:lr=3", "is not a section, so it has no 'lr'"),
         ("train={lr: 3}", "expected one value or a list"),
         ("name=[1", "while parsing a flow sequence"),
         ("name=!!python/object/apply:os.getcwd []", "is not allowed"),
     ],
 )
-def test_an_override_that_does_not_fit_is_refused(tmp_path, entry, said):
+def test_an_override_that_does_not_fit_is_refused(tmp_path, entry, part):
     message = refusal(write(tmp_path, "name: x\ntrain: {lr: 1.0}\n"), entry)
     assert message.startswith(f"--force_yml {entry}")
-    assert said in message
+    assert part in message
 
 
 def test_an_override_evaluates_nothing(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_table_without_esc_has_no_differences() -> None:
         (("--batch", 0), "--batch must be at least 1, got 0"),
         (("--device", "cuda"), "--device cuda: this machine has no GPU"),
         (("--val", "Set5"), "--val names test sets of a folder: give it by --data"),
-        (("--data", "nowhere"), "--data nowhere: Set5 is not there as HR/X2"),
+        (("--data", "nowhere"), "--data nowhere: Set5 does not exist as HR/X2"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_written(

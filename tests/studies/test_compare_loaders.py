@@ -1,4 +1,4 @@
-"""The loader comparison times the same crops of every way, and measures what it says."""
+"""The loader comparison times the same crops of every method, and measures what it says."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from compare_loaders import differences_of, levels, ways
+from compare_loaders import differences_of, levels, methods
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
@@ -42,7 +42,7 @@ def test_comparison_writes_rates_and_differences_of_every_way_and_a_picture(phot
     assert result["settings"]["records"] == 2 and result["settings"]["machine"]["threads"] == 1
     sizes = result["settings"]["bytes_per_record"]
     assert sizes["stored"] > sizes["compressed"] > 0
-    rows = {row["way"]: row for row in result["rows"]}
+    rows = {row["method"]: row for row in result["rows"]}
     assert len(rows) == 6 and all(row["samples_per_second"] > 0 for row in rows.values())
     assert rows[compare_loaders.PLAIN]["times_plain"] == 1
     assert rows[compare_loaders.STORED]["from_ours"]["largest"] == 0
@@ -58,9 +58,9 @@ def test_every_way_gives_the_same_hr(tmp_path):
         level: build_lmdb_sets(photographs, tmp_path, f"x{level}", crop_size=0, compression=level)[1]
         for level in (0, 1)
     }
-    compared = ways(folders, 2, samples=4, batch=2)
+    compared = methods(folders, 2, samples=4, batch=2)
     del compared[compare_loaders.HR_ALONE]
-    results = [levels(way) for way in compared.values()]
+    results = [levels(method) for method in compared.values()]
     for lq, gt in results:
         assert lq.shape == (4, 3, CROP // 2, CROP // 2)
         assert torch.equal(gt, results[0][1])
@@ -69,7 +69,7 @@ def test_every_way_gives_the_same_hr(tmp_path):
 def test_plain_lr_is_pillows_and_ours_but_for_rounding_off_the_border(tmp_path):
     photographs = {"coffee": load_photograph("coffee")[:200, :180]}
     path = build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)[1]
-    compared = ways({0: path, 1: path}, 2, samples=4, batch=2)
+    compared = methods({0: path, 1: path}, 2, samples=4, batch=2)
     difference = differences_of(
         levels(compared[compare_loaders.PLAIN])[0], levels(compared[compare_loaders.STORED])[0]
     )
@@ -89,7 +89,7 @@ def test_differences_are_counted_in_levels():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--scales", "4"], "no photograph is as large as an HR crop, 256×256"),
+        (["--scales", "4"], "no image is as large as an HR crop, 256×256"),
         (["--scales", "2", "--repeats", "0"], "--repeats must be at least 1, got 0"),
     ],
 )

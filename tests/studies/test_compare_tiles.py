@@ -37,12 +37,12 @@ def test_aligned_tiles_are_compared_with_plain_ones_and_with_row_chunks(
     assert run("--model", model, "--windows", 1, 2, "-o", tmp_path / "out") == 0
     rows = json.loads((tmp_path / "out" / "tiles.json").read_text())["rows"]
     assert len(rows) == 2 * (1 + 2 * 2)
-    to_whole = {(row["way"], row["image"]): row["psnr_to_whole"] for row in rows}
+    to_whole = {(row["method"], row["image"]): row["psnr_to_whole"] for row in rows}
     for name in ("coffee", "astronaut"):
         assert to_whole["row chunks", name] > 80  # roundings of a float apart
         assert to_whole["tiles of 4", name] < to_whole["tiles of 8", name] < to_whole["row chunks", name]
-    plain = np.mean([row["psnr_to_whole"] for row in rows if row["way"] == compare_tiles.PLAIN])
-    aligned = np.mean([row["psnr_to_whole"] for row in rows if row["way"].startswith("tiles")])
+    plain = np.mean([row["psnr_to_whole"] for row in rows if row["method"] == compare_tiles.PLAIN])
+    aligned = np.mean([row["psnr_to_whole"] for row in rows if row["method"].startswith("tiles")])
     assert plain < aligned
     assert (tmp_path / "out" / "tiles.png").stat().st_size > 10_000
     said = capsys.readouterr().out

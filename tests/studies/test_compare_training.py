@@ -16,7 +16,7 @@ from compare_training import RUNS, Row, build, markdown, options_of, smooth
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.photos import load_photograph
-from esc_basicsr.options.keys import ESC_MODEL
+from esc_basicsr.options.schema import SECTIONS
 
 SMALL = {"type": "ESC", **NETWORK, "dim": 16, "pdim": 4, "conv_blocks": 1, "kernel_size": 5}
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_runs_differ_by_options_that_users_have() -> None:
         for section, options in {"": changes, "train": changes.get("train", {})}.items():
             for key, value in options.items():
                 if key not in ("train", "manual_seed"):
-                    assert ESC_MODEL[section][key].accepts(value)
+                    assert SECTIONS[section][key].kind.accepts(value)
 
 
 def test_all_start_from_the_same_weights_but_the_one_that_should_not() -> None:

@@ -10,6 +10,7 @@ from basicsr.models import build_model
 
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.recipes import option_files
+from esc_basicsr.options.schema import filled
 from esc_basicsr.weights.shipped import model_list
 
 OPTIONS = Path(__file__).parents[2] / "options"
@@ -22,7 +23,7 @@ def option_file(request, tmp_path, monkeypatch) -> tuple[dict[str, Any], bool]:
     """Options as BasicSR hands them to a model, in a folder with the checkpoint that they start from."""
     monkeypatch.chdir(tmp_path)
     is_train = request.param.startswith("train")
-    opt = load_options(OPTIONS / request.param)
+    opt = filled(load_options(OPTIONS / request.param))
     opt.update(is_train=is_train, num_gpu=0, dist=False, rank=0, world_size=1)
     start = opt["path"]["pretrain_network_g"]
     if start is not None and start not in model_list():

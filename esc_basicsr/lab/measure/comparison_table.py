@@ -74,7 +74,7 @@ def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """Write the table; what is published stands in brackets."""
+    """Write the table, with what is published in brackets."""
     sets = [name for name in BENCHMARKS if any(name in e.quality for e in entries)]
     if not sets:
         sets = [name for name in BENCHMARKS if any(name in e.published_quality for e in entries)]

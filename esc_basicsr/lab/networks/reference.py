@@ -1,4 +1,4 @@
-"""ESC and ESC-FP in the release's form: the oracle of tests and the opponent in benchmarks.
+"""ESC and ESC-FP as their authors released them: the oracle of tests and the opponent in benchmarks.
 
 Attention by scores that are written out and a table of indices, or by compiled Flex; NCHW; direct
 convolutions; one operation after the other as arXiv:2503.06671 and the release state them. Parameters have
@@ -47,8 +47,8 @@ class ReferenceNetwork(torch.nn.Module):
         """
         if min(x.shape[-2:]) < self.smallest_input:
             raise UserError(
-                f"the release's form takes images of at least {self.smallest_input} pixels a side, got "
-                f"{x.shape[-1]}x{x.shape[-2]}: measure larger ones, or leave that form out."
+                f"the release's implementation takes images of at least {self.smallest_input} pixels a "
+                f"side, got {x.shape[-1]}x{x.shape[-2]}: measure larger ones, or leave it out."
             )
         net: Any = self.net
         scale = net.upscaling_factor
@@ -119,7 +119,7 @@ def _compiled_flex() -> Any:
 
 
 def _bias_index(w: int) -> Tensor:
-    """(w², w²): where the bias of a query and a key stands in the table, key minus query."""
+    """Index the table of biases by queries and keys, (w², w²): key minus query."""
     rows, columns = (
         grid.flatten() for grid in torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")
     )

@@ -5,19 +5,34 @@ import torch
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.archs import ESC
-from esc_basicsr.archs.variants import build_variant
+from esc_basicsr.archs.variants import SCALES, VARIANTS, build_variant
+from esc_basicsr.commands import complexity as complexity_command
 from esc_basicsr.lab.measure.complexity import measure_complexity
+from esc_basicsr.metrics.published import published_costs
 
-# arXiv:2503.06671: multiply-adds in G at 1280×720 output. One scale each: a count runs the network once at
-# full size. `python -m esc_basicsr complexity` prints all nine.
-PUBLISHED = [("ESC", 4, 967_500, 149.19), ("ESC-light", 3, 612_255, 162.78), ("ESC-FP", 4, 539_263, 60.84)]
+# to the digit, as fvcore counts what arXiv:2503.06671 publishes
+EXACT = {("ESC", 4): 149.19, ("ESC-light", 3): 162.78, ("ESC-FP", 4): 60.84}
 
 
-@pytest.mark.parametrize("name, scale, params, giga", PUBLISHED)
-def test_published_variant_has_its_parameters_and_multiply_adds(name, scale, params, giga):
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_published_variants_have_their_parameters_and_multiply_adds(name, scale):
     result = measure_complexity(build_variant(name, scale), 720 // scale, 1280 // scale)
-    assert result.params == params
-    assert result.flops / 1e9 == pytest.approx(giga, abs=0.005)
+    paper = published_costs(scale)[name]
+    assert result.flops / 1e9 == pytest.approx(paper.giga, abs=0.051)
+    assert result.params / 1e3 == pytest.approx(paper.thousands, abs=0.76)  # 603.6 is printed as 603
+    if (name, scale) in EXACT:
+        assert result.flops / 1e9 == pytest.approx(EXACT[name, scale], abs=0.005)
+
+
+def test_what_cannot_run_without_values_is_counted_where_it_runs():
+    class Picky(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.conv2d(x, x.new_ones(3, 3, 1, 1)) if x.sum() == 0 else x
+
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        measure_complexity(Picky(), 4, 5)
+    assert measure_complexity(Picky(), 4, 5, "cpu").flops == 4 * 5 * 9
 
 
 @pytest.mark.parametrize("attn_type", ["Naive", "SDPA", "Flex", "auto"])
@@ -42,6 +57,14 @@ def test_attention_products_are_counted():
 def test_command_prints_a_table(capsys):
     assert main(["complexity", "--variant", "ESC-FP", "--scale", "4"]) == 0
     assert "| ESC-FP | ×4 | 539,263 | 60.84 G |" in capsys.readouterr().out
+
+
+def test_command_lists_modules_where_it_is_asked_to(capsys, monkeypatch):
+    monkeypatch.setattr(complexity_command, "OUTPUT_HEIGHT", 96)
+    monkeypatch.setattr(complexity_command, "OUTPUT_WIDTH", 128)
+    assert main(["complexity", "--variant", "ESC-light", "--scale", "2", "--modules"]) == 0
+    out = capsys.readouterr().out
+    assert "ESC-light ×2" in out and "blocks.0.attn" in out and "#parameters" in out
 
 
 def test_counting_leaves_the_network_as_it_was(tiny_network, build_network):

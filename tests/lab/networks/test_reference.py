@@ -1,4 +1,4 @@
-"""The release's form, which benchmarks compare with, is equal to the release and to the package."""
+"""The release's implementation, which benchmarks compare with, equals the release and the package."""
 
 import pytest
 import torch

@@ -1,0 +1,372 @@
+"""The options of a file: each key once, with what it takes, its default, its unit and its meaning.
+
+From here come the check (`esc_basicsr.options.check`), typed access with the defaults filled in (`filled`),
+docs/options.md and options/schema.json (`esc_basicsr.options.reference`). It covers what BasicSR 1.4.2 and
+this package read; options of networks and of other packages' classes are declared by their signatures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from esc_basicsr.options.kinds import (
+    AMP,
+    ANYTHING,
+    BOOL,
+    COUNT,
+    FOLDER_NAME,
+    FRACTION,
+    GPUS,
+    INTEGER,
+    ITERATIONS,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    RESTARTS,
+    SECONDS,
+    SECTION,
+    SOURCES,
+    TEMPLATE,
+    TEXT,
+    WARMUP,
+    WHOLE,
+    Kind,
+    at_most,
+    list_of,
+    one_of,
+    or_none,
+)
+
+if TYPE_CHECKING:
+    from mmengine.config import ConfigDict
+
+__all__ = ["DATASETS", "SECTIONS", "Option", "filled", "known_keys", "required_keys"]
+
+UNSET = object()  # there is no default: left out, the key is not there
+
+# when a key must be given
+ALWAYS, IN_TRAINING, IN_TEST = "always", "in training", "in testing"
+IN_KNOWN_MODELS = "by SRModel and ESCModel"
+
+
+class Option(NamedTuple):
+    """A key of an option file."""
+
+    kind: Kind
+    doc: str
+    default: Any = UNSET
+    unit: str = ""
+    required: str = ""  # one of the above
+    model: str = ""  # the only one that reads it
+
+
+# Models whose every key is known. Other models may read more: what they add is left alone.
+KNOWN_MODELS = ("SRModel", "ESCModel")
+
+# Stock BasicSR has Adam alone (BaseModel.get_optimizer).
+OPTIMIZERS = {"SRModel": ("Adam",), "ESCModel": ("Adam", "AdamW")}
+
+# type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
+SCHEDULERS = {
+    "MultiStepLR": "MultiStepRestartLR",
+    "MultiStepRestartLR": "MultiStepRestartLR",
+    "CosineAnnealingRestartLR": "CosineAnnealingRestartLR",
+}
+
+IO_BACKENDS = ("disk", "lmdb", "memcached")
+
+# Of this package's networks, far above what trains in any memory.
+LARGEST_SIZE = 4096  # of any whole number
+MOST_BLOCKS = 500  # n_blocks × conv_blocks
+
+_ESC = "ESCModel"
+_BY_BASICSR = "Set by BasicSR; what a file says is overwritten."
+
+TOP_LEVEL = {
+    "name": Option(FOLDER_NAME, "Name of the experiment, and of its folder.", required=ALWAYS),
+    "model_type": Option(TEXT, "ESCModel, or another model of BasicSR's registry.", required=ALWAYS),
+    "scale": Option(COUNT, "How many times larger SR is than LR.", required=IN_KNOWN_MODELS),
+    "num_gpu": Option(GPUS, "GPUs of one process; auto: all there are, 0: the CPU.", required=ALWAYS),
+    "manual_seed": Option(
+        or_none(at_most(WHOLE, 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
+    ),
+    "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, model=_ESC),
+    "cpu_kernels": Option(
+        BOOL, "Without a GPU, run by C++ kernels, which need a C++ compiler.", False, model=_ESC
+    ),
+    "find_unused_parameters": Option(
+        BOOL, "With several processes, look for weights that took no part in a step.", False
+    ),
+    "datasets": Option(SECTION, "Data sets: train, and val_NAME or test_NAME.", required=ALWAYS),
+    "network_g": Option(
+        SECTION, "The network: its type, and the options of that class.", required=IN_KNOWN_MODELS
+    ),
+    "path": Option(SECTION, "Weights and states to start from.", required=ALWAYS),
+    "train": Option(SECTION, "How to train.", required=IN_TRAINING),
+    "val": Option(or_none(SECTION), "How to validate and test.", None, required=IN_TEST),
+    "logger": Option(SECTION, "What is printed and saved, and how often.", required=IN_TRAINING),
+    "dist_params": Option(SECTION, "How processes meet, with a launcher.", {}),
+    "dist": Option(ANYTHING, _BY_BASICSR),
+    "rank": Option(ANYTHING, _BY_BASICSR),
+    "world_size": Option(ANYTHING, _BY_BASICSR),
+    "auto_resume": Option(ANYTHING, _BY_BASICSR),
+    "is_train": Option(ANYTHING, _BY_BASICSR),
+    "root_path": Option(ANYTHING, _BY_BASICSR),
+}
+
+PATH = {
+    "pretrain_network_g": Option(
+        or_none(TEXT), "Weights to start from: a file, or a network that ships with this package.", None
+    ),
+    "param_key_g": Option(
+        or_none(TEXT), "Which weights of the file: params, or params_ema, their average.", "params"
+    ),
+    "strict_load_g": Option(BOOL, "Refuse weights that lack some or have others.", True),
+    "resume_state": Option(or_none(TEXT), "A training state to go on from.", None),
+    "ignore_resume_networks": Option(ANYTHING, "Networks whose weights are not taken from there.", None),
+    "experiments_root": Option(TEXT, _BY_BASICSR),
+    "models": Option(TEXT, _BY_BASICSR),
+    "training_states": Option(TEXT, _BY_BASICSR),
+    "log": Option(TEXT, _BY_BASICSR),
+    "visualization": Option(TEXT, _BY_BASICSR),
+    "results_root": Option(TEXT, _BY_BASICSR),
+}
+
+TRAIN = {
+    "total_iter": Option(ITERATIONS, "Steps of the training.", unit="iterations", required=ALWAYS),
+    "warmup_iter": Option(WARMUP, "Steps in which the learning rate rises to lr.", -1, "iterations"),
+    "ema_decay": Option(FRACTION, "Of the averaged weights; 0: no average.", 0),
+    "amp": Option(AMP, "Compute in half precision where autocast deems that safe.", False, model=_ESC),
+    "accumulate": Option(
+        COUNT, "Pieces in which a batch is worked through: less memory, the same step.", 1, model=_ESC
+    ),
+    "compile": Option(BOOL, "Train through torch.compile.", False, model=_ESC),
+    "clip_grad_norm": Option(
+        or_none(POSITIVE), "Scale gradients down to this norm; ~: never.", None, model=_ESC
+    ),
+    "max_skipped": Option(
+        COUNT,
+        "Steps in a row whose loss or gradient is not finite, after which training ends.",
+        10,
+        "steps",
+        model=_ESC,
+    ),
+    "optim_g": Option(SECTION, "The optimizer: its type and options.", required=IN_KNOWN_MODELS),
+    "scheduler": Option(SECTION, "How the learning rate falls.", required=IN_KNOWN_MODELS),
+    "pixel_opt": Option(or_none(SECTION), "The loss of pixels: its type and options.", None),
+    "perceptual_opt": Option(or_none(SECTION), "BasicSR's perceptual loss, by itself or beside it.", None),
+}
+
+# Narrower than what torch's signatures say.
+OPTIM = {
+    "lr": Option(POSITIVE, "Largest learning rate.", required=ALWAYS),
+    "weight_decay": Option(NOT_NEGATIVE, "Decay of the weights."),
+    "betas": Option(list_of(FRACTION, 2), "Decay of the averages of gradient and squared gradient."),
+    "eps": Option(NOT_NEGATIVE, "Added to the denominator."),
+}
+
+SCHEDULER = {
+    "milestones": Option(list_of(ITERATIONS), "When the learning rate is lowered.", unit="iterations"),
+    "gamma": Option(POSITIVE, "Factor of the learning rate at each."),
+    "periods": Option(list_of(ITERATIONS), "Lengths of the falls by half a cosine.", unit="iterations"),
+    "restarts": Option(list_of(RESTARTS), "When the learning rate starts anew.", unit="iterations"),
+    "restart_weights": Option(list_of(NUMBER), "Factor of the learning rate of each restart or period."),
+    "eta_min": Option(NOT_NEGATIVE, "Smallest learning rate."),
+    "last_epoch": Option(INTEGER, "Set by BasicSR when it resumes."),
+}
+
+PIXEL_LOSS = {
+    # none leaves no single number to descend
+    "reduction": Option(one_of("mean", "sum"), "How the losses of pixels become one."),
+    "loss_weight": Option(NUMBER, "Factor of the loss."),
+    "chroma_weight": Option(
+        NOT_NEGATIVE, "YChannelL1Loss: factor of its chroma term; by default 0, luma alone."
+    ),
+}
+
+PERCEPTUAL_LOSS = {
+    # for l2 BasicSR calls what PyTorch does not have
+    "criterion": Option(one_of("l1", "fro"), "Distance of features."),
+    "perceptual_weight": Option(NUMBER, "Factor of the perceptual term."),
+    "style_weight": Option(NUMBER, "Factor of the style term."),
+}
+
+VAL = {
+    "val_freq": Option(ITERATIONS, "Steps between validations.", unit="iterations", required=IN_TRAINING),
+    "save_img": Option(BOOL, "Save the upscaled images.", required=ALWAYS),
+    "suffix": Option(or_none(TEXT), "Put behind their names; ~: the experiment's name.", None),
+    "pbar": Option(BOOL, "Show progress.", False),
+    "metrics": Option(or_none(SECTION), "Metrics by a name of your own: their types and options.", None),
+    "amp": Option(AMP, "Validate and test in half precision.", False, model=_ESC),
+    "batch_size": Option(
+        COUNT, "Most images of one size that go through the network together.", 1, "images", model=_ESC
+    ),
+}
+
+METRIC = {
+    "better": Option(one_of("higher", "lower"), "Which value is the better one.", "higher"),
+    "crop_border": Option(WHOLE, "Border that is not compared; scale, in published figures.", unit="pixels"),
+    "test_y_channel": Option(BOOL, "Compare luma alone, as published figures do."),
+}
+
+LOGGER = {
+    "print_freq": Option(ITERATIONS, "Steps between log lines.", unit="iterations", required=ALWAYS),
+    "save_checkpoint_freq": Option(
+        ITERATIONS, "Steps between checkpoints.", unit="iterations", required=ALWAYS
+    ),
+    "keep_checkpoints": Option(
+        or_none(COUNT), "How many of the newest are kept; ~: all.", None, "checkpoints", model=_ESC
+    ),
+    "safetensors": Option(
+        BOOL, "Write the averaged weights as .safetensors, too, beside each .pth.", False, model=_ESC
+    ),
+    "use_tb_logger": Option(BOOL, "Log to TensorBoard.", required=ALWAYS),
+    "wandb": Option(or_none(SECTION), "Weights & Biases, which takes what TensorBoard logs.", None),
+}
+
+WANDB = {
+    "project": Option(or_none(TEXT), "Project to log to; ~: none.", None),
+    "resume_id": Option(or_none(TEXT), "Run to go on with.", None),
+}
+
+DIST_PARAMS = {
+    "backend": Option(one_of("nccl", "gloo", "mpi"), "How processes exchange; gloo on CPUs.", "nccl"),
+    "port": Option(or_none(at_most(COUNT, 65535)), "Where processes meet, with --launcher slurm.", None),
+    "timeout": Option(
+        at_most(SECONDS, 10**6), "A rank that gives no sign of life so long ends the others.", 60, "seconds"
+    ),
+}
+
+# Keys of a data set that BasicSR's pipelines and loaders read, whatever its type.
+LOADER = {
+    "name": Option(TEXT, "Name in logs and tables.", required=ALWAYS),
+    "type": Option(TEXT, "A data set of BasicSR's registry.", required=ALWAYS),
+    "phase": Option(TEXT, _BY_BASICSR),
+    "scale": Option(COUNT, _BY_BASICSR),
+    "batch_size_per_gpu": Option(
+        at_most(COUNT, 10**6), "Samples at a time on each GPU.", unit="samples", required=IN_TRAINING
+    ),
+    "global_batch_size": Option(
+        or_none(at_most(COUNT, 10**6)),
+        "Samples of a step, on any number of processes that divides it; ~: batch_size_per_gpu on each.",
+        None,
+        "samples",
+    ),
+    "num_worker_per_gpu": Option(
+        at_most(WHOLE, 1000), "Processes that read for each GPU.", unit="processes", required=IN_TRAINING
+    ),
+    "dataset_enlarge_ratio": Option(at_most(POSITIVE, 10**6), "How often an epoch visits each image.", 1),
+    "max_unreadable": Option(
+        WHOLE, "Unreadable images that a process passes over before training ends.", 10, "images"
+    ),
+    "prefetch_mode": Option(
+        one_of(None, "cpu", "cuda"), "Fetch batches ahead, in memory or on the GPU.", None
+    ),
+    "num_prefetch_queue": Option(at_most(COUNT, 1000), "Batches ahead, with cpu.", 1, "batches"),
+    "pin_memory": Option(BOOL, "Keep batches in memory that GPUs copy from faster.", False),
+    "persistent_workers": Option(BOOL, "Keep the reading processes from epoch to epoch.", False),
+    # BasicSR's own option files have it.
+    "use_shuffle": Option(BOOL, "Nothing reads it: training sets are shuffled."),
+}
+
+_IMAGES = {
+    "io_backend": Option(SECTION, f"How images are read: type: {', '.join(IO_BACKENDS)}.", required=ALWAYS),
+    "mean": Option(or_none(list_of(NUMBER)), "Subtracted from each channel.", None),
+    "std": Option(or_none(list_of(NUMBER)), "Divides each channel.", None),
+    "color": Option(or_none(TEXT), "y: luma alone.", None),
+    "meta_info_file": Option(or_none(TEXT), "A list of the images to take.", None),
+}
+_LQ = {"dataroot_lq": Option(TEXT, "Folder or LMDB of LR images.", required=ALWAYS)}
+_CROPS = {
+    "gt_size": Option(COUNT, "Side of an HR crop.", unit="pixels", required=IN_TRAINING),
+    "use_hflip": Option(BOOL, "Flip crops left to right, by chance.", required=IN_TRAINING),
+    "use_rot": Option(BOOL, "Turn crops upside down and by 90°, each by chance.", required=IN_TRAINING),
+}
+
+# type of data set -> its own keys; one that is not here belongs to someone else, who knows its keys
+DATASETS = {
+    "PairedImageDataset": {
+        "dataroot_gt": Option(TEXT, "Folder or LMDB of HR images.", required=ALWAYS),
+        **_LQ,
+        "filename_tmpl": Option(TEMPLATE, "Name of the LR image of an HR image.", "{}"),
+        **_CROPS,
+        **_IMAGES,
+    },
+    "SingleImageDataset": {**_LQ, **_IMAGES},
+    "DFLIPDataset": {
+        "sources": Option(SOURCES, "LMDBs of HR images, a section each.", required=ALWAYS),
+        **_CROPS,
+        "lq_on_device": Option(BOOL, "Make LR of whole batches, on the GPU, in the model.", False),
+    },
+}
+
+SOURCE = {
+    "dataroot_gt": Option(TEXT, "LMDB of HR images.", required=ALWAYS),
+    "weight": Option(at_most(POSITIVE, 10**6), "How often an epoch visits each of its images.", 1),
+}
+
+# where a section is -> its keys; data sets and metrics have names of the user's own
+SECTIONS: dict[str, dict[str, Option]] = {
+    "": TOP_LEVEL,
+    "path": PATH,
+    "train": TRAIN,
+    "train.optim_g": OPTIM,
+    "train.scheduler": SCHEDULER,
+    "train.pixel_opt": PIXEL_LOSS,
+    "train.perceptual_opt": PERCEPTUAL_LOSS,
+    "val": VAL,
+    "val.metrics.NAME": METRIC,
+    "logger": LOGGER,
+    "logger.wandb": WANDB,
+    "dist_params": DIST_PARAMS,
+    "datasets.NAME": LOADER,
+    "datasets.NAME.sources[]": SOURCE,
+}
+# sections that a function is called with, whose signature knows their other keys and their defaults
+CALLED = ("network_g", "train.optim_g", "train.scheduler", "train.pixel_opt", "train.perceptual_opt")
+_FILLED = ("", "path", "train", "val", "logger", "logger.wandb", "dist_params")
+
+
+def required_keys(table: Mapping[str, Option], is_train: bool, is_known_model: bool) -> list[str]:
+    """List the keys of a section that must be given."""
+    now = {ALWAYS: True, IN_TRAINING: is_train, IN_TEST: not is_train, IN_KNOWN_MODELS: is_known_model}
+    return [key for key, option in table.items() if now.get(option.required)]
+
+
+def known_keys(where: Sequence[str], opt: Mapping[str, Any]) -> Mapping[str, Option] | None:
+    """Return the keys that the section at ``where`` may have; None if that is for another to say."""
+    match [*where]:
+        case ["datasets", name]:
+            kind = str(opt["datasets"][name].get("type"))
+            return {**LOADER, **DATASETS[kind]} if kind in DATASETS else None
+        case ["datasets", _, "io_backend"] | ["val", "metrics", _]:
+            return None
+    name = ".".join(where)
+    return None if name in CALLED else SECTIONS.get(name, {})
+
+
+def filled(opt: Mapping[str, Any]) -> "ConfigDict":
+    """Copy checked options and give every key that was left out its default: ``opt.train.clip_grad_norm``.
+
+    Sections that a class is constructed by are as they were: their defaults are in its signature.
+    """
+    from mmengine.config import ConfigDict  # imports torch
+
+    full = ConfigDict(opt)
+    for where in _FILLED:
+        section = full
+        for name in where.split(".") if where else ():
+            section = None if section is None else section.get(name)
+        if section is not None:
+            _fill(section, SECTIONS[where], full.get("model_type"))
+    for dataset in full.get("datasets", {}).values():
+        _fill(dataset, {**LOADER, **DATASETS.get(dataset.get("type"), {})}, full.get("model_type"))
+        for source in dataset.get("sources") or ():
+            _fill(source, SOURCE, full.get("model_type"))
+    return full
+
+
+def _fill(section: Any, table: Mapping[str, Option], model: Any) -> None:
+    for key, option in table.items():
+        # SRModel refuses the keys that ESCModel alone has; a model derived from that has them.
+        if option.default is not UNSET and not (option.model and model == "SRModel"):
+            section.setdefault(key, option.default)
