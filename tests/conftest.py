@@ -109,7 +109,7 @@ def esc_log() -> Iterator[list[str]]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    log._said.clear()
+    log._logged.clear()
     yield messages
     logger.setLevel(level)
     logger.removeHandler(handler)

@@ -50,6 +50,8 @@ def test_a_data_worker_imports_what_it_needs():
         "from basicsr.archs import build_network",
         "from esc_basicsr.training.esc_model import ESCModel",
         "import esc_basicsr.basicsr_host.pipeline",
+        "import esc_basicsr.basicsr_host.patches",
+        "import esc_basicsr.training.checkpoints",
     ],
 )
 def test_basicsr_knows_esc_however_it_is_imported(statement):

@@ -148,18 +148,18 @@ def _agree_on_options(args: argparse.Namespace, root: Path, is_train: bool) -> d
         except UserError as error:
             problems = [problem or str(error)]
         else:
-            told_by: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(told_by, (problem and _from_here(problem), _as_yaml(options)))
-            problems = [problem for problem, _ in told_by]
-            problems.append(_difference([text for _, text in told_by]))
-    told = next(filter(None, problems), None)
-    if told is None:
+            reported: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(reported, (problem and _from_here(problem), _as_yaml(options)))
+            problems = [problem for problem, _ in reported]
+            problems.append(_difference([text for _, text in reported]))
+    message = next(filter(None, problems), None)
+    if message is None:
         return options
     joined = dist.is_initialized()
     if not joined or dist.get_rank() == 0:
-        print(f"error: {told}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     if joined:
-        dist.barrier()  # torchrun ends every process as soon as one has ended: not before it is told
+        dist.barrier()  # torchrun ends every process as soon as one has ended: not before it is reported
         dist.destroy_process_group()
     sys.exit(2)
 

@@ -151,7 +151,7 @@ def run_pipeline(command: str, options: Path, iterations: int | None = None) -> 
     """Run ``esc_basicsr.train`` or ``.test`` in the options' folder, a bar in place of its output.
 
     Raises:
-        UserError: It failed; its last lines are told.
+        UserError: It failed; the message has its last lines.
     """
     package_parent = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))

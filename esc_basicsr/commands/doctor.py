@@ -24,7 +24,7 @@ from esc_basicsr.fast import kernels
 
 _PACKAGES = (
     *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "pillow"),
-    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm"),
+    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm", "wrapt"),
 )
 # without them there is training alone that does not work, and BasicSR needs torchvision
 _OF_TRAINING = ("basicsr", "torchvision")
@@ -44,7 +44,7 @@ _GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command has no arguments."""
+    """Declare nothing: the command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         ("BasicSR", _basicsr),
     ):
         print(f"{title}")
-        for name, said, is_wrong in examine():
-            print(f"  {name:<16} {said}")
+        for name, message, is_wrong in examine():
+            print(f"  {name:<16} {message}")
             if is_wrong:
-                problems.append(f"{name}: {said}")
+                problems.append(f"{name}: {message}")
         print()
     print("\n  ".join(["Wrong:", *problems]) if problems else "All is well.")
     return 1 if problems else 0
@@ -115,9 +115,9 @@ def _devices() -> Findings:
 def _backends() -> Findings:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in ("Naive", "SDPA", "Flex"):
-        said, fails = _try_attention(name, device)
+        message, fails = _try_attention(name, device)
         # of the fused ones, one is enough; `auto` takes what there is
-        yield name, said, fails and name == "Naive"
+        yield name, message, fails and name == "Naive"
 
 
 def _try_attention(name: str, device: str) -> tuple[str, bool]:
@@ -128,7 +128,7 @@ def _try_attention(name: str, device: str) -> tuple[str, bool]:
                 2, dim=16, pdim=4, n_blocks=1, conv_blocks=1, window_size=16, num_heads=1, attn_type=name
             )
             network.to(device)(torch.rand(1, 3, 16, 16, device=device))
-    except Exception as error:  # whatever it is, it is to be told
+    except Exception as error:  # whatever it is, it is reported
         reason, _, _ = str(error).partition("\n")
         return f"fails: {type(error).__name__}: {reason}", True
     return "works", False
@@ -156,8 +156,8 @@ def _basicsr() -> Findings:
     for kind, names in _REGISTERED.items():
         own = getattr(registry, f"{kind.upper()}_REGISTRY")
         missing = [name for name in names if name not in own]
-        said = f"without {', '.join(missing)}" if missing else ", ".join(names)
-        yield f"{kind} registry", said, bool(missing)
+        message = f"without {', '.join(missing)}" if missing else ", ".join(names)
+        yield f"{kind} registry", message, bool(missing)
     for patch in patches.active():
         yield "patched", f"{patch.name}: {patch.purpose}", False
 

@@ -7,6 +7,15 @@ from collections.abc import Sequence
 
 from esc_basicsr.common.errors import UserError
 
+# What pip is asked for, where it is not the package of that name alone.
+_INSTALLED_BY = {
+    "basicsr": "pip (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)",
+    "matplotlib": "pip install 'esc-basicsr[lab]'",
+    "spandrel": "pip install 'esc-basicsr[lab]'",
+    "onnx": "pip install 'esc-basicsr[onnx]'",
+    "onnxruntime": "pip install 'esc-basicsr[onnx]'",
+}
+
 
 def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
     """Parse ``arguments`` for the command that ``module_name`` implements, and run it."""
@@ -24,8 +33,8 @@ def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
         if not error.name or error.name.startswith("esc_basicsr"):
             raise
         package = error.name.split(".")[0]
-        where = " (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)" if package == "basicsr" else ""
-        print(f"error: {prog} needs the package {package}: install it with pip{where}.", file=sys.stderr)
+        means = _INSTALLED_BY.get(package, "pip")
+        print(f"error: {prog} needs the package {package}: install it with {means}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

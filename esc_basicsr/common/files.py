@@ -12,12 +12,12 @@ __all__ = ["is_file", "is_folder", "make_folder_of", "written_whole"]
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is there; not either where there can be none, as the name is too long for one."""
+    """Return whether a file exists; False too where the name is too long for one."""
     return os.path.isfile(path)  # noqa: PTH113 - Path's raises for such a name
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is there; not either where there can be none."""
+    """Return whether a folder exists; False too where the name is too long for one."""
     return os.path.isdir(path)  # noqa: PTH112
 
 

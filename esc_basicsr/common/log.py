@@ -6,16 +6,16 @@ import logging
 logger = logging.getLogger("basicsr.esc")
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def info_once(message: str) -> None:
-    """Log ``message`` at level INFO the first time it is said in this process."""
+    """Log ``message`` at level INFO the first time it is logged in this process."""
     _once(logging.INFO, message)
 
 
 def warn_once(message: str) -> None:
-    """Log ``message`` at level WARNING the first time it is said in this process."""
+    """Log ``message`` at level WARNING the first time it is logged in this process."""
     _once(logging.WARNING, message)
 
 
@@ -23,6 +23,6 @@ def _once(level: int, message: str) -> None:
     import torch  # here, so that importing this module is light
 
     # torch.compile would cut its graph in two at a message.
-    if not torch.compiler.is_compiling() and message not in _said:
-        _said.add(message)
+    if not torch.compiler.is_compiling() and message not in _logged:
+        _logged.add(message)
         logger.log(level, message)

@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = (
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device, or in main memory, without anything being driven out."""
+    """Return the bytes that can be taken on a device, or in main memory, without driving anything out."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # what PyTorch keeps for itself and does not use
@@ -28,7 +28,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is want of memory; of those that PyTorch raises few have a type for it."""
+    """Tell whether an error is want of memory; of those that PyTorch raises few have a type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
@@ -47,7 +47,7 @@ def _left_in_control_groups() -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[tuple[Path, str, str, tuple[str, str]]]:
-    """Each group that this process is in, with the names of its files, and of its statistics of files' pages.
+    """List the groups that this process is in, with the names of their files, and of their page statistics.
 
     A group's limit holds for the groups below it, so that all above one's own count.
     """

@@ -34,6 +34,14 @@ def test_sound_installation_is_found_sound(capsys: pytest.CaptureFixture[str]) -
     assert said.endswith("All is well.\n")
 
 
+def test_it_enters_basicsr_from_a_fresh_process() -> None:
+    """Here BasicSR is imported already, which once hid a circle of imports."""
+    code = "from esc_basicsr.commands import doctor; print(*doctor._basicsr(), sep='\\n')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("'patched'") == len(patches.active())
+
+
 def test_shadowed_basicsr_is_found(tmp_path: Path) -> None:
     """A vendored BasicSR in the working directory, which 'python -m' puts first: BasicSR #506, #683, #723."""
     (tmp_path / "basicsr").mkdir()
