@@ -24,7 +24,7 @@ from spandrel import (
 from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.weights.checkpoint import infer_network_options
+from esc_basicsr.weights.infer import infer_network_options
 
 __all__ = ["ESCArch", "ESCFPArch", "install"]
 

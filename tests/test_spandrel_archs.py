@@ -9,7 +9,7 @@ import torch
 from esc_basicsr import spandrel_archs
 from esc_basicsr.archs.variants import NETWORKS, VARIANTS, build_variant
 from esc_basicsr.export.torch_formats import write_torchscript
-from esc_basicsr.weights.checkpoint import write_safetensors
+from esc_basicsr.weights.write import write_safetensors
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.weights import shipped
-from esc_basicsr.weights.checkpoint import is_safetensors
+from esc_basicsr.weights.read import is_safetensors
 from esc_basicsr.weights.shipped import ListedModel, load_network, model_list
 
 _FOLDER = shipped._FOLDER

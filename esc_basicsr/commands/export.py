@@ -30,8 +30,8 @@ from esc_basicsr.common.timing import median_times
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
-from esc_basicsr.weights.checkpoint import write_safetensors
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
+from esc_basicsr.weights.write import write_safetensors
 
 Run = Callable[[Tensor], Tensor]
 
@@ -153,7 +153,7 @@ def _import_onnx() -> ModuleType:
 
 
 def _safetensors(trained: TrainedNetwork, half: bool, about: dict[str, str]) -> tuple[bytes, Run]:
-    """A .safetensors file, and the network that is read from it."""
+    """Write a .safetensors file, and read the network back from it."""
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.to(dtype) for name, value in trained.network.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from esc_basicsr.common.version import __version__
-from esc_basicsr.weights.checkpoint import is_safetensors, read_safetensors_metadata
+from esc_basicsr.weights.read import is_safetensors, read_safetensors_metadata
 from esc_basicsr.weights.shipped import TrainedNetwork, model_list
 
 __all__ = ["describe"]

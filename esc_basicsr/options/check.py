@@ -36,7 +36,9 @@ from esc_basicsr.options.kinds import (
     is_whole,
 )
 from esc_basicsr.options.schema import Option, required_keys
-from esc_basicsr.weights.checkpoint import check_fit, infer_network_options, is_safetensors, read_weights
+from esc_basicsr.weights.fit import check_fit
+from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.read import is_safetensors, read_weights
 from esc_basicsr.weights.shipped import weights_file
 
 __all__ = ["check_options"]

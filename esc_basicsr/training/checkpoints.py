@@ -21,7 +21,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.log import logger
 from esc_basicsr.training.ranks import on_first_rank
-from esc_basicsr.weights.checkpoint import read_weights, refuse_bombs
+from esc_basicsr.weights.read import read_weights, refuse_bombs
 
 __all__ = [
     "check_form",

@@ -24,7 +24,8 @@ from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.training.throughput import Throughput
-from esc_basicsr.weights.checkpoint import load_weights, read_weights
+from esc_basicsr.weights.fit import load_weights
+from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import weights_file
 
 __all__ = ["AMP_DTYPES", "ESCModel"]

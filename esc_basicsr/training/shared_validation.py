@@ -29,7 +29,7 @@ from esc_basicsr.metrics.result_files import file_name, write_csv
 from esc_basicsr.metrics.results_table import ResultsTable, SetResult
 from esc_basicsr.training.metric_records import MetricRecords
 from esc_basicsr.training.ranks import described, gather, on_first_rank, own_rank, raise_everywhere
-from esc_basicsr.weights.checkpoint import infer_network_options
+from esc_basicsr.weights.infer import infer_network_options
 
 __all__ = ["SharedValidation", "published_variant"]
 

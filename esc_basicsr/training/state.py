@@ -14,7 +14,7 @@ from esc_basicsr.training import checkpoints
 from esc_basicsr.training.metric_records import MetricRecords
 from esc_basicsr.training.ranks import gather, on_first_rank
 from esc_basicsr.training.skipped_steps import SkippedSteps
-from esc_basicsr.weights.checkpoint import write_safetensors
+from esc_basicsr.weights.write import write_safetensors
 
 __all__ = ["TrainingState"]
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.weights.checkpoint import infer_network_options, load_weights, read_weights
+from esc_basicsr.weights.fit import load_weights
+from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.read import read_weights
 
 __all__ = ["ListedModel", "TrainedNetwork", "default_model", "load_network", "model_list", "weights_file"]
 
@@ -58,13 +60,13 @@ class TrainedNetwork(NamedTuple):
 
 @functools.cache
 def model_list() -> dict[str, ListedModel]:
-    """The networks that ship with this package, by name."""
+    """List the networks that ship with this package, by name."""
     entries = json.loads((_FOLDER / "models.json").read_text(encoding="utf-8"))
     return {name: ListedModel(**entry) for name, entry in entries.items()}
 
 
 def default_model(scale: int | None = None) -> str:
-    """The name of the network that is used where none is named: the first of the list, of this scale.
+    """Name the network that is used where none is named: the first of the list, of this scale.
 
     Raises:
         UserError: No network of this scale ships with this package.
@@ -104,7 +106,7 @@ def load_network(model: str | Path) -> TrainedNetwork:
 
 
 def weights_file(model: str | Path) -> Path:
-    """The file of a network that ships, by its name; else ``model`` itself, where ~ is the home folder.
+    """Find the file of a network that ships, by its name; else ``model`` itself, where ~ is the home folder.
 
     Raises:
         UserError: The file of the network that ships is damaged.

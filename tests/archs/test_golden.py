@@ -5,7 +5,7 @@ import torch
 
 from esc_basicsr.archs import VARIANTS
 from esc_basicsr.archs.attention import ATTN_TYPES
-from esc_basicsr.weights.checkpoint import rescale_to_img
+from esc_basicsr.weights.fit import rescale_to_img
 
 FILES = ["esc_x2", "esc_x3", "esc_x4", "esc_ln_x2", "escfp_x2", "escfp_x3", "escfp_x4"]
 # float32 sums in another order already give 7e-6

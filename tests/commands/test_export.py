@@ -6,8 +6,9 @@ import torch
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.export import onnx_file
-from esc_basicsr.weights.checkpoint import read_safetensors_metadata, write_safetensors
+from esc_basicsr.weights.read import read_safetensors_metadata
 from esc_basicsr.weights.shipped import load_network
+from esc_basicsr.weights.write import write_safetensors
 
 
 def export(checkpoint, out, *options):

@@ -16,7 +16,8 @@ from PIL import Image
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.check import check_options
-from esc_basicsr.weights.checkpoint import read_weights, write_safetensors
+from esc_basicsr.weights.read import read_weights
+from esc_basicsr.weights.write import write_safetensors
 
 MISSING = object()
 

@@ -40,7 +40,8 @@ from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.recipes import option_files
 from esc_basicsr.training.checkpoints import load_resume_state
 from esc_basicsr.training.esc_model import ESCModel
-from esc_basicsr.weights.checkpoint import load_weights, read_safetensors_metadata, read_weights
+from esc_basicsr.weights.fit import load_weights
+from esc_basicsr.weights.read import read_safetensors_metadata, read_weights
 
 Attempt = Callable[[], Any]  # gives an exit code, or None
 

@@ -16,8 +16,9 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.fast.tiles import MARGIN, run_in_tiles, tile_side, tiles
 from esc_basicsr.upscale import Upscaler, upscaler
-from esc_basicsr.weights.checkpoint import read_weights, write_safetensors
+from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import load_network
+from esc_basicsr.weights.write import write_safetensors
 
 
 @pytest.fixture(scope="module")

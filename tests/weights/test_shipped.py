@@ -16,7 +16,7 @@ from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.options.recipes import Recipe, benchmark_text
 from esc_basicsr.upscale import Upscaler
-from esc_basicsr.weights.checkpoint import read_safetensors_metadata
+from esc_basicsr.weights.read import read_safetensors_metadata
 from esc_basicsr.weights.shipped import load_network, model_list, weights_file
 
 TOLERANCE = 0.01  # dB

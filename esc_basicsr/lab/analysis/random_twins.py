@@ -9,7 +9,8 @@ from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.lab.analysis.networks import Subject
 from esc_basicsr.lab.networks.by_name import build_network, give_predictors_weights, weights_of
-from esc_basicsr.weights.checkpoint import infer_network_options, read_weights
+from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import weights_file
 
 __all__ = ["random_twin"]

@@ -23,7 +23,7 @@ _OF_BASICSR = ("PaddedSwinIR", "RCAN")
 
 
 def build_baseline(name: str, scale: int) -> nn.Module:
-    """Build a published baseline with random weights; released ones load by `esc_basicsr.weights.checkpoint`.
+    """Build a published baseline with random weights; released ones load by `esc_basicsr.weights`.
 
     Raises:
         UserError: There is no such baseline, or a package that has it is not installed.

@@ -20,7 +20,9 @@ from esc_basicsr.lab.networks.reference import ReferenceNetwork
 from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architectures
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.loader import load_options
-from esc_basicsr.weights.checkpoint import infer_network_options, is_exported, load_weights, read_weights
+from esc_basicsr.weights.fit import load_weights
+from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.read import is_exported, read_weights
 from esc_basicsr.weights.shipped import load_network, model_list, weights_file
 
 __all__ = [

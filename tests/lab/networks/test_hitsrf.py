@@ -10,7 +10,8 @@ import torch
 from esc_basicsr.lab.measure.complexity import measure_complexity
 from esc_basicsr.lab.networks import hitsrf_arch
 from esc_basicsr.lab.networks.hitsrf_arch import ATTN_TYPES, HiT_SRF, PositionBias
-from esc_basicsr.weights.checkpoint import load_weights, read_weights
+from esc_basicsr.weights.fit import load_weights
+from esc_basicsr.weights.read import read_weights
 
 # between the reference and another implementation of its description: 5e-6
 TOLERANCE = 2e-5

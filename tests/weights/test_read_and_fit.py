@@ -13,15 +13,10 @@ import torch
 
 from esc_basicsr.archs import VARIANTS
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.weights.checkpoint import (
-    check_fit,
-    infer_network_options,
-    is_safetensors,
-    load_weights,
-    read_safetensors_metadata,
-    read_weights,
-    write_safetensors,
-)
+from esc_basicsr.weights.fit import check_fit, load_weights
+from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.read import is_safetensors, read_safetensors_metadata, read_weights
+from esc_basicsr.weights.write import write_safetensors
 
 ABLATIONS = [
     {},

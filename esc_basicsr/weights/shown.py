@@ -1,0 +1,21 @@
+"""What a file says of itself, in messages."""
+
+from collections.abc import Iterable
+
+__all__ = ["few", "shown"]
+
+# how many keys an error message lists of each kind, and how much of a key it shows
+_LISTED = 6
+_SHOWN = 200
+
+
+def few(names: Iterable[object]) -> str:
+    shown = [shown(repr(name) if isinstance(name, str) else type(name).__name__) for name in names]
+    return ", ".join(shown[:_LISTED]) + (f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else "")
+
+
+def shown(value: object) -> str:
+    """Make what a file says fit for a message: one line of some length, nothing that steers a terminal."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
