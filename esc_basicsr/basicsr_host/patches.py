@@ -1,4 +1,4 @@
-"""What stock BasicSR 1.4.2 breaks on today's stack, patched in one place.
+"""Patches for what stock BasicSR 1.4.2 breaks on today's stack, in one place.
 
 Each patch names what it repairs and where that was reported, looks first whether the BasicSR at hand needs it
 (by what its code does, not by its version: a vendored or newer one may have it repaired), and then leaves it

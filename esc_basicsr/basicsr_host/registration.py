@@ -1,4 +1,4 @@
-"""What this package registers with BasicSR, as soon as BasicSR is imported."""
+"""Registering with BasicSR, as soon as BasicSR is imported."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def register(basicsr: ModuleType) -> None:
     except (ImportError, RuntimeError) as error:
         warnings.warn(
             f"BasicSR is installed but cannot be used ({error}). The networks in esc_basicsr.archs work all "
-            "the same; to train and test, mend that installation.",
+            "the same; to train and test, repair that installation.",
             stacklevel=2,
         )
 

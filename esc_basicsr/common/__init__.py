@@ -1,1 +1,1 @@
-"""What any room may use."""
+"""Errors, files, log, memory, tables: for any room."""

@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""The error that a user can put right."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What an exported file says of the network that is in it."""
+"""The metadata of exported files."""
 
 import json
 from pathlib import Path

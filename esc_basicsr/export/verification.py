@@ -17,7 +17,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 
 class Comparison(NamedTuple):
-    """What was found at one size of the input.
+    """The result at one size of the input.
 
     Attributes:
         size: (batch, height, width) of the input.

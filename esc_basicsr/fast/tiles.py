@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
     @property
     def kept_of_seen(self) -> tuple[slice, slice]:
-        """What is kept, counted from where the tile begins."""
+        """Return the rows and columns that are kept, counted from where the tile begins."""
         rows, columns = (
             slice(kept.start - seen.start, kept.stop - seen.start)
             for kept, seen in zip(self.kept, self.seen, strict=True)

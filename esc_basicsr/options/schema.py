@@ -39,7 +39,7 @@ from esc_basicsr.options.kinds import (
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
 
-__all__ = ["DATASETS", "SECTIONS", "Option", "filled", "known_keys", "required_keys"]
+__all__ = ["DATASETS", "SECTIONS", "Option", "fill_defaults", "filled", "known_keys", "required_keys"]
 
 UNSET = object()  # there is no default: left out, the key is not there
 
@@ -273,7 +273,9 @@ _IMAGES = {
     "mean": Option(or_none(list_of(NUMBER)), "Subtracted from each channel.", None),
     "std": Option(or_none(list_of(NUMBER)), "Divides each channel.", None),
     "color": Option(or_none(TEXT), "y: luma alone.", None),
-    "meta_info_file": Option(or_none(TEXT), "A list of the images to take.", None),
+    "meta_info_file": Option(
+        or_none(TEXT), "A list of the images to take."
+    ),  # BasicSR asks whether it is there
 }
 _LQ = {"dataroot_lq": Option(TEXT, "Folder or LMDB of LR images.", required=ALWAYS)}
 _CROPS = {
@@ -352,17 +354,22 @@ def filled(opt: Mapping[str, Any]) -> "ConfigDict":
     from mmengine.config import ConfigDict  # imports torch
 
     full = ConfigDict(opt)
+    fill_defaults(full)
+    return full
+
+
+def fill_defaults(opt: dict[str, Any]) -> None:
+    """Give every key that was left out its default, as `filled` does, in ``opt`` itself."""
     for where in _FILLED:
-        section = full
+        section: Any = opt
         for name in where.split(".") if where else ():
             section = None if section is None else section.get(name)
         if section is not None:
-            _fill(section, SECTIONS[where], full.get("model_type"))
-    for dataset in full.get("datasets", {}).values():
-        _fill(dataset, {**LOADER, **DATASETS.get(dataset.get("type"), {})}, full.get("model_type"))
+            _fill(section, SECTIONS[where], opt.get("model_type"))
+    for dataset in opt.get("datasets", {}).values():
+        _fill(dataset, {**LOADER, **DATASETS.get(dataset.get("type"), {})}, opt.get("model_type"))
         for source in dataset.get("sources") or ():
-            _fill(source, SOURCE, full.get("model_type"))
-    return full
+            _fill(source, SOURCE, opt.get("model_type"))
 
 
 def _fill(section: Any, table: Mapping[str, Option], model: Any) -> None:

@@ -1,1 +1,1 @@
-"""What experiments logged, as one HTML page."""
+"""Experiments' logs as one HTML page."""

@@ -19,6 +19,7 @@ from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.fast import kernels
 from esc_basicsr.fast.tiles import run_in_tiles, tile_side
+from esc_basicsr.options.schema import fill_defaults
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
 from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
@@ -61,7 +62,8 @@ class ESCModel(SRModel):
     output: Tensor
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self._kernels = bool(opt.get("cpu_kernels")) and opt["num_gpu"] == 0
+        fill_defaults(opt)
+        self._kernels = opt["cpu_kernels"] and opt["num_gpu"] == 0
         if self._kernels:
             kernels.load()  # a missing compiler is reported before anything else is done
         super().__init__(opt)
@@ -97,8 +99,8 @@ class ESCModel(SRModel):
                 for tensor in self.net_g_ema.state_dict().values():
                     dist.broadcast(tensor, src=0)
         train = self.opt["train"]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.get("amp") == "fp16")
-        self._network = torch.compile(self.net_g) if train.get("compile") else self.net_g
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train["amp"] == "fp16")
+        self._network = torch.compile(self.net_g) if train["compile"] else self.net_g
         _, self._passes = batch_of_process(self.opt)
 
     def feed_data(self, data: dict[str, Any]) -> None:
@@ -134,7 +136,7 @@ class ESCModel(SRModel):
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() * share
         self.scaler.unscale_(self.optimizer_g)
-        limit = self.opt["train"].get("clip_grad_norm") or math.inf
+        limit = self.opt["train"]["clip_grad_norm"] or math.inf
         # Gradients are the same on every rank by now, and so is their norm.
         norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), limit)
         self.log_dict, gradient_is_finite = self._agree(means, norm)
@@ -289,7 +291,7 @@ class ESCModel(SRModel):
 
     def _laid_out(self, what: Any) -> Any:
         """Lay out a network, which is changed, or images channels last, if that is switched on."""
-        return what.to(memory_format=torch.channels_last) if self.opt.get("channels_last") else what
+        return what.to(memory_format=torch.channels_last) if self.opt["channels_last"] else what
 
     @torch.no_grad()
     def _infer(self) -> None:
@@ -303,7 +305,7 @@ class ESCModel(SRModel):
 
     def _upscale(self, lq: Tensor) -> Tensor:
         """Run the network to be trained. Float32."""
-        with self._autocast(self.opt["train"].get("amp")):
+        with self._autocast(self.opt["train"]["amp"]):
             if self._network is self.net_g:
                 return self.net_g(lq).float()
             try:

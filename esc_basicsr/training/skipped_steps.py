@@ -14,9 +14,6 @@ from esc_basicsr.training.ranks import gather
 
 __all__ = ["SkippedSteps", "suspects"]
 
-# train.max_skipped where the options do not give it.
-MAX_SKIPPED = 10
-
 
 class SkippedSteps:
     """Counts and reports skipped steps, and ends training after too many in a row.
@@ -50,7 +47,7 @@ class SkippedSteps:
         for count in self.counts:
             self.counts[count] += 1
         names = ", ".join(itertools.chain(*gather(samples))) or "not known"
-        in_a_row, most = self.counts["in_a_row"], self._opt["train"].get("max_skipped", MAX_SKIPPED)
+        in_a_row, most = self.counts["in_a_row"], self._opt["train"]["max_skipped"]
         logger.warning(
             "Iteration %d: the %s is not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
             *(iteration, what, in_a_row, self.counts["in_all"], names),

@@ -86,7 +86,7 @@ class TrainingState:
             digest = checkpoints.write_torch(path, weights)
             if name != "latest":
                 self._sha256 = {path.name: digest}
-            if self._opt["logger"].get("safetensors"):
+            if self._opt["logger"]["safetensors"]:
                 key = [*weights][-1]
                 metadata = {
                     "param_key": key,
@@ -109,7 +109,7 @@ class TrainingState:
 
         def write() -> None:
             checkpoints.write_state(self._opt, {**state, "sha256": self._sha256})
-            kept = self._opt["logger"].get("keep_checkpoints")
+            kept = self._opt["logger"]["keep_checkpoints"]
             if kept is not None:
                 checkpoints.prune(self._opt, kept)
 

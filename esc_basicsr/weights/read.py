@@ -102,7 +102,7 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
 
 
 def is_exported(path: Path) -> bool:
-    """Tell whether a file is what ``export`` writes, ONNX, TorchScript or torch.export, by its name or content."""
+    """Tell by name or content whether a file is what ``export`` writes: ONNX, TorchScript, torch.export."""
     if path.suffix.lower() in (".onnx", ".pt2"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What a file says of itself, in messages."""
+"""A file's own words in messages."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,10 @@ _SHOWN = 200
 
 
 def few(names: Iterable[object]) -> str:
-    shown = [shown(repr(name) if isinstance(name, str) else type(name).__name__) for name in names]
-    return ", ".join(shown[:_LISTED]) + (f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else "")
+    """List the first few names, and say how many more there are."""
+    listed = [shown(repr(name) if isinstance(name, str) else type(name).__name__) for name in names]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more
 
 
 def shown(value: object) -> str:

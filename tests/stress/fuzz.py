@@ -51,6 +51,7 @@ from stress.fuzz_kinds import KINDS, Kind, Place
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.common.version import __version__
+from esc_basicsr.data import lmdb_walk
 
 MEMORY = 3 * 2**30  # bytes of address space that a try may add
 PATIENCE = 5.0  # seconds that a process which was asked to stop may take
@@ -375,7 +376,7 @@ class Witness:
         """Hear of an event."""
         if not self.is_watching:
             return
-        if event in _PROGRAMS:
+        if event in _PROGRAMS and not self._is_our_own(arguments):
             self.seen.append(f"{event} {arguments}"[:200])
         elif event in _WRITES or (event == "open" and self._is_to_write(arguments)):
             for path in arguments[:2] if event == "os.rename" else arguments[:1]:
@@ -384,6 +385,11 @@ class Witness:
                     full = os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))  # noqa: PTH118, PTH119, PTH120
                     if not full.startswith((*self._folders, *_HARMLESS)):
                         self.seen.append(f"{event} {full}"[:200])
+
+    @staticmethod
+    def _is_our_own(arguments: tuple[Any, ...]) -> bool:
+        """Tell whether it is the program that reads an LMDB before this process does."""
+        return [*map(str, arguments[1][:2])] == [sys.executable, lmdb_walk.__file__]
 
     @staticmethod
     def _is_to_write(arguments: tuple[Any, ...]) -> bool:
