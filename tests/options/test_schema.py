@@ -6,7 +6,9 @@ import pickle
 from typing import Any
 
 import pytest
+from basicsr.data import build_dataset
 from jsonschema import Draft7Validator
+from PIL import Image
 
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.kinds import Kind
@@ -70,6 +72,14 @@ def test_filled_options_fill_the_sources_of_a_data_set():
     assert [source.weight for source in full.datasets.train.sources] == [1, 2]
     assert full.val is None
     assert full.datasets.train.lq_on_device is False
+
+
+def test_basicsr_builds_a_data_set_of_single_images_from_filled_options(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    test = {"name": "x", "type": "SingleImageDataset", "dataroot_lq": str(tmp_path)}
+    test["io_backend"] = {"type": "disk"}
+    full = filled({"model_type": "ESCModel", "datasets": {"test_1": test}})
+    assert len(build_dataset(full["datasets"]["test_1"])) == 1
 
 
 @pytest.mark.parametrize("model", ["SRModel", "ESCModel"])
