@@ -351,7 +351,7 @@ def filled(opt: Mapping[str, Any]) -> "ConfigDict":
 
     Sections that a class is constructed by are as they were: their defaults are in its signature.
     """
-    from mmengine.config import ConfigDict  # imports torch
+    from mmengine.config import ConfigDict
 
     full = ConfigDict(opt)
     fill_defaults(full)
