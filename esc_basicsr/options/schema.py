@@ -5,6 +5,7 @@ docs/options.md and options/schema.json (`esc_basicsr.options.reference`). It co
 this package read; options of networks and of other packages' classes are declared by their signatures.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -376,4 +377,4 @@ def _fill(section: Any, table: Mapping[str, Option], model: Any) -> None:
     for key, option in table.items():
         # SRModel refuses the keys that ESCModel alone has; a model derived from that has them.
         if option.default is not UNSET and not (option.model and model == "SRModel"):
-            section.setdefault(key, option.default)
+            section.setdefault(key, copy.deepcopy(option.default))  # a list is not for all to change

@@ -12,7 +12,8 @@ from PIL import Image
 
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.kinds import Kind
-from esc_basicsr.options.schema import DATASETS, SECTIONS, UNSET, Option, filled
+from esc_basicsr.options.reference import json_schema
+from esc_basicsr.options.schema import DATASETS, SECTIONS, UNSET, Option, fill_defaults, filled
 
 TABLES = {**SECTIONS, **DATASETS}
 OPTIONS = {f"{where}.{key}": option for where, table in TABLES.items() for key, option in table.items()}
@@ -98,3 +99,23 @@ def test_filled_options_can_be_pickled_and_name_what_is_missing(sound_options):
     assert pickle.loads(pickle.dumps(full)) == full
     with pytest.raises(AttributeError, match="clip_grad_nrom"):
         _ = full.train.clip_grad_nrom
+
+
+def test_defaults_that_are_filled_in_are_nobody_elses() -> None:
+    before = json_schema()
+    opt: dict[str, Any] = {
+        "model_type": "ESCModel",
+        "train": {},
+        "val": {},
+        "logger": {},
+        "path": {},
+        "datasets": {},
+    }
+    fill_defaults(opt)
+    for section in [opt, *opt.values()]:
+        for value in section.values() if isinstance(section, dict) else ():
+            if isinstance(value, list):
+                value.append("mine")
+            elif isinstance(value, dict):
+                value["mine"] = True
+    assert json_schema() == before
