@@ -28,7 +28,7 @@ def expand_position_bias(table: Tensor, window_size: int) -> Tensor:
     """Lay out the relative position bias for every pair of a query and a key.
 
     Query (qh, qw) and key (kh, kw) meet at (kh - qh + w - 1, kw - qw + w - 1): key minus query, Swin's table
-    transposed. Each query therefore sees a w×w window of the table that slides backwards with the query.
+    turned by 180°. Each query therefore sees a w×w window of the table that slides backwards with the query.
 
     Args:
         table: The bias by relative position.

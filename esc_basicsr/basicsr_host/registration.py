@@ -25,7 +25,8 @@ def register(basicsr: ModuleType) -> None:
             losses=(YChannelL1Loss,),
             models=(ESCModel,),
         )
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, AttributeError, LookupError, TypeError) as error:
+        # of a BasicSR that is another than the patches know
         warnings.warn(
             f"BasicSR is installed but cannot be used ({error}). The networks in esc_basicsr.archs work all "
             "the same; to train and test, repair that installation.",

@@ -2,8 +2,9 @@
 
 from esc_basicsr import fast
 
-sr = fast.prepare(net)(lq)                # inference: row chunks, frequency tiles, SDPA
-sr = fast.prepare(net, kernels=True)(lq)  # and C++ kernels, float32 on a CPU, compiled once
+with torch.no_grad():  # with gradients it is the plain network
+    sr = fast.prepare(net)(lq)                # inference: row chunks, frequency tiles, SDPA
+    sr = fast.prepare(net, kernels=True)(lq)  # and C++ kernels, float32 on a CPU, compiled once
 fast.attend_by_kernels(net)               # training: window attention alone, by its C++ kernel
 """
 

@@ -283,9 +283,9 @@ class ESCModel(SRModel):
                 self.output = run_in_tiles(run, whole, self.opt["scale"], side, window)
                 return
             except Exception as error:
-                if side == least or not is_out_of_memory(error):
+                if side <= least or not is_out_of_memory(error):
                     raise
-                side = max(side // 2 // window, 1) * window
+                side = max(side // 2 // window * window, least)
             finally:
                 self.lq = whole
 

@@ -15,6 +15,7 @@ from basicsr.models import build_model
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.sample_images import load_sample_image
+from esc_basicsr.training import esc_model
 from esc_basicsr.training.esc_model import ESCModel
 
 
@@ -74,6 +75,21 @@ def test_image_too_large_for_the_memory_is_validated_in_tiles(
     assert "72 × 60 pixels are too many for the memory" in esc_log[-1]
     pair = [(output.clamp(0, 1) * 255).round() for output in (whole, model.output)]
     assert (pair[0] - pair[1]).square().mean() < 255**2 / 10**5  # 50 dB, by random weights
+
+
+def test_memory_that_is_never_enough_ends_with_the_smallest_tiles(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(scale=2)
+    model.feed_data({"lq": torch.rand(1, 3, 60, 72)})
+
+    def infer(model: ESCModel) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ESCModel, "_infer", infer)
+    monkeypatch.setattr(esc_model, "tile_side", lambda pixels, window: (2 if pixels == 1 else 3) * window)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.test()
 
 
 @pytest.fixture
