@@ -8,11 +8,17 @@ import torch.nn as nn
 
 from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.esc_real_arch import ESCReal, ESCRealM
 
 __all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_uninitialized", "build_variant"]
 
 # registered name -> class
-NETWORKS: dict[str, type[nn.Module]] = {"ESC": ESC, "ESCFP": ESCFP}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "ESC": ESC,
+    "ESCFP": ESCFP,
+    "ESCReal": ESCReal,
+    "ESCRealM": ESCRealM,
+}
 
 # scales that are published
 SCALES = (2, 3, 4)
