@@ -60,9 +60,20 @@ class DySample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x``."""
+        sampled = F.grid_sample(self.grouped(x), self.points(x), padding_mode="border", align_corners=False)
+        return self.end_conv(sampled.view(len(x), -1, *sampled.shape[2:]).to(x.dtype))
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """View what is sampled by groups: (B·groups, dim / groups, H, W), in float32 at least."""
         B, C, H, W = x.shape
-        offset = self.offset(x) * self.scope(x).sigmoid() * 0.5 + self.init_pos
         # Half precision cannot tell the pixels of a large image apart.
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return x.reshape(B * self.groups, C // self.groups, H, W).to(precise)
+
+    def points(self, x: Tensor) -> Tensor:
+        """Choose where to sample: (B·groups, H·scale, W·scale, 2), (x, y) in [-1, 1] over the image."""
+        B, _, H, W = x.shape
+        offset = self.offset(x) * self.scope(x).sigmoid() * 0.5 + self.init_pos
         precise = torch.promote_types(x.dtype, torch.float32)
         offset = offset.to(precise).view(B, 2, -1, H, W)  # [B, (x, y), (group, point), H, W]
         columns = torch.arange(W, dtype=precise, device=x.device) + 0.5
@@ -70,12 +81,8 @@ class DySample(nn.Module):
         x_position = 2 * (columns + offset[:, 0]) / W - 1
         y_position = 2 * (rows[:, None] + offset[:, 1]) / H - 1
         # (B, g·s², H, W) twice -> (B·g, s·H, s·W, 2)
-        grid = torch.stack(
-            [F.pixel_shuffle(position, self.scale) for position in (x_position, y_position)], dim=-1
-        ).flatten(0, 1)
-        grouped = x.reshape(B * self.groups, C // self.groups, H, W).to(precise)
-        sampled = F.grid_sample(grouped, grid, padding_mode="border", align_corners=False)
-        return self.end_conv(sampled.view(B, C, H * self.scale, W * self.scale).to(x.dtype))
+        shuffled = [F.pixel_shuffle(position, self.scale) for position in (x_position, y_position)]
+        return torch.stack(shuffled, dim=-1).flatten(0, 1)
 
 
 class Upsampler(nn.Sequential):
