@@ -51,10 +51,12 @@ class ESCRealM(nn.Module):
         upsampler: What makes the image, see `Upsampler`.
         mid_dim: Channels within some upsamplers.
         unshuffle_mod: Whether scales 1 and 2 turn the input's pixels into channels and upscale by 4.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
 
     Shape:
-        Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
-        Output: (B, 3, H·upscaling_factor, W·upscaling_factor), not clamped.
+        Input: (B, in_channels, H, W), values in [0, 1], RGB where there are 3, any B, H, W >= 1.
+        Output: (B, out_channels, H·upscaling_factor, W·upscaling_factor), not clamped.
 
     Raises:
         ValueError: A value that is out of range or that does not go with another.
@@ -75,6 +77,8 @@ class ESCRealM(nn.Module):
         upsampler: str = "nearest+conv",
         mid_dim: int = 48,
         unshuffle_mod: bool = True,
+        in_channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         check_network_options(
             dim=dim,
@@ -86,6 +90,8 @@ class ESCRealM(nn.Module):
             num_heads=num_heads,
             upscaling_factor=upscaling_factor,
             mid_dim=mid_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
             exp_ratio=exp_ratio,
         )
         check_flags(unshuffle_mod=unshuffle_mod)
@@ -98,7 +104,7 @@ class ESCRealM(nn.Module):
             "unshuffle_mod must be false with upsampler conv",
             unshuffle_mod,
         )
-        channels = 3 * self.unshuffle**2
+        channels = in_channels * self.unshuffle**2
         first = [nn.PixelUnshuffle(self.unshuffle)] if self.unshuffle > 1 else []
         self.plk_filter = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))
         nn.init.orthogonal_(self.plk_filter)
@@ -116,7 +122,9 @@ class ESCRealM(nn.Module):
             for _ in range(n_blocks)
         )
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img: nn.Module = Upsampler(upsampler, upscaling_factor * self.unshuffle, dim, 3, mid_dim)
+        self.to_img: nn.Module = Upsampler(
+            upsampler, upscaling_factor * self.unshuffle, dim, out_channels, mid_dim
+        )
         self.skip = nn.Sequential(
             *first,
             nn.Conv2d(channels, 2 * dim, 1),
@@ -164,6 +172,8 @@ class ESCReal(ESCRealM):
         exp_ratio: float = 2,
         attn_type: str = "auto",
         use_dysample: bool = False,
+        in_channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         require(upscaling_factor == 4, "ESCReal has upscaling_factor 4, ESCRealM any", upscaling_factor)
         check_flags(use_dysample=use_dysample)
@@ -171,5 +181,7 @@ class ESCReal(ESCRealM):
             *(upscaling_factor, dim, pdim, kernel_size, n_blocks, conv_blocks, window_size, num_heads),
             exp_ratio=exp_ratio,
             attn_type=attn_type,
+            in_channels=in_channels,
+            out_channels=out_channels,
         )
-        self.to_img = DySample(dim, 3, 4) if use_dysample else nearest_upsampler(dim, 3)
+        self.to_img = DySample(dim, out_channels, 4) if use_dysample else nearest_upsampler(dim, out_channels)

@@ -110,14 +110,14 @@ class Upsampler(nn.Sequential):
         require(max(dim, mid_dim) <= 255, "dim and mid_dim must be at most 255", (dim, mid_dim))
         super().__init__(*_layers(name, scale, dim, out_channels, mid_dim))
         version = 3 if name == "transpose+conv" else 2
-        meta = [version, UPSAMPLERS.index(name), scale, dim, out_channels, mid_dim, _GROUPS]
-        self.register_buffer("MetaUpsample", torch.tensor(meta, dtype=torch.uint8))
+        self.meta = [version, UPSAMPLERS.index(name), scale, dim, out_channels, mid_dim, _GROUPS]
+        self.register_buffer("MetaUpsample", torch.tensor(self.meta, dtype=torch.uint8))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
-        # The buffer says who wrote the file, which is no weight: the network keeps its own.
-        own = {f"{prefix}MetaUpsample": self.MetaUpsample}
+        # It also says who wrote the file, which is no weight: the network keeps its own.
+        own = {f"{prefix}MetaUpsample": torch.tensor(self.meta, dtype=torch.uint8)}
         super()._load_from_state_dict({**state_dict, **own}, prefix, *args, **kwargs)  # type: ignore[arg-type]
 
 
