@@ -71,8 +71,8 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
         most_pixels: An image of more is refused.
 
     Raises:
-        UserError: The file cannot be read, is no such image, is damaged, animated, of several pages, or larger
-            than the memory or ``most_pixels``.
+        UserError: The file cannot be read, is no such image, is damaged, animated, of several pages, or
+            larger than the memory or ``most_pixels``.
     """
     available = available_memory(torch.device("cpu"))
     try:

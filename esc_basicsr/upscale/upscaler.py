@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from esc_basicsr import fast
-from esc_basicsr.archs.layers import reflect_border
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
 from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
-__all__ = ["PRECISIONS", "Upscaler"]
+__all__ = ["BORDER", "PRECISIONS", "Upscaler", "mirrored"]
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
@@ -29,8 +28,9 @@ _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
-# Pixels that are reflected around an image: convolutions take what lies beyond an edge for black.
-BORDER = 8
+# Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
+# them gain nothing (docs/upscale.md).
+BORDER = 4
 _MOST_OF_FLOAT = 1.5  # floats in [0, 1] may overshoot a little; those in [0, 255] are a mistake
 
 # Converts a part of the result, (N, 3, H, W) in [0, 1], to the type in which it is kept.
@@ -46,7 +46,7 @@ class Upscaler:
     Images of any size are worked through in row chunks inside each layer, which gives what the network
     gives and needs a few feature maps (`esc_basicsr.fast.row_chunks`). What is too large even for that is cut
     into tiles that lie on the grid of the network's windows; the log says so. Beyond its edges an image goes
-    on as its reflection.
+    on as its mirror image.
 
     Args:
         model: A checkpoint file (.pth or .safetensors, of the release or of this package), or the name of a
@@ -156,7 +156,7 @@ class Upscaler:
         if 0 in batch.shape:
             raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
         edge = BORDER * self.scale
-        sr = self._upscale_bordered(reflect_border(batch, BORDER), is_8_bit, finish)
+        sr = self._upscale_bordered(mirrored(batch), is_8_bit, finish)
         return sr[:, :, edge:-edge, edge:-edge]
 
     def _upscale_bordered(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
@@ -252,6 +252,21 @@ class Upscaler:
             return torch.float16
         info_once(f"fp16 differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Mirror images at their edges by `BORDER` pixels, the outermost ones twice, at whatever size.
+
+    As LR is made of HR, whose mirror image MATLAB's bicubic reads beyond the edges.
+
+    Shape:
+        Input: (N, C, H, W), any H, W >= 1. Output: (N, C, H + 2·BORDER, W + 2·BORDER).
+    """
+    for axis in (2, 3):
+        size = images.shape[axis]
+        index = torch.arange(-BORDER, size + BORDER, device=images.device) % (2 * size)
+        images = images.index_select(axis, torch.minimum(index, 2 * size - 1 - index))
+    return images
 
 
 def _check_range(values: Tensor) -> None:

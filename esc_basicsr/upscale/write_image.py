@@ -164,7 +164,7 @@ def _png_texts(image: ImageFile) -> PngImagePlugin.PngInfo:
 
 def _encode_png(image: ImageFile, array: Pixels) -> bytes:
     """Encode pixels by imagecodecs, as Pillow writes no colours of 16 bits, and metadata by Pillow."""
-    data = imagecodecs.png_encode(array)
+    data = bytes(imagecodecs.png_encode(array))
     plain = _encode_by_pillow(image, np.zeros((1, 1), np.uint8), "PNG", 0)
     chunks = [*image.colour.items(), *(chunk for chunk in png_chunks(plain) if chunk[0] in _PNG_METADATA)]
     head = 8 + 12 + 13  # signature and IHDR
