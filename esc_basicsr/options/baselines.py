@@ -17,8 +17,6 @@ SRFormer-light is in neither package, and is not built.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["BASELINES", "Baseline"]
-
 
 class Baseline(NamedTuple):
     """A published network."""
@@ -27,21 +25,15 @@ class Baseline(NamedTuple):
     scale_key: str = "upscale"  # the option that takes the scale
 
 
+def _light(kind: str, depths: int, heads: int, **options: Any) -> Baseline:
+    """Describe a light network by its class, the depth and the heads of its four stages, and the rest."""
+    stages = {"depths": [depths] * 4, "num_heads": [heads] * 4}
+    tail = {"img_range": 1.0, "upsampler": "pixelshuffledirect", "resi_connection": "1conv"}
+    return Baseline({"type": kind, **stages, **options, **tail})
+
+
 BASELINES = {
-    "SwinIR-light": Baseline(
-        {
-            "type": "PaddedSwinIR",
-            "img_size": 64,
-            "window_size": 8,
-            "embed_dim": 60,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [6, 6, 6, 6],
-            "mlp_ratio": 2,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
-    ),
+    "SwinIR-light": _light("PaddedSwinIR", 6, 6, img_size=64, window_size=8, embed_dim=60, mlp_ratio=2),
     "RCAN": Baseline(
         {
             "type": "RCAN",
@@ -56,54 +48,39 @@ BASELINES = {
             "rgb_mean": [0.4488, 0.4371, 0.4040],
         }
     ),
-    "HiT-SRF": Baseline(
-        {
-            "type": "HiT_SRF",
-            "embed_dim": 60,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [6, 6, 6, 6],
-            "base_win_size": [8, 8],
-            "hier_win_ratios": [0.5, 1, 2, 4, 6, 8],
-            "mlp_ratio": 2.0,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
+    "HiT-SRF": _light(
+        "HiT_SRF",
+        6,
+        6,
+        embed_dim=60,
+        base_win_size=[8, 8],
+        hier_win_ratios=[0.5, 1, 2, 4, 6, 8],
+        mlp_ratio=2.0,
     ),
-    "MambaIRv2-light": Baseline(
-        {
-            "type": "MambaIRv2Light",
-            "embed_dim": 48,
-            "d_state": 8,
-            "depths": [5, 5, 5, 5],
-            "num_heads": [4, 4, 4, 4],
-            "window_size": 16,
-            "inner_rank": 32,
-            "num_tokens": 64,
-            "convffn_kernel_size": 5,
-            "mlp_ratio": 1.0,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
+    "MambaIRv2-light": _light(
+        "MambaIRv2Light",
+        5,
+        4,
+        embed_dim=48,
+        d_state=8,
+        window_size=16,
+        inner_rank=32,
+        num_tokens=64,
+        convffn_kernel_size=5,
+        mlp_ratio=1.0,
     ),
-    "ATD-light": Baseline(
-        {
-            "type": "Spandrel",
-            "architecture": "ATD",
-            "embed_dim": 48,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [4, 4, 4, 4],
-            "window_size": 16,
-            "category_size": 128,
-            "num_tokens": 64,
-            "reducted_dim": 8,
-            "convffn_kernel_size": 7,
-            "mlp_ratio": 1,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
+    "ATD-light": _light(
+        "Spandrel",
+        6,
+        4,
+        architecture="ATD",
+        embed_dim=48,
+        window_size=16,
+        category_size=128,
+        num_tokens=64,
+        reducted_dim=8,
+        convffn_kernel_size=7,
+        mlp_ratio=1,
     ),
     "OmniSR": Baseline(
         {

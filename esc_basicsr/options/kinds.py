@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
+import yaml
+
 
 class Kind(NamedTuple):
     """A kind of value."""
@@ -125,3 +127,38 @@ SOURCES = Kind(
     {"type": "array", "minItems": 1},
 )
 SECTION = Kind("a section of 'key: value' lines", lambda value: isinstance(value, dict), {"type": "object"})
+
+
+def misfit(value: Any, kind: Kind) -> str:
+    """Say what was given, what is expected, and how to write a number that YAML took for text."""
+    number = _number_for(value, kind)
+    why = "YAML 1.1 reads that as text" if "e" in str(value).lower() else "In quotes it is text"
+    remedy = "" if number is None else f" {why}: write {number}."
+    return f"got {shown(value)}, expected {kind.expected}.{remedy}"
+
+
+def _number_for(value: Any, kind: Kind) -> str | None:
+    """Write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return None
+    if math.isfinite(number) and number == int(number) and kind.accepts(int(number)):
+        return str(int(number))
+    return yaml.safe_dump(number).split()[0] if kind.accepts(number) else None
+
+
+def shown(value: Any) -> str:
+    """Write ``value`` as an option file would hold it, and what it is where that could be overlooked."""
+    if isinstance(value, Mapping):
+        return "a section"
+    if value is None:
+        return "nothing (~)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value) if str(value).isprintable() else repr(value)[1:-1]
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    if isinstance(value, str):
+        looks_otherwise = _number_for(value, NUMBER) is not None or value.lower() in ("true", "false")
+        return f"the text '{text}'" if looks_otherwise else f"'{text}'"
+    return text

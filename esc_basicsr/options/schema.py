@@ -6,7 +6,7 @@ this package read; options of networks and of other packages' classes are declar
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esc_basicsr.options.kinds import (
@@ -40,8 +40,6 @@ from esc_basicsr.options.kinds import (
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
 
-__all__ = ["DATASETS", "SECTIONS", "Option", "fill_defaults", "filled", "known_keys", "required_keys"]
-
 UNSET = object()  # there is no default: left out, the key is not there
 
 # when a key must be given
@@ -73,14 +71,16 @@ SCHEDULERS = {
     "CosineAnnealingRestartLR": "CosineAnnealingRestartLR",
 }
 
-IO_BACKENDS = ("disk", "lmdb", "memcached")
-
 # Of this package's networks, far above what trains in any memory.
 LARGEST_SIZE = 4096  # of any whole number
 MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
 _ESC = "ESCModel"
-_BY_BASICSR = "Set by BasicSR; what a file says is overwritten."
+
+
+def _by_basicsr(*keys: str) -> dict[str, Option]:
+    return {key: Option(ANYTHING, "Set by BasicSR; what a file says is overwritten.") for key in keys}
+
 
 TOP_LEVEL = {
     "name": Option(FOLDER_NAME, "Name of the experiment, and of its folder.", required=ALWAYS),
@@ -106,12 +106,7 @@ TOP_LEVEL = {
     "val": Option(or_none(SECTION), "How to validate and test.", None, required=IN_TEST),
     "logger": Option(SECTION, "What is printed and saved, and how often.", required=IN_TRAINING),
     "dist_params": Option(SECTION, "How processes meet, with a launcher.", {}),
-    "dist": Option(ANYTHING, _BY_BASICSR),
-    "rank": Option(ANYTHING, _BY_BASICSR),
-    "world_size": Option(ANYTHING, _BY_BASICSR),
-    "auto_resume": Option(ANYTHING, _BY_BASICSR),
-    "is_train": Option(ANYTHING, _BY_BASICSR),
-    "root_path": Option(ANYTHING, _BY_BASICSR),
+    **_by_basicsr("dist", "rank", "world_size", "auto_resume", "is_train", "root_path"),
 }
 
 PATH = {
@@ -124,12 +119,7 @@ PATH = {
     "strict_load_g": Option(BOOL, "Refuse weights that lack some or have others.", True),
     "resume_state": Option(or_none(TEXT), "A training state to go on from.", None),
     "ignore_resume_networks": Option(ANYTHING, "Networks whose weights are not taken from there.", None),
-    "experiments_root": Option(TEXT, _BY_BASICSR),
-    "models": Option(TEXT, _BY_BASICSR),
-    "training_states": Option(TEXT, _BY_BASICSR),
-    "log": Option(TEXT, _BY_BASICSR),
-    "visualization": Option(TEXT, _BY_BASICSR),
-    "results_root": Option(TEXT, _BY_BASICSR),
+    **_by_basicsr("experiments_root", "models", "training_states", "log", "visualization", "results_root"),
 }
 
 TRAIN = {
@@ -241,8 +231,7 @@ DIST_PARAMS = {
 LOADER = {
     "name": Option(TEXT, "Name in logs and tables.", required=ALWAYS),
     "type": Option(TEXT, "A data set of BasicSR's registry.", required=ALWAYS),
-    "phase": Option(TEXT, _BY_BASICSR),
-    "scale": Option(COUNT, _BY_BASICSR),
+    **_by_basicsr("phase", "scale"),
     "batch_size_per_gpu": Option(
         at_most(COUNT, 10**6), "Samples at a time on each GPU.", unit="samples", required=IN_TRAINING
     ),
@@ -269,8 +258,15 @@ LOADER = {
     "use_shuffle": Option(BOOL, "Nothing reads it: training sets are shuffled."),
 }
 
+IO_BACKEND = {
+    "type": Option(one_of("disk", "lmdb", "memcached"), "Where images lie.", required=ALWAYS),
+    "server_list_cfg": Option(TEXT, "Of memcached: list of its servers."),
+    "client_cfg": Option(TEXT, "Of memcached: settings of its client."),
+    "sys_path": Option(or_none(TEXT), "Of memcached: where its Python client lies."),
+}
+
 _IMAGES = {
-    "io_backend": Option(SECTION, f"How images are read: type: {', '.join(IO_BACKENDS)}.", required=ALWAYS),
+    "io_backend": Option(SECTION, "How images are read.", required=ALWAYS),
     "mean": Option(or_none(list_of(NUMBER)), "Subtracted from each channel.", None),
     "std": Option(or_none(list_of(NUMBER)), "Divides each channel.", None),
     "color": Option(or_none(TEXT), "y: luma alone.", None),
@@ -322,6 +318,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "logger.wandb": WANDB,
     "dist_params": DIST_PARAMS,
     "datasets.NAME": LOADER,
+    "datasets.NAME.io_backend": IO_BACKEND,
     "datasets.NAME.sources[]": SOURCE,
 }
 # sections that a function is called with, whose signature knows their other keys and their defaults
@@ -333,18 +330,6 @@ def required_keys(table: Mapping[str, Option], is_train: bool, is_known_model: b
     """List the keys of a section that must be given."""
     now = {ALWAYS: True, IN_TRAINING: is_train, IN_TEST: not is_train, IN_KNOWN_MODELS: is_known_model}
     return [key for key, option in table.items() if now.get(option.required)]
-
-
-def known_keys(where: Sequence[str], opt: Mapping[str, Any]) -> Mapping[str, Option] | None:
-    """Return the keys that the section at ``where`` may have; None if that is for another to say."""
-    match [*where]:
-        case ["datasets", name]:
-            kind = str(opt["datasets"][name].get("type"))
-            return {**LOADER, **DATASETS[kind]} if kind in DATASETS else None
-        case ["datasets", _, "io_backend"] | ["val", "metrics", _]:
-            return None
-    name = ".".join(where)
-    return None if name in CALLED else SECTIONS.get(name, {})
 
 
 def filled(opt: Mapping[str, Any]) -> "ConfigDict":

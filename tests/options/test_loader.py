@@ -216,22 +216,21 @@ def test_overrides_set_values_of_each_kind(tmp_path):
             "datasets:val:filename_tmpl='{}x2'",
             {"datasets": {"val": {"type": "PairedImageDataset", "filename_tmpl": "{}x2"}}},
         ),
+        ("val:metrics:niqe:type=calculate_niqe", {"val": {"metrics": {"niqe": {"type": "calculate_niqe"}}}}),
+        (
+            "datasets:val_2:name=Set14",
+            {"datasets": {"val": {"type": "PairedImageDataset"}, "val_2": {"name": "Set14"}}},
+        ),
         (
             "datasets:val:io_backend:type=disk",
             {"datasets": {"val": {"type": "PairedImageDataset", "io_backend": {"type": "disk"}}}},
         ),
     ],
 )
-def test_an_override_sets_any_known_key_that_the_file_lacks(tmp_path, entry, changes):
+def test_an_override_sets_any_key_that_the_file_lacks(tmp_path, entry, changes):
     text = "train: {lr: 1.0}\nlogger: {wandb: ~}\nnetwork_g: {type: ESC}\n"
     path = write(tmp_path, f"{text}datasets: {{val: {{type: PairedImageDataset}}}}\n")
     assert load_options(path, [entry]) == {**load_options(path), **changes}
-
-
-@pytest.mark.parametrize("kind", ["[PairedImageDataset]", "Mine"])
-def test_keys_of_an_unknown_data_set_are_its_own(tmp_path, kind):
-    path = write(tmp_path, f"datasets: {{val: {{type: {kind}}}}}\n")
-    assert load_options(path, ["datasets:val:mine=1"])["datasets"]["val"]["mine"] == 1
 
 
 @pytest.mark.parametrize(
@@ -247,13 +246,7 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
         ("train:ema_decay", "expected keys and a value"),
         ("=3", "expected keys and a value"),
         ("train::lr=3", "expected keys and a value"),
-        ("trian:lr=3", "has no key 'trian'. Did you mean 'train'?"),
-        ("train:lrr=3", "has no key 'lrr'. Did you mean 'lr'?"),
-        ("train:clip_grad_nrom=1", "has no key 'clip_grad_nrom'. Did you mean 'clip_grad_norm'?"),
-        ("val:metrics:psnr:crop_border=4", "has no key 'psnr'"),
-        ("datasets:test_1:name=Set5", "has no key 'test_1'"),
-        ("dist_params:prot=1", "has no key 'prot'. Did you mean 'port'?"),
-        ("name:lr=3", "is not a section, so it has no 'lr'"),
+        ("name:lr=3", "'name' is not a section"),
         ("train={lr: 3}", "expected one value or a list"),
         ("name=[1", "while parsing a flow sequence"),
         ("name=!!python/object/apply:os.getcwd []", "is not allowed"),
