@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,7 +112,7 @@ def _devices() -> Findings:
 
 def _backends() -> Findings:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"dim": 16, "pdim": 4, "n_blocks": 1, "conv_blocks": 1, "window_size": 16, "num_heads": 1}
+    options: Any = {"dim": 16, "pdim": 4, "n_blocks": 1, "conv_blocks": 1, "window_size": 16, "num_heads": 1}
     for name in ("Naive", "SDPA", "Flex"):
         try:
             with torch.no_grad(), warnings.catch_warnings():

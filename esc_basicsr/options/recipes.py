@@ -4,14 +4,17 @@ Each file is complete and flat, for BasicSR's own parser and for people to copy,
 come from the tables below and from `VARIANTS`; the recipe is the release's (arXiv:2503.06671, Sec. 4.1).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from string import Template
 from textwrap import indent
 from typing import Any
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.options.baselines import BASELINES
+
+_TEMPLATES = Path(__file__).with_name("templates")
 
 PHOTOGRAPHS = "photographs"  # what the networks that ship were trained on (docs/models.md)
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
@@ -154,89 +157,46 @@ def option_files() -> dict[PurePosixPath, str]:
 def training_text(recipe: Recipe) -> str:
     """Write the file to train ``recipe`` with."""
     schedule, scale = recipe.schedule, recipe.scale
-    first = replace(recipe, scale=2).name
-    start = "  pretrain_network_g: ~"
-    if scale != 2:
-        start = f"""\
-  # ×{scale} starts from the trained ×2; ~ trains from scratch.
-  pretrain_network_g: experiments/{first}/models/net_g_latest.pth"""
-    if schedule.milestones:
-        fall = f"""\
-    type: MultiStepLR
-    milestones: [{", ".join(map(str, schedule.milestones))}]
-    gamma: 0.5"""
+    if recipe.data == "DFLIP":
+        data = [
+            "type: DFLIPDataset # LR is made of each HR patch on the fly",
+            "sources: # weight: how often an epoch visits each image of the set",
+            *(f"  - dataroot_gt: datasets/{name}_sub.lmdb\n    weight: 1.0" for name in DFLIP_SOURCES),
+        ]
     else:
-        fall = f"""\
-    type: CosineAnnealingRestartLR
-    periods: [{schedule.iterations}] # as total_iter
-    restart_weights: [1]
-    eta_min: 1.0e-6"""
+        prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
+        data = [
+            "type: PairedImageDataset",
+            f"dataroot_gt: {prefix}_HR_sub.lmdb",
+            f"dataroot_lq: {prefix}_LR_bicubic_X{scale}_sub.lmdb",
+            "io_backend:",
+            "  type: lmdb",
+        ]
+    start = ["pretrain_network_g: ~"]
+    if scale != 2:
+        first = replace(recipe, scale=2).name
+        start = [
+            f"# ×{scale} starts from the trained ×2; ~ trains from scratch.",
+            f"pretrain_network_g: experiments/{first}/models/net_g_latest.pth",
+        ]
+    if schedule.milestones:
+        fall = ["type: MultiStepLR", f"milestones: {[*schedule.milestones]}", "gamma: 0.5"]
+    else:
+        periods = f"periods: [{schedule.iterations}] # as total_iter"
+        fall = ["type: CosineAnnealingRestartLR", periods, "restart_weights: [1]", "eta_min: 1.0e-6"]
     mantissa, _, exponent = f"{schedule.learning_rate:.1e}".partition("e")
     kernels = "cpu_kernels: true # without a GPU: three times as fast; needs a C++ compiler\n"
-    return f"""\
-{_head(recipe, "train")}
-{kernels if recipe.data == PHOTOGRAPHS else ""}
-datasets:
-{indent(_training_set(recipe), "  ")}
-    gt_size: {schedule.lr_patch * scale} # {schedule.lr_patch} × scale
-    use_hflip: true
-    use_rot: true
-    global_batch_size: {schedule.batch} # on any number of GPUs that divides it
-    batch_size_per_gpu: {schedule.batch_per_gpu} # at a time: less needs less memory, the steps are the same
-    num_worker_per_gpu: 8
-    persistent_workers: true
-    pin_memory: true
-    prefetch_mode: ~
-    dataset_enlarge_ratio: {schedule.enlarge}
-
-{_benchmark("val", "Set5", scale)}
-
-{_network(recipe)}
-
-path:
-{start}
-{_LOADING}
-  resume_state: ~
-
-train:
-  total_iter: {schedule.iterations}
-  warmup_iter: {schedule.warmup} # -1: none
-  ema_decay: {schedule.ema_decay}
-
-  optim_g:
-    type: AdamW
-    lr: {mantissa}e{int(exponent)}
-    weight_decay: 0
-    betas: [0.9, 0.9]
-
-  scheduler:
-{fall}
-
-  # L1 on luma, with a light chroma term: luma alone leaves colours free, and edges get tints (docs/loss.md).
-  pixel_opt: {{type: YChannelL1Loss, chroma_weight: 0.2, loss_weight: 1.0, reduction: mean}}
-  # Instead, the paper's, luma alone:
-  # pixel_opt: {{type: YChannelL1Loss, loss_weight: 1.0, reduction: mean}}
-  # Instead, that of the authors' released files, RGB:
-  # pixel_opt: {{type: L1Loss, loss_weight: 1.0, reduction: mean}}
-
-val:
-  val_freq: {schedule.every}
-  save_img: false
-  pbar: true
-{_METRICS}
-
-logger:
-  print_freq: 100
-  save_checkpoint_freq: {schedule.every}
-  keep_checkpoints: ~ # all; a number: the newest ones
-  safetensors: true # beside each .pth, its EMA weights
-  use_tb_logger: true
-  wandb:
-    project: ~
-    resume_id: ~
-
-{_DISTRIBUTED}
-"""
+    values = {
+        **asdict(schedule),
+        "gt_size": schedule.lr_patch * scale,
+        "learning_rate": f"{mantissa}e{int(exponent)}",
+        "kernels": kernels if recipe.data == PHOTOGRAPHS else "",
+        "training_set": _lines([f"name: {recipe.data}", *data], 4),
+        "sets": _benchmark("val", "Set5", scale),
+        "start": _lines(start, 2),
+        "scheduler": _lines(fall, 4),
+    }
+    return _filled("train", recipe, values)
 
 
 def benchmark_text(recipe: Recipe) -> str:
@@ -249,65 +209,18 @@ def benchmark_text(recipe: Recipe) -> str:
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:
         checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
-    paragraph = "\n\n"
-    return f"""\
-{_head(recipe, "test")}
-
-datasets:
-{paragraph.join(sets)}
-
-{_network(recipe)}
-
-path:
-  pretrain_network_g: {checkpoint}
-{_LOADING}
-
-val:
-  save_img: false # true: into results/{recipe.name}/visualization
-  suffix: ~ # of the images' names; ~: the name above
-  pbar: true
-{_METRICS}
-
-{_DISTRIBUTED}
-"""
+    return _filled("test", recipe, {"sets": "\n\n".join(sets), "checkpoint": checkpoint})
 
 
-def _head(recipe: Recipe, command: str) -> str:
-    return f"""\
-# yaml-language-server: $schema=../../schema.json
-# Generated by: python -m esc_basicsr options --write options. Copy it under another name to change it.
-# {recipe.title}.
-# python -m esc_basicsr {command} -opt options/{command}/{recipe.folder}/{recipe.name}.yml
-# datasets/README.md says how to get the data.
-
-name: {recipe.name}
-model_type: ESCModel
-scale: &scale {recipe.scale}
-num_gpu: auto # all GPUs there are; 0: the CPU
-manual_seed: 0"""
-
-
-def _training_set(recipe: Recipe) -> str:
-    """Write what the training set has before the keys of all of them."""
-    if recipe.data == "DFLIP":
-        sources = [
-            f"    - dataroot_gt: datasets/{source}_sub.lmdb\n      weight: 1.0" for source in DFLIP_SOURCES
-        ]
-        return f"""\
-train:
-  name: DFLIP
-  type: DFLIPDataset # LR is made of each HR patch on the fly
-  sources: # weight: how often an epoch visits each image of the set
-{chr(10).join(sources)}"""
-    prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
-    return f"""\
-train:
-  name: {recipe.data}
-  type: PairedImageDataset
-  dataroot_gt: {prefix}_HR_sub.lmdb
-  dataroot_lq: {prefix}_LR_bicubic_X{recipe.scale}_sub.lmdb
-  io_backend:
-    type: lmdb"""
+def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
+    """Fill a template; what has several lines comes with its indentation."""
+    options = {"type": recipe.network["type"], recipe.scale_key: "*scale", **recipe.network}
+    network = [f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()]
+    if options["type"] in ("ESC", "ESCFP"):
+        network.append("attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
+    head = {key: getattr(recipe, key) for key in ("name", "title", "folder", "scale")}
+    template = Template((_TEMPLATES / f"{kind}.yml").read_text(encoding="utf-8"))
+    return template.substitute(head, network=_lines(network, 2), **values)
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:
@@ -322,33 +235,5 @@ def _benchmark(phase: str, name: str, scale: int) -> str:
       type: disk"""
 
 
-def _network(recipe: Recipe) -> str:
-    options = {"type": recipe.network["type"], recipe.scale_key: "*scale", **recipe.network}
-    values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
-    lines = [f"  {key}: {value}" for key, value in values.items()]
-    if recipe.network["type"] in ("ESC", "ESCFP"):
-        lines.append("  attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
-    return "\n".join(["network_g:", *lines])
-
-
-_LOADING = """\
-  param_key_g: params_ema
-  strict_load_g: true"""
-
-_METRICS = """\
-  metrics: # on luma, a border of scale pixels cropped
-    psnr:
-      type: calculate_psnr
-      crop_border: *scale
-      test_y_channel: true
-      better: higher
-    ssim:
-      type: calculate_ssim
-      crop_border: *scale
-      test_y_channel: true
-      better: higher"""
-
-_DISTRIBUTED = """\
-dist_params:
-  backend: nccl
-  port: 29500"""
+def _lines(lines: Iterable[str], indentation: int) -> str:
+    return indent("\n".join(lines), " " * indentation)
