@@ -21,7 +21,7 @@ from esc_basicsr.common.files import is_file
 from esc_basicsr.common.suggestion import hint, nearest
 from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions, lookup, sound
-from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand
+from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
 from esc_basicsr.options.kinds import (
     ANYTHING,
     BOOL,
@@ -35,6 +35,7 @@ from esc_basicsr.options.kinds import (
     misfit,
     shown,
 )
+from esc_basicsr.options.release import NOT_HERE
 from esc_basicsr.options.schema import Option, required_keys
 from esc_basicsr.weights.fit import check_fit
 from esc_basicsr.weights.infer import infer_network_options
@@ -88,6 +89,8 @@ class _Check:
         self.resumes = is_train and (resumes or lookup(opt, "path.resume_state") is not None)
         self.problems: list[str] = []
         self.notes: dict[str, None] = {}  # written once, after the problems, in this order
+        self.model: Any = None  # the class that model_type names
+        self.channels: int | None = None  # that network_g takes, if that is known
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
         # Only these models' keys are all known.
         self.is_known_model = opt.get("model_type") in schema.KNOWN_MODELS
@@ -189,7 +192,7 @@ class _Check:
         named = [p for p in named if p.name not in supplied]
         # BasicSR's own metrics take **kwargs and use none of them.
         takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        kinds = {"type": TEXT, **{p.name: _kind_of(p) for p in named}}
+        kinds = {"type": TEXT, **{p.name: _kind_of(p, function) for p in named}}
         for name, option in (declared or {}).items():
             if name in kinds or takes_any:
                 kinds[name] = option.kind
@@ -207,14 +210,14 @@ class _Check:
         if "type" not in section:
             self.add(f"{where}.type", f"missing; expected the name of {what}.")
         else:
-            message = f"got {shown(name)}, no known {what}. {hint(name, names)} {remedy}"
-            self.add(f"{where}.type", message.replace("  ", " "))
+            self.add(f"{where}.type", f"got {shown(name)}, no known {what}. {_instead(name, names, remedy)}")
         return None
 
     def find(self, where: str, section: Mapping[str, Any], registry: Any, what: str) -> Any:
         """Find what the section's ``type`` names in a registry of BasicSR; None, and reported, if nothing."""
-        name = self.look_up(where, section, registry.keys(), what, _FOREIGN)
-        return None if name is None else registry.get(name)
+        classes = _registered(registry)
+        name = self.look_up(where, section, classes, what, _FOREIGN)
+        return None if name is None else classes[name]
 
     def build(self, where: str, section: Mapping[str, Any], cls: type) -> Any:
         """Make one of this package's own classes on the meta device; None, and reported, if it refuses."""
@@ -252,15 +255,14 @@ class _Check:
         """Check the sections whose keys are declared, but for those of the user's own names."""
         from basicsr.models import MODEL_REGISTRY
 
-        model_type = self.opt.get("model_type")
-        is_registered = isinstance(model_type, str) and model_type in MODEL_REGISTRY
+        models, model_type = _registered(MODEL_REGISTRY), self.opt.get("model_type")
+        if isinstance(model_type, str):
+            self.model = models.get(model_type)
+            if self.model is None:
+                instead = _instead(model_type, models, _FOREIGN)
+                self.add("model_type", f"got '{model_type}', no known model. {instead}")
         # A mistyped model_type should not hide the rest.
-        self.check_section("", self.opt, schema.TOP_LEVEL, is_registered and not self.is_known_model)
-        if isinstance(model_type, str) and not is_registered:
-            message = (
-                f"got '{model_type}', no known model. {hint(model_type, MODEL_REGISTRY.keys())} {_FOREIGN}"
-            )
-            self.add("model_type", message.replace("  ", " "))
+        self.check_section("", self.opt, schema.TOP_LEVEL, self.model is not None and not self.is_known_model)
         for where in ("path", "train", "val", "logger", "logger.wandb", "dist_params"):
             section = self.section(where)
             is_read = self.is_train or where not in ("train", "logger", "logger.wandb")
@@ -286,8 +288,10 @@ class _Check:
             self.add(f"{where}.type", f"got '{name}', a variant: write {options}.")
             return
         network = self.check_class(where, section, ARCH_REGISTRY, "network")
-        if where == "network_g" and self.is_known_model:
-            self.network_g = network
+        if where == "network_g":
+            cls = _registered(ARCH_REGISTRY).get(str(name))
+            self.channels = None if cls is None else _channels_of(section, cls)
+            self.network_g = network if self.is_known_model else None
 
     def check_path(self) -> None:
         for key, value in (self.section("path") or {}).items():
@@ -337,19 +341,27 @@ class _Check:
                 "With model_type: ESCModel it is converted.",
             )
 
+    def knows(self, method: str) -> set[str] | None:
+        """Collect the texts in a method of the model and of its parents; None if a third party wrote it."""
+        functions = [vars(cls)[method] for cls in getattr(self.model, "__mro__", ()) if method in vars(cls)]
+        if not functions or not functions[0].__module__.startswith(("basicsr.", "esc_basicsr.")):
+            return None
+        return {text for each in functions for text in each.__code__.co_consts if isinstance(text, str)}
+
     def check_optimizer(self) -> None:
-        where, model_type = "train.optim_g", str(self.opt.get("model_type"))
-        section = self.section(where)
+        where = "train.optim_g"
+        section, known = self.section(where), self.knows("get_optimizer")
         if section is None:
             return
-        # Another model may know more optimizers.
-        name, names = section.get("type"), schema.OPTIMIZERS.get(model_type)
-        if names is not None:
-            is_escs = name in schema.OPTIMIZERS["ESCModel"]
-            remedy = "With model_type: ESCModel it is." if is_escs else ""
-            name = self.look_up(where, section, names, f"optimizer of {model_type}", remedy)
-        optimizer = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(str(name))
-        if optimizer is not None:
+        name = section.get("type")
+        if known is not None:
+            # One that names none looks them up in torch.optim.
+            names = {text for text in known if hasattr(torch.optim, text)} or {*dir(torch.optim)}
+            what = f"optimizer of {self.opt['model_type']}"
+            remedy = "With model_type: ESCModel it is." if name == "AdamW" else ""
+            name = self.look_up(where, section, names, what, remedy)
+        optimizer = getattr(torch.optim, name, None) if isinstance(name, str) else None
+        if isinstance(optimizer, type):
             self.check_call(where, section, optimizer, ["params"], schema.OPTIM)
             if "lr" not in section:
                 self.add(f"{where}.lr", f"missing; expected {schema.OPTIM['lr'].kind.expected}.")
@@ -359,7 +371,7 @@ class _Check:
 
         where = "train.scheduler"
         section = self.section(where)
-        if section is None:
+        if section is None or (self.model is not None and self.knows("setup_schedulers") is None):
             return
         name = self.look_up(where, section, schema.SCHEDULERS, "scheduler of BasicSR")
         if name is not None:
@@ -384,6 +396,12 @@ class _Check:
                 function = self.find(where, metric, METRIC_REGISTRY, "metric")
                 if function is not None:
                     self.check_call(where, metric, function, ["img", "img2"], schema.METRIC)
+
+    def niqe_border(self) -> int | None:
+        """Tell what NIQE crops on each side of an image; None if it is not measured."""
+        metrics = [m for m in (self.section("val.metrics") or {}).values() if isinstance(m, Mapping)]
+        borders = [m.get("crop_border") for m in metrics if m.get("type") == "calculate_niqe"]
+        return max((border for border in borders if is_whole(border)), default=None)
 
     def check_datasets(self) -> None:
         phases = ("train", "val") if self.is_train else ("test", "val")
@@ -418,19 +436,52 @@ class _Check:
         for index, source in enumerate(sources if isinstance(sources, list) else []):
             if self.is_section(f"{where}.sources[{index}]", source):
                 self.check_section(f"{where}.sources[{index}]", source, schema.SOURCE)
-        problems = [*data_problems(dataset, self.opt.get("scale"), is_training_set)]
+        scale = self.opt.get("scale")
+        problems = [*data_problems(dataset, scale, is_training_set)]
         if problems:
             self.note_paths()
             self.notes[GUIDE] = None
         elif is_training_set:
             problems += batch_problems(dataset, self.opt)
+        else:
+            saves_images = lookup(self.opt, "val.save_img") is True
+            problems += result_problems(dataset, scale, saves_images, self.niqe_border())
+        channels = 1 if dataset.get("color") == "y" else 3
+        if "color" in own and self.channels not in (None, channels):
+            message = f"an image has {channels} channels by it, and network_g takes {self.channels}."
+            problems.append(("color", f"{message} Make them equal."))
         for key, message in problems:
             self.add(f"{where}.{key}", message)
 
 
-def _kind_of(parameter: inspect.Parameter) -> Kind:
+def _channels_of(section: Mapping[str, Any], network: Any) -> int | None:
+    """Tell how many channels a network of this package or of BasicSR takes, if its options say so."""
+    if not network.__module__.startswith(("basicsr.", "esc_basicsr.")):
+        return None
+    defaults = {name: p.default for name, p in inspect.signature(network).parameters.items()}
+    names = [name for name in ("in_channels", "num_in_ch", "in_chans") if name in defaults]
+    if not names:
+        return 3 if network.__name__ in ("ESC", "ESCFP") else None
+    channels = section.get(names[0], defaults[names[0]])
+    return channels if is_whole(channels) else None
+
+
+def _registered(registry: Any) -> dict[str, Any]:
+    """Give the classes of a registry by their names, which BasicSR finds with and without its own suffix."""
+    classes = dict(iter(registry))  # else dict() takes it for a mapping
+    return {name.removesuffix("_basicsr"): cls for name, cls in classes.items()} | classes
+
+
+def _instead(name: Any, names: Iterable[str], remedy: str) -> str:
+    """Say what may have been meant by a name that is not known."""
+    return NOT_HERE.get(str(name)) or f"{hint(name, names)} {remedy}".strip()
+
+
+def _kind_of(parameter: inspect.Parameter, function: Callable[..., Any]) -> Kind:
     """Tell what a parameter accepts, as far as its annotation or its default say for certain."""
     kind = _ANNOTATED.get(parameter.annotation) if isinstance(parameter.annotation, (type, str)) else None
+    if kind is None and function.__module__.startswith("basicsr.") and isinstance(parameter.default, bool):
+        return BOOL
     if kind is not None:
         return kind
     return _NO_NUMBER_AS_TEXT if is_number(parameter.default) else ANYTHING

@@ -36,7 +36,14 @@ def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
     if val.get("save_img") is True and not is_train and "suffix" not in opt["val"]:
         yield "val.suffix", f"missing; expected {SECTIONS['val']['suffix'].kind.expected}."
     datasets = opt.get("datasets")
+    first: dict[str, str] = {}
     for name, dataset in datasets.items() if isinstance(datasets, Mapping) else ():
+        label = lookup(dataset, "name")
+        if name != "train" and isinstance(label, str) and (other := first.setdefault(label, name)) != name:
+            yield (
+                f"datasets.{name}.name",
+                f"got '{label}', as datasets.{other} has. Give each a name of its own.",
+            )
         for key, message in _of_a_data_set(opt, dataset, name == "train"):
             yield f"datasets.{name}.{key}", message
     if is_train and isinstance(opt.get("train"), Mapping):
@@ -100,9 +107,6 @@ def _of_the_schedule(opt: Mapping[str, Any]) -> Iterator[Problem]:
             "%s.milestones start at %s and total_iter is %s: the learning rate is never lowered.",
             *(where, min(milestones), total),
         )
-    if milestones and milestones != sorted({*milestones}):
-        message = f"got {milestones}, expected increasing numbers of iterations."
-        yield f"{where}.milestones", message
     counted = "periods" if "periods" in scheduler else "restarts"
     restarts, weights = len(scheduler.get(counted, [0])), len(scheduler.get("restart_weights", [1]))
     if restarts != weights:

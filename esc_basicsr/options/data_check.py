@@ -27,6 +27,7 @@ Sizes = npt.NDArray[np.integer[Any]]  # (images, 2)
 GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
+_NIQE_BLOCK = 96  # pixels, whose statistics BasicSR's NIQE takes
 _LONGEST_SIDE = 10**9  # pixels
 _ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
 
@@ -100,6 +101,46 @@ def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterat
             "samples an epoch, less than one batch, and incomplete batches are dropped: nothing would be "
             "trained on. Lower it or raise dataset_enlarge_ratio.",
         )
+
+
+def result_problems(
+    dataset: Mapping[str, Any], scale: Any, saves_images: bool, niqe_border: int | None
+) -> Iterator[Problem]:
+    """Find what ends or spoils validation: results of one name, images too small for NIQE.
+
+    Args:
+        dataset: A section to validate or test on, whose data exists.
+        scale: ``scale`` of the file.
+        saves_images: Whether results are saved, under the names of the LR images.
+        niqe_border: What NIQE crops on each side of a result; None if it is not measured.
+    """
+    root, backend = dataset.get("dataroot_lq"), _backend(dataset)
+    if not isinstance(root, str) or backend == "memcached":
+        return
+    names = _listed(root)[0] if backend == "lmdb" else sorted(_image_names(expand(root)))
+    first: dict[str, str] = {}
+    for name in names if saves_images and backend == "disk" else ():
+        if (other := first.setdefault(Path(name).stem, name)) != name:
+            message = (
+                f"results of '{other}' and '{name}' of '{root}' would have one name. Rename one of them."
+            )
+            yield "dataroot_lq", message
+            break
+    if niqe_border is None or not is_whole(scale):
+        return
+    try:
+        sizes = _listed(root)[1] if backend == "lmdb" else (_file_size(expand(root) / name) for name in names)
+        for name, size in zip(names, sizes, strict=True):
+            if min(size) * scale - 2 * niqe_border < _NIQE_BLOCK:
+                height, width = (int(side) * scale for side in size)
+                yield (
+                    "dataroot_lq",
+                    f"the result of '{name}' of '{root}' is {_say_size((height, width))}, and calculate_niqe "
+                    f"needs {_NIQE_BLOCK} pixels a side within crop_border. Leave out this metric or set.",
+                )
+                break
+    except UserError as error:
+        yield "dataroot_lq", str(error)
 
 
 def _backend(dataset: Mapping[str, Any]) -> str:
@@ -184,7 +225,7 @@ def _pair_problems(
 
 
 def _lq_name(name: str, template: str) -> str:
-    return template.replace("{}", Path(name).stem) + Path(name).suffix
+    return template.format(Path(name).stem) + Path(name).suffix
 
 
 def _match_problems(

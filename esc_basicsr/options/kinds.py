@@ -1,6 +1,7 @@
 """Kinds of values that options take: in words, as a test, and in JSON Schema."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -85,10 +86,11 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 ANYTHING = Kind("anything", lambda value: True)
 TEXT = Kind("text", lambda value: isinstance(value, str) and value != "", {"type": "string", "minLength": 1})
+_TEMPLATE = r"^[^{}]*\{0?(:s)?\}[^{}]*$"
 TEMPLATE = Kind(
-    "text with {} for the HR name",
-    lambda value: isinstance(value, str) and "{}" in value,
-    {"type": "string", "pattern": r"\{\}"},
+    "text with one {} for the HR name",
+    lambda value: isinstance(value, str) and re.search(_TEMPLATE, value) is not None,
+    {"type": "string", "pattern": _TEMPLATE},
 )
 FOLDER_NAME = Kind(
     "a name fit for a folder, without slashes",
@@ -115,6 +117,11 @@ AMP = Kind(
     "bf16 or fp16, or false",
     lambda value: value in ("bf16", "fp16") or value is None or value is False,
     {"enum": ["bf16", "fp16", False, None]},
+)
+NAMES = Kind(
+    "a name, a list of names, or ~",
+    lambda value: value is None or TEXT.accepts(value) or list_of(TEXT).accepts(value),
+    {"anyOf": [TEXT.json, list_of(TEXT).json, {"type": "null"}]},
 )
 GPUS = Kind(
     "auto, or a whole number of at least 0",

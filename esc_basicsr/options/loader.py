@@ -14,6 +14,7 @@ import yaml
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
+from esc_basicsr.options.release import translate
 
 MAX_BYTES = 100_000
 _SHOWN = 200  # characters of an override that a message repeats
@@ -24,8 +25,7 @@ _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 # A key and a value that YAML takes for one text.
-_NO_SPACE = re.compile(r"\s*(?:- +)?(\w+:[^\s/].*?)\s*(?:#.*)?$")
-_NOTHING = re.compile(r"\s*(#.*)?$")
+_NO_SPACE = re.compile(r"\w+:[^\s/]")
 _SYNTAX_ERRORS = (yaml.scanner.ScannerError, yaml.parser.ParserError)
 
 
@@ -105,6 +105,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> "OrderedDic
         raise UserError(f"{path}: expected 'key: value' lines, got {found}. Is this an option file?")
     for entry in overrides:
         _override(options, entry)
+    translate(options)
     return options
 
 
@@ -166,9 +167,12 @@ def _spaceless_line(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] |
     if error.problem_mark is None or not isinstance(error, _SYNTAX_ERRORS):
         return None
     lines = [*enumerate(text.splitlines()[: error.problem_mark.line], start=1)]
-    number, line = next((pair for pair in reversed(lines) if not _NOTHING.match(pair[1])), (0, ""))
-    match = _NO_SPACE.match(line)
-    return None if match is None else (number, match[1])
+    for number, line in reversed(lines):
+        # No regular expression: on a long line of spaces it tries every one as a beginning.
+        content = f" {line}".partition(" #")[0].strip().removeprefix("- ").strip()
+        if content:
+            return (number, content) if _NO_SPACE.match(content) else None
+    return None
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:

@@ -19,6 +19,7 @@ from esc_basicsr.options.kinds import (
     GPUS,
     INTEGER,
     ITERATIONS,
+    NAMES,
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
@@ -60,9 +61,6 @@ class Option(NamedTuple):
 
 # Models whose every key is known. Other models may read more: what they add is left alone.
 KNOWN_MODELS = ("SRModel", "ESCModel")
-
-# Stock BasicSR has Adam alone (BaseModel.get_optimizer).
-OPTIMIZERS = {"SRModel": ("Adam",), "ESCModel": ("Adam", "AdamW")}
 
 # type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
 SCHEDULERS = {
@@ -118,7 +116,7 @@ PATH = {
     ),
     "strict_load_g": Option(BOOL, "Refuse weights that lack some or have others.", True),
     "resume_state": Option(or_none(TEXT), "A training state to go on from.", None),
-    "ignore_resume_networks": Option(ANYTHING, "Networks whose weights are not taken from there.", None),
+    "ignore_resume_networks": Option(NAMES, "Networks whose weights are not taken from there.", None),
     **_by_basicsr("experiments_root", "models", "training_states", "log", "visualization", "results_root"),
 }
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 from basicsr.models import MODEL_REGISTRY
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 from PIL import Image
 
@@ -391,7 +393,7 @@ def test_a_number_in_quotes_is_reported_how_to_write(sound_options):
             "got 1.5, expected a whole number of at least 0, and at most 1,000.",
         ),
         ("datasets.train.prefetch_mode", "gpu", "got 'gpu', expected one of ~, cpu, cuda."),
-        ("datasets.val.filename_tmpl", "x2", "got 'x2', expected text with {} for the HR name."),
+        ("datasets.val.filename_tmpl", "x2", "got 'x2', expected text with one {} for the HR name."),
         ("datasets.val", "Set5", "got 'Set5', expected a section of 'key: value' lines."),
         ("val.metrics.psnr", 5, "got 5, expected a section of 'key: value' lines."),
         ("val.metrics.psnr.better", "more", "got 'more', expected one of higher, lower."),
@@ -467,7 +469,7 @@ def test_a_file_to_test_by_needs_no_training_sections(sound_options):
 )
 def test_phases_that_the_pipeline_does_not_know_are_reported(sound_options, is_train, phase, expected):
     opt = sound_options if is_train else as_test(sound_options)
-    opt["datasets"][phase] = sound_options["datasets"]["val"]
+    opt["datasets"][phase] = {**sound_options["datasets"]["val"], "name": "Other"}
     (line,) = problems(opt, is_train)
     assert line.startswith(f"datasets.{phase}: unknown phase; expected {expected}.")
 
@@ -478,7 +480,7 @@ def test_validation_is_optional_in_training(sound_options):
 
 
 def test_names_of_data_sets_and_metrics_may_have_dots(sound_options):
-    sound_options["datasets"]["val_1.5"] = sound_options["datasets"]["val"]
+    sound_options["datasets"]["val_1.5"] = {**sound_options["datasets"]["val"], "name": "Other"}
     sound_options["val"]["metrics"]["psnr.y"] = sound_options["val"]["metrics"].pop("psnr")
     assert problems(sound_options) == []
     del sound_options["val"]["metrics"]["psnr.y"]["crop_border"]
@@ -496,11 +498,6 @@ def test_metrics_are_optional(sound_options):
     [
         ("network_g.upscale", 4, "network_g.upscale: got 4, but scale is 2. Make them equal."),
         ("datasets.train.gt_size", 15, "datasets.train.gt_size: got 15, expected a multiple of scale, 2."),
-        (
-            "train.scheduler.milestones",
-            [80, 50],
-            "train.scheduler.milestones: got [80, 50], expected increasing",
-        ),
         (
             "train.scheduler.restarts",
             [0, 50],
@@ -1125,3 +1122,123 @@ def test_what_force_yml_adds_is_checked_as_what_the_file_has(sound_options, entr
     Path("mine.yml").write_text(yaml.safe_dump(sound_options))
     (line,) = problems(load_options("mine.yml", [entry]))
     assert line.startswith(message)
+
+
+def test_two_sets_of_one_name_are_reported(sound_options):
+    sound_options["datasets"]["val_2"] = dict(sound_options["datasets"]["val"])
+    assert problems(sound_options) == [
+        "datasets.val_2.name: got 'Val', as datasets.val has. Give each a name of its own."
+    ]
+    sound_options["datasets"]["val_2"]["name"] = "Train"  # a training set has no results
+    assert problems(sound_options) == []
+
+
+def test_images_whose_results_would_have_one_name_are_reported_where_they_are_saved(sound_options):
+    val = sound_options["datasets"]["val"]
+    val |= {"type": "SingleImageDataset"}
+    del val["dataroot_gt"], val["filename_tmpl"]
+    Image.new("RGB", (8, 8)).save("datasets/Val/LR/5x2.jpg")
+    assert problems(sound_options) == []
+    (line,) = problems(change(sound_options, "val.save_img", True))
+    assert line.startswith("datasets.val.dataroot_lq: results of '5x2.jpg' and '5x2.png' of")
+
+
+@pytest.mark.parametrize(("side", "border", "fits"), [(48, 0, True), (47, 0, False), (48, 1, False)])
+def test_images_too_small_for_niqe_are_reported(sound_options, side, border, fits):
+    for file in Path("datasets/Val/LR").iterdir():
+        Image.new("RGB", (60, 60)).save(file)
+    for file in Path("datasets/Val/HR").iterdir():
+        Image.new("RGB", (120, 120)).save(file)
+    sound_options["val"]["metrics"]["niqe"] = {"type": "calculate_niqe", "crop_border": border}
+    assert problems(sound_options) == []
+    Image.new("RGB", (60, side)).save("datasets/Val/LR/6x2.png")
+    Image.new("RGB", (120, 2 * side)).save("datasets/Val/HR/6.png")
+    message = (
+        f"datasets.val.dataroot_lq: the result of '6x2.png' of 'datasets/Val/LR' is 120×{2 * side}, and "
+        "calculate_niqe needs 96 pixels a side within crop_border. Leave out this metric or set."
+    )
+    assert problems(sound_options) == ([] if fits else [message])
+
+
+@pytest.mark.parametrize(("color", "channels", "fits"), [("y", 1, True), ("y", 3, False), (None, 1, False)])
+def test_channels_of_images_and_network_must_agree(sound_options, color, channels, fits):
+    sound_options["network_g"] |= {"num_in_ch": channels, "num_out_ch": channels}
+    for dataset in sound_options["datasets"].values():
+        dataset["color"] = color
+    found = problems(sound_options)
+    assert [line.partition(":")[0] for line in found] == (
+        [] if fits else ["datasets.train.color", "datasets.val.color"]
+    )
+    assert all(f"and network_g takes {channels}." in line for line in found)
+
+
+def test_networks_that_take_color_images_alone_are_not_given_gray_ones(sound_options):
+    (line,) = problems(change(esc_options(sound_options), "datasets.val.color", "y"))
+    assert line.startswith("datasets.val.color: an image has 1 channels by it, and network_g takes 3.")
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value", "fits"),
+    [
+        ("path.ignore_resume_networks", 5, False),
+        ("path.ignore_resume_networks", ["network_d"], True),
+        ("path.ignore_resume_networks", "network_d", True),
+        ("path.ignore_resume_networks", [1], False),
+        ("train.perceptual_opt.range_norm", "no", False),
+        ("train.perceptual_opt.range_norm", True, True),
+    ],
+)
+def test_values_of_another_type_than_basicsr_can_use_are_reported(sound_options, key_path, value, fits):
+    sound_options["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}}
+    found = problems(change(sound_options, key_path, value))
+    assert [line.partition(":")[0] for line in found] == ([] if fits else [key_path])
+
+
+@pytest.mark.parametrize("milestones", [[80, 50], [50, 50, 80]])
+def test_milestones_may_come_in_any_order_and_more_than_once(sound_options, milestones):
+    assert problems(change(sound_options, "train.scheduler.milestones", milestones)) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "fits"),
+    [
+        ("{:s}x2", True),
+        ("{0}x2", True),
+        ("{0:s}x2", True),
+        ("{}{}", False),
+        ("{:9999s}", False),
+        ("{x}", False),
+    ],
+)
+def test_templates_are_those_that_basicsr_can_fill(sound_options, template, fits):
+    assert (problems(change(sound_options, "datasets.val.filename_tmpl", template)) == []) == fits
+
+
+def test_a_model_with_schedules_and_optimizers_of_its_own_knows_them_itself(sound_options, register):
+    class TheirModel(SRModel):
+        def setup_schedulers(self):
+            pass
+
+        def get_optimizer(self, optim_type, params, lr, **kwargs):
+            return torch.optim.SGD(params, lr, **kwargs)
+
+    register(MODEL_REGISTRY, TheirModel)
+    sound_options["model_type"] = "TheirModel"
+    sound_options["train"]["scheduler"] = {"type": "OneCycle", "max_lr": 1}
+    sound_options["train"]["optim_g"] = {"type": "Prodigy", "d0": 1}
+    assert problems(sound_options) == []
+
+
+def test_a_basicsr_that_knows_more_optimizers_may_use_them(sound_options, monkeypatch):
+    def get_optimizer(self, optim_type, params, lr, **kwargs):
+        return (torch.optim.SGD if optim_type == "SGD" else torch.optim.Adam)(params, lr, **kwargs)
+
+    sound_options["train"]["optim_g"] = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
+    (line,) = problems(sound_options)
+    assert line == "train.optim_g.type: got 'SGD', no known optimizer of SRModel. Known here: Adam."
+    get_optimizer.__module__ = BaseModel.__module__
+    monkeypatch.setattr(BaseModel, "get_optimizer", get_optimizer)
+    assert problems(sound_options) == []
+    assert problems(change(sound_options, "train.optim_g.momentun", 0.9)) == [
+        "train.optim_g.momentun: unknown key. Did you mean 'momentum'?"
+    ]

@@ -1,6 +1,7 @@
 """Option files are read as BasicSR reads them, safely, and mistakes are reported with file and line."""
 
 import os
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -263,3 +264,10 @@ def test_an_override_evaluates_nothing(tmp_path, monkeypatch):
     options = load_options(write(tmp_path, "a: 1\n"), ["a=[__import__('os').mkdir('ran')]"])
     assert options == {"a": ["__import__('os').mkdir('ran')"]}
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("line", [" " * 90_000 + "x y", "a:b" + " " * 90_000 + "c", " " * 90_000 + "#"])
+def test_long_lines_of_spaces_are_read_at_once(tmp_path, line):
+    before = time.process_time()
+    refusal(write(tmp_path, f"{line}\nb: c: d\n"))
+    assert time.process_time() - before < 5
