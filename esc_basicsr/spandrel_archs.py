@@ -22,14 +22,18 @@ from spandrel import (
 )
 
 from esc_basicsr import fast
-from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
+from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.weights.fit import build_fitting
 from esc_basicsr.weights.infer import infer_network_options
 
-__all__ = ["ESCArch", "ESCFPArch", "install"]
+__all__ = ["ESCArchitecture", "install"]
+
+# registered name -> what it is called
+_NAMES = {"ESC": "ESC", "ESCFP": "ESC-FP", "ESCReal": "ESC-Real", "ESCRealM": "ESC-RealM"}
 
 
-class _Architecture(Architecture[nn.Module]):
+class ESCArchitecture(Architecture[nn.Module]):
     """One registered network as an architecture: what its weights tell decides.
 
     Args:
@@ -47,12 +51,12 @@ class _Architecture(Architecture[nn.Module]):
         Raises:
             UserError: It is not of this architecture.
         """
-        options = infer_network_options(state_dict)
-        if options is None or options["type"] != self._network:
+        network, options = build_fitting(state_dict, self.name)
+        if options["type"] != self._network:
             raise UserError(f"these are not weights of {self.name}.")
         scale = int(options["upscaling_factor"])
         return ImageModelDescriptor(
-            build_uninitialized(options).eval(),
+            network,
             state_dict,
             architecture=self,
             purpose="SR" if scale > 1 else "Restoration",
@@ -60,8 +64,8 @@ class _Architecture(Architecture[nn.Module]):
             supports_half=True,
             supports_bfloat16=True,
             scale=scale,
-            input_channels=3,
-            output_channels=3,
+            input_channels=options.get("in_channels", 3),
+            output_channels=options.get("out_channels", 3),
             call_fn=lambda network, image: fast.prepare(network)(image),
             # The network pads by itself. But its dynamic kernels are made from the whole image.
             size_requirements=SizeRequirements(),
@@ -73,27 +77,13 @@ class _Architecture(Architecture[nn.Module]):
         return options is not None and options["type"] == self._network
 
 
-class ESCArch(_Architecture):
-    """ESC and ESC-light."""
-
-    def __init__(self) -> None:
-        super().__init__("ESC", "ESC")
-
-
-class ESCFPArch(_Architecture):
-    """ESC-FP."""
-
-    def __init__(self) -> None:
-        super().__init__("ESCFP", "ESC-FP")
-
-
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
-    """Have spandrel know ESC and ESC-FP; once more does no harm.
+    """Have spandrel know the networks of this package; once more does no harm.
 
     Args:
         registry: What `spandrel.ModelLoader` is to find them in; by default every one does.
     """
-    supports = [ArchSupport.from_architecture(arch) for arch in (ESCArch(), ESCFPArch())]
+    supports = [ArchSupport.from_architecture(ESCArchitecture(*names)) for names in _NAMES.items()]
     registry.add(*supports, ignore_duplicates=True)
 
 

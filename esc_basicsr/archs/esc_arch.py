@@ -44,10 +44,12 @@ class ESC(nn.Module):
             its own (ablation).
         dynamic_kernel: Whether ConvAttn predicts a 3×3 kernel from the image; if not, it is the large
             kernel alone (ablation).
+        in_channels: Channels of the input.
+        out_channels: Channels of the output: as many, as the upscaled input is added.
 
     Shape:
-        Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
-        Output: (B, 3, H·upscaling_factor, W·upscaling_factor), not clamped.
+        Input: (B, in_channels, H, W), values in [0, 1], RGB where there are 3, any B, H, W >= 1.
+        Output: (B, out_channels, H·upscaling_factor, W·upscaling_factor), not clamped.
 
     Raises:
         ValueError: A value that is out of range or that does not go with another.
@@ -69,6 +71,8 @@ class ESC(nn.Module):
         token_mixer: str = "hybrid",
         share_large_kernel: bool = True,
         dynamic_kernel: bool = True,
+        in_channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         check_network_options(
             dim=dim,
@@ -79,6 +83,8 @@ class ESC(nn.Module):
             window_size=window_size,
             num_heads=num_heads,
             upscaling_factor=upscaling_factor,
+            in_channels=in_channels,
+            out_channels=out_channels,
             exp_ratio=exp_ratio,
         )
         check_flags(use_ln=use_ln, share_large_kernel=share_large_kernel, dynamic_kernel=dynamic_kernel)
@@ -92,6 +98,9 @@ class ESC(nn.Module):
             (share_large_kernel, dynamic_kernel),
         )
         require(not dynamic_kernel or pdim >= 2, "pdim must be at least 2 for a dynamic kernel", pdim)
+        require(
+            in_channels == out_channels, "out_channels must be in_channels: the image is added", out_channels
+        )
         super().__init__()
         self.upscaling_factor = upscaling_factor
         if has_conv and share_large_kernel:
@@ -111,7 +120,7 @@ class ESC(nn.Module):
                 return UnsharedConvAttention(dim, pdim, kernel_size, dynamic_kernel)
             return ConvAttention(dim, pdim, LargeKernelConv(pdim, dynamic_kernel))
 
-        self.proj = nn.Conv2d(3, dim, 3, padding=1)
+        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.blocks = nn.ModuleList(
             ESCBlock(
                 dim,
@@ -124,7 +133,7 @@ class ESC(nn.Module):
             for _ in range(n_blocks)
         )
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
+        self.to_img = nn.Conv2d(dim, out_channels * upscaling_factor**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""

@@ -30,10 +30,12 @@ class ESCFP(nn.Module):
         num_heads: Attention heads.
         exp_ratio: Expansion of the ConvFFNs before ConvAttn.
         attn_type: Attention backend, see `WindowAttention`; changes speed and memory, not results.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output: as many, as the upscaled input is added.
 
     Shape:
-        Input: (B, 3, H, W), RGB in [0, 1], any B, H, W >= 1.
-        Output: (B, 3, H·upscaling_factor, W·upscaling_factor), not clamped.
+        Input: (B, in_channels, H, W), values in [0, 1], RGB where there are 3, any B, H, W >= 1.
+        Output: (B, out_channels, H·upscaling_factor, W·upscaling_factor), not clamped.
 
     Raises:
         ValueError: A value that is out of range or that does not go with another.
@@ -51,6 +53,8 @@ class ESCFP(nn.Module):
         num_heads: int = 3,
         exp_ratio: float = 1.25,
         attn_type: str = "auto",
+        in_channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         check_network_options(
             dim=dim,
@@ -61,16 +65,21 @@ class ESCFP(nn.Module):
             window_size=window_size,
             num_heads=num_heads,
             upscaling_factor=upscaling_factor,
+            in_channels=in_channels,
+            out_channels=out_channels,
             exp_ratio=exp_ratio,
         )
         require(pdim >= 4, "pdim must be at least 4 for ESCFP's dynamic kernel", pdim)
+        require(
+            in_channels == out_channels, "out_channels must be in_channels: the image is added", out_channels
+        )
         super().__init__()
         self.upscaling_factor = upscaling_factor
         self.lk_channel = nn.Parameter(torch.empty(pdim, pdim, 1, 1))
         self.lk_spatial = nn.Parameter(torch.empty(pdim, 1, kernel_size, kernel_size))
         nn.init.normal_(self.lk_channel)
         nn.init.orthogonal_(self.lk_spatial)
-        self.proj = nn.Conv2d(3, dim, 3, padding=1)
+        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.blocks = nn.ModuleList(
             ESCBlock(
                 dim,
@@ -84,7 +93,7 @@ class ESCFP(nn.Module):
         )
         self.ln_last = LayerNorm2d(dim)
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
+        self.to_img = nn.Conv2d(dim, out_channels * upscaling_factor**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""

@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvFFN", "LayerNorm2d", "matrix_and_bias", "pad_to_multiple", "reflect_pad"]
+__all__ = ["ConvFFN", "LayerNorm2d", "matrix_and_bias", "pad_to_multiple", "reflect_border", "reflect_pad"]
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -74,18 +74,33 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     Shape:
         Input: (B, C, H, W), any H, W >= 1. Output: (B, C, H', W'), laid out channels last.
     """
+    height, width = ((side + multiple - 1) // multiple * multiple for side in x.shape[-2:])
+    return _reflected(x, height, width, before=0)
+
+
+def reflect_border(x: Tensor, border: int) -> Tensor:
+    """Reflect ``x`` at its four sides, as `reflect_pad` does, by ``border`` pixels.
+
+    Shape:
+        Input: (B, C, H, W), any H, W >= 1.
+        Output: (B, C, H + 2·border, W + 2·border), laid out channels last.
+    """
+    height, width = (side + 2 * border for side in x.shape[-2:])
+    return _reflected(x, height, width, before=border)
+
+
+def _reflected(x: Tensor, height: int, width: int, before: int) -> Tensor:
     # index_select gives a contiguous result: seen as [B, H, W, C] it stays channels last.
     x = x.permute(0, 2, 3, 1)
-    for axis in (1, 2):
-        padded_size = (x.shape[axis] + multiple - 1) // multiple * multiple
-        x = x.index_select(axis, _reflected_index(x.shape[axis], padded_size, like=x))
+    for axis, padded_size in ((1, height), (2, width)):
+        x = x.index_select(axis, _reflected_index(x.shape[axis], padded_size, before, like=x))
     return x.permute(0, 3, 1, 2)
 
 
-def _reflected_index(size: int, padded_size: int, like: Tensor) -> Tensor:
-    """Give indices that read ``size`` entries back and forth until ``padded_size`` of them are read."""
+def _reflected_index(size: int, padded_size: int, before: int, like: Tensor) -> Tensor:
+    """Give indices that read ``size`` entries back and forth, ``before`` of them ahead of the first."""
     # Tensors on ``like``'s device throughout, so that a recording serves every size and device.
     there_and_back = like.new_full((), 2 * size - 2, dtype=torch.long)
-    index = like.new_ones(padded_size, dtype=torch.long).cumsum(0) - 1
+    index = like.new_ones(padded_size, dtype=torch.long).cumsum(0) - (1 + before)
     index = index % there_and_back.clamp(min=1)  # one entry is repeated
     return torch.minimum(index, there_and_back - index)

@@ -1,5 +1,6 @@
 """Checks of constructor options that both networks share."""
 
+import math
 from typing import Any
 
 __all__ = ["check_flags", "check_network_options", "require"]
@@ -22,7 +23,7 @@ def check_network_options(*, exp_ratio: float, **sizes: int) -> None:
 
     Raises:
         ValueError: A size that is not an integer >= 1, an even or too small kernel, ``pdim`` above ``dim``,
-            ``dim`` not a multiple of ``num_heads``, an expansion that leaves no channel.
+            an expansion that leaves no channel.
     """
     for name, value in sizes.items():
         is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -31,6 +32,6 @@ def check_network_options(*, exp_ratio: float, **sizes: int) -> None:
     # The 3×3 kernel made from the image lies within the large one.
     require(kernel_size % 2 == 1 and kernel_size >= 3, "kernel_size must be odd and at least 3", kernel_size)
     require(pdim <= dim, f"pdim must be at most dim ({dim})", pdim)
-    require(dim % sizes["num_heads"] == 0, f"num_heads must divide dim ({dim})", sizes["num_heads"])
     is_ratio = isinstance(exp_ratio, (int, float)) and not isinstance(exp_ratio, bool)
-    require(is_ratio and int(dim * exp_ratio) >= 1, "exp_ratio must leave at least one channel", exp_ratio)
+    leaves_some = is_ratio and math.isfinite(exp_ratio) and int(dim * exp_ratio) >= 1
+    require(leaves_some, "exp_ratio must leave at least one channel", exp_ratio)

@@ -8,11 +8,17 @@ import torch.nn as nn
 
 from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.esc_real_arch import ESCReal, ESCRealM
 
-__all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_uninitialized", "build_variant"]
+__all__ = ["NETWORKS", "SCALES", "VARIANTS", "build_on_meta", "build_variant"]
 
 # registered name -> class
-NETWORKS: dict[str, type[nn.Module]] = {"ESC": ESC, "ESCFP": ESCFP}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "ESC": ESC,
+    "ESCFP": ESCFP,
+    "ESCReal": ESCReal,
+    "ESCRealM": ESCRealM,
+}
 
 # scales that are published
 SCALES = (2, 3, 4)
@@ -33,16 +39,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_uninitialized(network_g: Mapping[str, Any]) -> nn.Module:
-    """Build a network whose weights are still to be loaded: no time goes into random ones.
+def build_on_meta(network_g: Mapping[str, Any]) -> nn.Module:
+    """Build a network without memory for its weights, and without the time that random ones take.
+
+    ``net.to_empty(device="cpu")`` gives it memory, for weights that are loaded then.
 
     Args:
         network_g: ``type``, a key of `NETWORKS`, and constructor options.
     """
     options = dict(network_g)
     with torch.device("meta"):
-        network = NETWORKS[options.pop("type")](**options)
-    return network.to_empty(device="cpu")
+        return NETWORKS[options.pop("type")](**options)
 
 
 def build_variant(name: str, scale: int) -> nn.Module:

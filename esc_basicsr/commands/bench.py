@@ -14,10 +14,10 @@ attention by compiled Flex), ':kernels' (ours by the C++ kernels, float32 on a C
 torch.compile); a baseline of the paper's (SwinIR-light, RCAN, HiT-SRF, MambaIRv2-light, ATD-light, OmniSR); a
 network of BasicSR's registry, with options where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of
 spandrel's architectures (spandrel.DAT); a YAML file with a network_g section; each of these with
-',weights=FILE' if it is to be a trained one; or a checkpoint of ESC, one that spandrel reads, or a
-TorchScript file. Implementations of a variant share their weights, and their outputs and figures are compared
-with those of the first of them at that scale. A network with a scale of its own, as a checkpoint has, is
-measured at that scale, whatever --scale says.
+',weights=FILE' if it is to be a trained one; a checkpoint of ESC, or one that spandrel reads; or a
+TorchScript file whose code you trust to run, as torchscript:FILE. Implementations of a variant share their
+weights, and their outputs and figures are compared with those of the first of them at that scale. A network
+with a scale of its own, as a checkpoint has, is measured at that scale, whatever --scale says.
 
 An option that is the scale (upscale, scale and the like) is filled in. Weights are random, except
 those of files. spandrel comes with the extra esc-basicsr[lab].

@@ -8,7 +8,28 @@ with torch.no_grad():  # with gradients it is the plain network
 fast.attend_by_kernels(net)               # training: window attention alone, by its C++ kernel
 """
 
+from torch import nn
+
+from esc_basicsr.archs.esc_arch import ESC
+from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.fast.attention import attend_by_kernels
-from esc_basicsr.fast.network import FastNetwork, prepare
+from esc_basicsr.fast.network import FastNetwork
+from esc_basicsr.fast.real_network import FastRealNetwork
 
 __all__ = ["FastNetwork", "attend_by_kernels", "prepare"]
+
+
+def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
+    """Give a network its fast implementation; any network but ESC's own is returned as it is.
+
+    Args:
+        net: The network; its weights are shared, not copied.
+        kernels: Whether the C++ kernels serve where they can: in float32, on a CPU.
+
+    Raises:
+        UserError: The kernels are wanted and cannot be compiled.
+    """
+    if isinstance(net, ESCRealM):
+        return FastRealNetwork(net, kernels)
+    return FastNetwork(net, kernels) if isinstance(net, ESC | ESCFP) else net

@@ -22,6 +22,7 @@ from esc_basicsr.archs.conv_attention import (
 )
 from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, matrix_and_bias
 from esc_basicsr.fast import kernels as cpp
 from esc_basicsr.fast.attention import add_attention
@@ -29,23 +30,10 @@ from esc_basicsr.fast.frequency_tiles import SymmetricKernel
 from esc_basicsr.fast.precision import without_autocast
 from esc_basicsr.fast.row_chunks import add_in_chunks, empty_map, map_in_chunks, overlapping_chunks
 
-__all__ = ["FastNetwork", "is_plain_inference", "prepare"]
+__all__ = ["FastNetwork", "is_plain_inference"]
 
 # The network's large kernel: ESC's, ESC-FP's pair of filters, or none that is shared.
 LargeKernel = SymmetricKernel | tuple[Tensor, Tensor] | None
-
-
-def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
-    """Give a network its fast implementation; any network but ESC's own is returned as it is.
-
-    Args:
-        net: The network; its weights are shared, not copied.
-        kernels: Whether the C++ kernels serve where they can: in float32, on a CPU.
-
-    Raises:
-        UserError: The kernels are wanted and cannot be compiled.
-    """
-    return FastNetwork(net, kernels) if isinstance(net, ESC | ESCFP) else net
 
 
 def is_plain_inference() -> bool:
@@ -57,14 +45,14 @@ class FastNetwork(nn.Module):
     """The fast implementation of an ESC network, for use without gradients; with them it is the network.
 
     Args:
-        net: `ESC` or `ESCFP`; its weights are shared, not copied.
+        net: The network; its weights are shared, not copied.
         kernels: Whether the C++ kernels serve where they can.
 
     Shape:
         As the network's.
     """
 
-    def __init__(self, net: ESC | ESCFP, kernels: bool = False) -> None:
+    def __init__(self, net: ESC | ESCFP | ESCRealM, kernels: bool = False) -> None:
         super().__init__()
         self.net = net
         self.kernels = kernels
@@ -73,9 +61,15 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
+        return self.upscale(x) if is_plain_inference() else self.net(x)
+
+    def upscale(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images, without gradients."""
+        return _add(map_in_chunks(self._to_image, self.features(x)), self.net.upscale_input(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Compute what the network makes its image of, (B, dim, H, W)."""
         net = self.net
-        if not is_plain_inference():
-            return net(x)
         feat = net.proj(x.contiguous(memory_format=torch.channels_last))
         large_kernel: LargeKernel
         if isinstance(net, ESCFP):
@@ -88,8 +82,7 @@ class FastNetwork(nn.Module):
         block: Any
         for block in net.blocks:
             out = self._block(block, out, large_kernel)
-        out = _add(map_in_chunks(tail, out), feat)
-        return _add(map_in_chunks(self._to_image, out), net.upscale_input(x))
+        return _add(map_in_chunks(tail, out), feat)
 
     def _to_image(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["add_in_chunks", "empty_map", "map_in_chunks", "overlapping_chunks"]
+__all__ = ["add_in_chunks", "empty_map", "map_in_chunks", "overlapping_chunks", "rows_of_chunks"]
 
 # Pixels of a chunk over all of its columns. On a CPU a chunk should fit the cache; a GPU should be kept busy.
 _CHUNK_PIXELS = {"cpu": 2**14}
@@ -20,16 +20,13 @@ _CHUNK_PIXELS_ELSEWHERE = 2**21
 # Neighbouring rows are worked on twice: in chunks that are too low, most of the work would be.
 _LEAST_ROWS = 16
 
-# rows that a 3×3 convolution sees above and below
-_HALO = 1
-
 
 class Chunk(NamedTuple):
     """Rows of a map.
 
     Attributes:
         rows: The chunk's rows in the map.
-        surrounded: The chunk with the row above and the row below it, where the map has them: (B, C, h, W).
+        surrounded: The chunk with its neighbouring rows, where the map has them: (B, C, h, W).
         inner: The chunk's rows in ``surrounded``.
     """
 
@@ -43,7 +40,7 @@ def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _rows_of_chunks(x: Tensor, multiple: int) -> Iterator[slice]:
+def rows_of_chunks(x: Tensor, multiple: int = 1) -> Iterator[slice]:
     """Yield the rows of each chunk of a map (B, C, H, W): a multiple of ``multiple``, but for the last.
 
     The last has at least ``multiple`` if the map has, so that a reflection at the bottom stays within it.
@@ -59,35 +56,35 @@ def _rows_of_chunks(x: Tensor, multiple: int) -> Iterator[slice]:
     yield slice(top, height)
 
 
-def overlapping_chunks(x: Tensor) -> Iterator[Chunk]:
-    """Yield the chunks of a map, (B, C, H, W), each with its neighbouring rows.
+def overlapping_chunks(x: Tensor, halo: int = 1) -> Iterator[Chunk]:
+    """Yield the chunks of a map, (B, C, H, W), each with ``halo`` rows above and below it.
 
     The caller may overwrite a chunk's rows of ``x`` before taking the next: that one still sees them as they
     were.
     """
     before: Tensor | None = None
-    for rows in _rows_of_chunks(x, 1):
-        first = max(rows.start - _HALO, 0)
+    for rows in rows_of_chunks(x):
+        first = max(rows.start - halo, 0)
         above = x[:, :, first : rows.start]
         overwritten = above.clone()
         if before is not None:
             above.copy_(before)
-        before = x[:, :, rows.stop - _HALO : rows.stop].clone()
-        surrounded = x[:, :, first : rows.stop + _HALO]
+        before = x[:, :, max(rows.stop - halo, 0) : rows.stop].clone()
+        surrounded = x[:, :, first : rows.stop + halo]
         yield Chunk(rows, surrounded, slice(rows.start - first, rows.stop - first))
         above.copy_(overwritten)
 
 
-def map_in_chunks(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Compute ``layer(x)`` for a layer that sees one row up and down, and may enlarge.
+def map_in_chunks(layer: Callable[[Tensor], Tensor], x: Tensor, halo: int = 1) -> Tensor:
+    """Compute ``layer(x)`` for a layer that sees ``halo`` rows up and down, and may enlarge.
 
     Shape:
         x: (B, C, H, W). Output: (B, C', H·s, W·s), laid out in memory as ``layer`` does.
     """
-    if len(list(_rows_of_chunks(x, 1))) == 1:
+    if len(list(rows_of_chunks(x))) == 1:
         return layer(x)
     out: Tensor | None = None
-    for rows, surrounded, inner in overlapping_chunks(x):
+    for rows, surrounded, inner in overlapping_chunks(x, halo):
         y = layer(surrounded)
         scale = y.shape[-1] // x.shape[-1]
         if out is None:
@@ -103,13 +100,15 @@ def add_in_chunks(x: Tensor, layer: Callable[[Tensor], Tensor], source: Tensor, 
 
     Args:
         x: What is added to.
-        layer: Works on each group of ``multiple`` rows, counted from the top, alone.
+        layer: Works on each group of ``multiple`` rows, counted from the top, alone; where ``source`` is
+            padded, on these with the border above and below.
         source: The layer's input; may be ``x`` itself.
         multiple: Rows of a group.
 
     Shape:
-        x, output: (B, C, H, W). source: (B, C', H, W).
+        x, output: (B, C, H, W). source: (B, C', H, W), or with a border that the layer takes off.
     """
-    for rows in _rows_of_chunks(source, multiple):
-        x[:, :, rows] += layer(source[:, :, rows])
+    more = source.shape[-2] - x.shape[-2]
+    for rows in rows_of_chunks(x, multiple):
+        x[:, :, rows] += layer(source[:, :, rows.start : rows.stop + more])
     return x

@@ -2,17 +2,19 @@
 
 import math
 import os
+from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr.archs.variants import build_on_meta
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
-from esc_basicsr.weights.infer import infer_network_options, scale_of_to_img
+from esc_basicsr.weights.infer import infer_network_options, network_options, scale_of_to_img, without_prefix
 from esc_basicsr.weights.shown import shown
 
-__all__ = ["check_fit", "load_weights", "rescale_to_img"]
+__all__ = ["build_fitting", "check_fit", "load_weights", "rescale_to_img"]
 
 # how many keys an error message lists of each kind, and how much of a key it shows
 _LISTED = 6
@@ -39,6 +41,32 @@ def rescale_to_img(parameter: Tensor, scale: int) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(3 * scale**2, *rest).to(parameter.dtype)
 
 
+def build_fitting(
+    weights: dict[str, Tensor], source: str | os.PathLike[str]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network that weights belong to, for evaluation; they are not loaded yet.
+
+    Nothing of a size that the file tells is made before every parameter was found in it.
+
+    Args:
+        weights: Parameters by name, as `read_weights` gives them.
+        source: Where they come from, for messages.
+
+    Returns:
+        The network, on the CPU, and its ``network_g``.
+
+    Raises:
+        UserError: They are of no network of this package.
+    """
+    options = network_options(weights, source)
+    try:
+        network = build_on_meta(options)
+    except ValueError as error:
+        raise UserError(f"{source}: these are not weights of an ESC network: {error}") from error
+    check_fit(network, weights, source)
+    return network.to_empty(device="cpu").eval().requires_grad_(False), options
+
+
 def load_weights(
     net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str], strict: bool = True
 ) -> None:
@@ -54,9 +82,8 @@ def load_weights(
     Raises:
         UserError: ``strict`` and the weights do not fit: which keys, which shapes, what to try.
     """
-    weights = dict(weights)
     own = net.state_dict()
-    _convert_scale(own, weights, source)
+    weights = _converted(own, weights, source)
     if strict:
         check_fit(net, weights, source)
     elif report := _misfits(net, weights, source):
@@ -76,9 +103,8 @@ def check_fit(net: nn.Module, weights: dict[str, Tensor], source: str | os.PathL
     Raises:
         UserError: The weights do not fit: which keys, which shapes, what to try.
     """
-    weights = dict(weights)
     own = net.state_dict()
-    _convert_scale(own, weights, source)
+    weights = _converted(own, weights, source)
     if report := _misfits(net, weights, source):
         raise UserError(f"{report}\n{_remedy(own, weights)}")
 
@@ -99,20 +125,21 @@ def _misfits(net: nn.Module, weights: dict[str, Tensor], source: str | os.PathLi
     return "\n".join([f"{source} does not fit {type(net).__name__}:", *lines]) if lines else ""
 
 
-def _convert_scale(
+def _converted(
     own: dict[str, Tensor], weights: dict[str, Tensor], source: str | os.PathLike[str]
-) -> None:
+) -> dict[str, Tensor]:
+    """Take a trainer's prefix off the names where they are no names of the network, and convert the scale."""
+    weights = dict(weights) if own.keys() & weights.keys() else without_prefix(weights)
     names = ("to_img.weight", "to_img.bias")
     if not all(name in own and name in weights for name in names):
-        return
+        return weights
     old, new = (scale_of_to_img(state["to_img.bias"]) for state in (weights, own))
     if old is None or new is None or old == new:
-        return
+        return weights
     if any(weights[name].shape != (3 * old**2, *own[name].shape[1:]) for name in names):
-        return
-    for name in names:
-        weights[name] = rescale_to_img(weights[name], new)
+        return weights
     logger.info("%s is of scale ×%d; to_img is converted to ×%d.", source, old, new)
+    return weights | {name: rescale_to_img(weights[name], new) for name in names}
 
 
 def _listing(title: str, items: list[str]) -> list[str]:

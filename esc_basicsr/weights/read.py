@@ -1,7 +1,7 @@
 """Reading checkpoints, executing nothing that is in them.
 
-Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``; a bare state dict is read too. A
-.safetensors file holds one state dict, and text about it.
+Files are BasicSR's: ``{"params": state dict, "params_ema": state dict}``. A bare state dict is read too, and
+one that another trainer wrote under a name of its own. A .safetensors file holds one state dict, and text.
 """
 
 import io
@@ -44,6 +44,13 @@ _NAMED = {
     "torch._utils._rebuild_meta_tensor_no_storage",
     "torch.serialization._get_layout",
 }
+# What PyTorch's averaging and a counter of operations leave among parameters.
+_COUNTERS = {"n_averaged", "total_ops", "total_params"}
+# What other trainers call BasicSR's state dicts, by preference.
+_ALIASES = {
+    "params_ema": ("ema", "ema_state_dict", "params", "state_dict", "model"),
+    "params": ("state_dict", "model"),
+}
 _LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, protocol, system, content, storages' keys
 
 
@@ -52,15 +59,17 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
 
     Args:
         path: A ``.pth`` or a ``.safetensors`` file; its content tells which.
-        param_key: Which of the file's state dicts: ``params``, ``params_ema`` (``params`` is read where a
-            file has no ``params_ema``, and the log says so), or None for a bare state dict. A file that holds
-            one state dict alone gives that one; the log says so where it is known to be the other.
+        param_key: Which of the file's state dicts, such as ``params`` or ``params_ema``; None for a bare one.
+            Where a file does not hold it, what other trainers call it is read, or the only one that there is;
+            the log says so.
 
     Returns:
-        Parameters by name, on the CPU, a leading ``module.`` of their names removed.
+        Parameters by name, on the CPU, without what PyTorch's wrappers add: ``module.``, ``_orig_mod.`` and
+        counters.
 
     Raises:
-        UserError: There is no such file, it is no checkpoint, or it does not hold ``param_key``.
+        UserError: There is no such file, it is no checkpoint, it does not hold ``param_key``, or a value is
+            not finite.
     """
     path = _existing(path)
     if is_exported(path):
@@ -75,30 +84,61 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = "params")
             logger.info("%s holds %s alone; it is loaded for %s.", path, shown(stored), param_key)
     else:
         content = _read_pth(path)
+    name, weights = _state_dict(content, param_key, path)
+    if name not in (None, param_key):
+        logger.info("%s holds no %s; its %s is loaded.", path, param_key, shown(name))
+    weights = {
+        key.removeprefix("module.").replace("_orig_mod.", "").removeprefix("module."): value
+        for key, value in weights.items()
+        if key.rpartition(".")[2] not in _COUNTERS
+    }
+    for key, value in weights.items():
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+            raise UserError(f"{path}: {shown(key)} is no parameter of a network to load: {kind}.")
+        if value.nbytes > path.stat().st_size:  # one number, repeated by strides of 0
+            raise UserError(f"{path}: {shown(key)} would be larger than the whole file.")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{path}: {shown(key)} has values that are no finite numbers: the training that wrote it had "
+                "diverged. Take an older checkpoint."
+            )
+    return weights
+
+
+def _state_dict(content: Any, param_key: str | None, path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """Find the state dict that is meant, and the key it lies under: None if it is the whole content."""
     if not isinstance(content, dict) or not content:
         what = "an empty one" if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: expected a dict of weights, got {what}.")
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        key = param_key or "params"
-        if key not in content and key == "params_ema" and "params" in content:
-            logger.info("%s holds no params_ema; params is loaded.", path)
-            key = "params"
-        if key not in content:
-            raise UserError(
-                f"{path}: no weights under {key!r}; it holds {few(content)}. Set path.param_key_g."
-            )
-        content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: expected parameters by name under {param_key!r}, found something else.")
-    for name, value in content.items():
-        if not isinstance(name, str):
-            raise UserError(f"{path}: expected parameters by name, found a {type(name).__name__} as a name.")
-        if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
-            kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
-            raise UserError(f"{path}: {shown(name)} is no parameter of a network to load: {kind}.")
-        if value.nbytes > path.stat().st_size:  # one number, repeated by strides of 0
-            raise UserError(f"{path}: {shown(name)} would be larger than the whole file.")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    if _is_state_dict(content):
+        return None, _tensors(content)
+    found = {key: value for key, value in content.items() if _is_state_dict(value)}
+    for key in (param_key, *_ALIASES.get(param_key or "", ())):
+        if key in found:
+            return key, _tensors(found[key])
+    if len(found) == 1:
+        key, value = found.popitem()
+        return str(key), _tensors(value)
+    if found:
+        raise UserError(
+            f"{path}: no weights under {param_key!r}; it holds several networks: {few(found)}. Save the one "
+            "that is meant in a file of its own, or name it where there is an option for that "
+            "(path.param_key_g in an option file)."
+        )
+    raise UserError(f"{path}: expected parameters by name, found none; it holds {few(content)}.")
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Tell whether a dict holds parameters by name, and beside them at most a few numbers and words."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    others = [entry for entry in value.values() if not isinstance(entry, Tensor)]
+    return len(others) < len(value) / 2 and all(isinstance(entry, int | float | str) for entry in others)
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def is_exported(path: Path) -> bool:
@@ -170,20 +210,18 @@ def refuse_bombs(path: Path) -> None:
         UserError: It is one.
         Exception: It is damaged.
     """
-    if not zipfile.is_zipfile(path):
-        # mapped: a pickle may ask for more to be read than there is
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content[:4] == b"PK\x03\x04":
-                raise zipfile.BadZipFile("its end, by which a zip file is known, is missing")
-            for _ in range(_LEGACY_PICKLES):
+    # PyTorch goes by the first bytes: a zip file may lie behind a pickle, too.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:4] != b"PK\x03\x04":
+            for _ in range(_LEGACY_PICKLES):  # mapped: a pickle may ask for more to be read than there is
                 _refuse_calls(content, path)
-        return
+            return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise UserError(f"{path}: not a PyTorch checkpoint: it unpacks to more than the file holds.")
         for record in records:
-            if record.filename.endswith(".pkl"):
+            if record.filename.lower().endswith(".pkl"):  # PyTorch finds data.PKL, too
                 _refuse_calls(io.BytesIO(archive.read(record)), path)
 
 
@@ -201,8 +239,9 @@ def _refuse_calls(file: Any, path: Path) -> None:
             name = str(argument).replace(" ", ".")
             if name not in _NAMED and not _TYPES.fullmatch(name):
                 raise UserError(
-                    f"{path}: not a checkpoint to read safely: it holds more than weights and numbers "
-                    f"({shown(name)})."
+                    f"{path}: not a checkpoint to read safely: it holds more than weights ({shown(name)}); "
+                    "reading that would run its code. Where it was made, save the weights alone: "
+                    "torch.save(network.state_dict(), FILE)."
                 )
 
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from esc_basicsr.archs.variants import VARIANTS, build_uninitialized
+from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.weights.fit import load_weights
-from esc_basicsr.weights.infer import infer_network_options
+from esc_basicsr.weights.fit import build_fitting, load_weights
 from esc_basicsr.weights.read import read_weights
 
 __all__ = ["ListedModel", "TrainedNetwork", "default_model", "load_network", "model_list", "weights_file"]
@@ -95,14 +94,11 @@ def load_network(model: str | Path) -> TrainedNetwork:
         names = ", ".join(model_list()) or "none"
         raise UserError(f"{model}: there is no such file, nor does a network of that name ship ({names}).")
     weights = read_weights(path, "params_ema")
-    options = infer_network_options(weights)
-    if options is None:
-        raise UserError(f"{model}: these are not weights of an ESC network.")
-    network = build_uninitialized(options)
-    load_weights(network, weights, str(model))
+    network, options = build_fitting(weights, model)
+    load_weights(network, weights, model)
     scale = int(options["upscaling_factor"])
     named = (name for name, variant in VARIANTS.items() if {**variant, "upscaling_factor": scale} == options)
-    return TrainedNetwork(network.eval().requires_grad_(False), options, next(named, None), scale, str(model))
+    return TrainedNetwork(network, options, next(named, None), scale, str(model))
 
 
 def weights_file(model: str | Path) -> Path:

@@ -66,7 +66,7 @@ def test_network_without_dynamic_kernel_equals_one_whose_predictor_is_zero(tiny_
         ({"attn_type": "flash"}, "attn_type must be one of auto, Naive, SDPA, Flex, got 'flash'"),
         ({"kernel_size": 12}, "kernel_size must be odd and at least 3, got 12"),
         ({"kernel_size": 1}, "kernel_size must be odd and at least 3, got 1"),
-        ({"dim": 30}, r"num_heads must divide dim \(30\), got 4"),
+        ({"dim": 30}, "dim must be a multiple of num_heads, got dim 30 and num_heads 4"),
         ({"pdim": 65}, r"pdim must be at most dim \(64\), got 65"),
         ({"pdim": 1}, "pdim must be at least 2 for a dynamic kernel, got 1"),
         ({"n_blocks": 0}, "n_blocks must be an integer of at least 1, got 0"),

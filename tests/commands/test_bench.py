@@ -76,7 +76,7 @@ def test_a_network_that_lacks_memory_is_left_out_with_a_warning(tmp_path, monkey
 def test_numbers_that_are_not_finite_are_told(tmp_path, monkeypatch, esc_log):
     network = build_variant("ESC-FP", 2)
     with torch.no_grad():
-        next(network.parameters()).fill_(float("inf"))
+        next(network.parameters()).fill_(1e38)
     torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
     monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
     call = ["bench", "--network", f"ESC-FP,weights={tmp_path / 'net.pth'}", "--scale", "2"]

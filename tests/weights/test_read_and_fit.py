@@ -1,21 +1,28 @@
 """Checkpoints load unchanged, of another scale too, or say why they do not."""
 
+import copy
+import inspect
 import json
 import os
 import random
+import resource
 import struct
 import tarfile
+import time
 import warnings
 import zipfile
 
 import pytest
 import torch
+from conftest import GOLDEN
 
 from esc_basicsr.archs import VARIANTS
+from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.weights.fit import check_fit, load_weights
 from esc_basicsr.weights.infer import infer_network_options
 from esc_basicsr.weights.read import is_safetensors, read_safetensors_metadata, read_weights
+from esc_basicsr.weights.shipped import load_network
 from esc_basicsr.weights.write import write_safetensors
 
 ABLATIONS = [
@@ -57,12 +64,89 @@ def test_bare_state_dict_and_module_prefix_are_read(tmp_path, saved):
     assert list(weights) == list(net.state_dict())
 
 
+FORMS = {
+    "torch.compile": lambda w: {"params": {f"_orig_mod.{key}": value for key, value in w.items()}},
+    "compiled, then DDP": lambda w: {f"module._orig_mod.{key}": value for key, value in w.items()},
+    "averaged": lambda w: {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in w.items()}},
+    "counted by thop": lambda w: {**w, "total_ops": torch.zeros(1), "last.total_params": torch.zeros(1)},
+    "with a number beside": lambda w: {**w, "epoch": 3, "note": "sound"},
+    "state_dict": lambda w: {"state_dict": w, "epoch": 3},
+    "model and optimizer": lambda w: {"model": w, "optimizer": {"state": {}, "param_groups": []}},
+    "an unknown name alone": lambda w: {"weights": w, "step": 3},
+    "Lightning": lambda w: {"state_dict": {f"net_g.{k}": v for k, v in w.items()}, "global_step": 7},
+    "GAN in Lightning": lambda w: {
+        "state_dict": {
+            **{f"generator.{k}": v for k, v in w.items()},
+            **{f"discriminator.{k}": v + 1 for k, v in w.items()},
+        }
+    },
+    "a wrapped generator": lambda w: {"params": {f"model.net.{k}": v for k, v in w.items()}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_of_other_trainers_load(form, saved, tiny_network, build_network, tmp_path):
+    _, net, _ = saved
+    torch.save(FORMS[form](net.state_dict()), tmp_path / "theirs.pth")
+    weights = read_weights(tmp_path / "theirs.pth", "params")
+    fresh = build_network(tiny_network)
+    load_weights(fresh, weights, "theirs.pth")
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in net.state_dict().items())
+    trained = load_network(tmp_path / "theirs.pth")
+    assert all(torch.equal(v, trained.network.state_dict()[key]) for key, v in net.state_dict().items())
+
+
+def test_averaged_weights_of_other_trainers_are_preferred_and_the_log_says_so(saved, tmp_path, esc_log):
+    _, net, ema = saved
+    torch.save({"model": net.state_dict(), "ema": ema.state_dict(), "best": 31.2}, tmp_path / "two.pth")
+    weights = read_weights(tmp_path / "two.pth", "params_ema")
+    assert torch.equal(weights["proj.weight"], ema.proj.weight)
+    assert "holds no params_ema; its ema is loaded" in "".join(esc_log)
+    assert torch.equal(read_weights(tmp_path / "two.pth", "params")["proj.weight"], net.proj.weight)
+
+
+def test_several_networks_none_of_which_is_named_are_listed(saved, tmp_path):
+    _, net, ema = saved
+    torch.save({"first": net.state_dict(), "second": ema.state_dict()}, tmp_path / "two.pth")
+    with pytest.raises(UserError, match="several networks: 'first', 'second'"):
+        read_weights(tmp_path / "two.pth")
+    assert torch.equal(read_weights(tmp_path / "two.pth", "second")["proj.weight"], ema.proj.weight)
+
+
+def test_a_prefix_that_the_network_has_itself_stays(tmp_path):
+    net = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2), "net": torch.nn.Linear(2, 2)})
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    fresh = copy.deepcopy(net)
+    torch.nn.init.zeros_(fresh["model"].weight)
+    load_weights(fresh, read_weights(tmp_path / "net.pth", None), "net.pth")
+    assert torch.equal(fresh["model"].weight, net["model"].weight)
+
+
+def test_a_whole_module_is_refused_with_what_to_do(saved, tmp_path):
+    _, net, _ = saved
+    torch.save(net, tmp_path / "module.pth")
+    with pytest.raises(UserError, match=r"esc_arch\.ESC.*would run its code.*save the weights alone"):
+        read_weights(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(value, kind, saved, tmp_path):
+    _, net, _ = saved
+    weights = net.state_dict()
+    weights["last.weight"][0, 0, 0, 0] = value
+    path = tmp_path / f"diverged.{kind}"
+    write_safetensors(path, weights, {}) if kind == "safetensors" else torch.save(weights, path)
+    with pytest.raises(UserError, match=r"last\.weight has values that are no finite numbers"):
+        read_weights(path)
+
+
 def test_missing_ema_falls_back_to_params_and_says_so(tmp_path, saved, esc_log):
     _, net, _ = saved
     torch.save({"params": net.state_dict()}, tmp_path / "no_ema.pth")
     weights = read_weights(tmp_path / "no_ema.pth", "params_ema")
     assert torch.equal(weights["proj.weight"], net.proj.weight)
-    assert "holds no params_ema; params is loaded" in "".join(esc_log)
+    assert "holds no params_ema; its params is loaded" in "".join(esc_log)
 
 
 def test_another_scale_changes_to_img_alone_and_says_so(saved, tiny_network, build_network, esc_log):
@@ -166,7 +250,7 @@ def test_unreadable_files_are_told(tmp_path, saved):
     with pytest.raises(UserError, match="expected a dict of weights, got list"):
         read_weights(tmp_path / "list.pth")
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no weights under 'params'; it holds 'state_dict', 'epoch'"):
+    with pytest.raises(UserError, match="found none; it holds 'state_dict', 'epoch'"):
         read_weights(tmp_path / "other.pth")
 
 
@@ -232,6 +316,26 @@ def test_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
         read_weights(bomb)
 
 
+def test_pickle_that_pytorch_would_read_is_checked_wherever_it_lies(tmp_path, saved):
+    """A zip file behind a pickle, and a record named in capitals, hid it."""
+
+    class Huge:
+        def __reduce__(self):
+            return (bytearray, (1 << 40,))
+
+    torch.save({"params": Huge()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    glued = tmp_path / "glued.pth"
+    glued.write_bytes((tmp_path / "old.pth").read_bytes() + saved[0].read_bytes())
+    torch.save({"params": Huge()}, tmp_path / "new.pth")
+    capitals = tmp_path / "capitals.pth"
+    with zipfile.ZipFile(tmp_path / "new.pth") as old, zipfile.ZipFile(capitals, "w") as new:
+        for record in old.infolist():
+            new.writestr(record.filename.replace("data.pkl", "DATA.PKL"), old.read(record.filename))
+    for path in (glued, capitals):
+        with pytest.raises(UserError, match=r"not a checkpoint to read safely: .* \(\w+\.bytearray\)"):
+            read_weights(path)
+
+
 def test_checkpoint_that_claims_more_numbers_than_it_holds_is_refused(tmp_path):
     weights = {"params": {"w": torch.zeros(300)}}
     claim = (b"M" + struct.pack("<H", 300), b"J" + struct.pack("<i", 2_000_000_000))  # as pickle has ints
@@ -265,7 +369,7 @@ def test_tensors_that_no_network_takes_are_refused_by_name(tmp_path, value):
 
 def test_kinds_of_numbers_that_no_network_has_are_refused(tmp_path):
     torch.save({"params": {"conv.weight": torch.zeros(2, dtype=torch.float8_e4m3fn)}}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="it holds more than weights and numbers"):
+    with pytest.raises(UserError, match="it holds more than weights"):
         read_weights(tmp_path / "odd.pth")
 
 
@@ -429,3 +533,72 @@ def test_weights_of_another_network_are_not_recognised():
     assert infer_network_options({"conv.weight": torch.zeros(3, 3)}) is None
     assert infer_network_options({"proj.weight": torch.zeros(3, 3)}) is None
     assert infer_network_options({}) is None
+
+
+REAL = sorted(file.stem for file in (GOLDEN / "esc_real").glob("*.npz"))
+
+
+@pytest.mark.parametrize("file", REAL)
+def test_real_networks_are_recognised_with_scale_and_upsampler(file, golden, tmp_path):
+    arrays = golden(f"esc_real/{file}")
+    torch.save({"params_ema": arrays["weights"]}, tmp_path / "real.pth")
+    trained = load_network(tmp_path / "real.pth")
+    # what the weights of this upsampler, or of this scale, do not depend on
+    unseen = {"type", "mid_dim", *(["unshuffle_mod"] if trained.scale > 2 else [])}
+    default = inspect.signature(type(trained.network)).parameters
+    for key in arrays["config"].keys() - unseen:
+        assert trained.options.get(key, default[key].default) == arrays["config"][key], key
+    assert trained.options["type"] == arrays["config"]["type"]
+    lq = torch.from_numpy(arrays["eval0/lq"])
+    assert (trained.network(lq) - torch.from_numpy(arrays["eval0/sr"])).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_are_recognised(name, channels, tiny_network, build_network, tmp_path):
+    scale = 4 if name == "ESCReal" else 2
+    both = {"in_channels": channels, "out_channels": channels}
+    net = build_network(tiny_network, type=name, upscaling_factor=scale, **both)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    trained = load_network(tmp_path / "net.pth")
+    assert {key: trained.options[key] for key in both} == both
+    assert trained.network(torch.rand(1, channels, 5, 6)).shape == (1, channels, 5 * scale, 6 * scale)
+
+
+def hostile(name):
+    """Give weights whose keys and shapes ask for far more than they hold."""
+    if name == "many blocks":
+        return {"blocks.20000.ln_proj.weight": torch.zeros(1)}
+    if name == "blocks without a gap, ConvAttn layers too":
+        return {
+            **{f"blocks.{i}.x": torch.zeros(1) for i in range(3000)},
+            **{f"blocks.0.pconvs.{i}.x": torch.zeros(1) for i in range(3000)},
+        }
+    if name == "no channels":
+        return {"proj.weight": torch.zeros(1_000_000, 0, 3, 3)}
+    if name == "no window":
+        return {"blocks.0.attn.relative_position_bias": torch.zeros(0, 10**12)}
+    return {"proj.weight": torch.zeros(60_000, 3, 3, 3)}  # a feature map that the rest has no weights for
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["many blocks", "blocks without a gap, ConvAttn layers too", "no channels", "no window", "wide features"],
+)
+def test_sizes_that_a_file_claims_ask_for_no_time_and_memory(name, saved, tmp_path):
+    _, net, _ = saved
+    torch.save({**net.state_dict(), **hostile(name)}, tmp_path / "hostile.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"hostile\.pth"):
+        load_network(tmp_path / "hostile.pth")
+    assert time.process_time() - start < 60  # a day, if it were built
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
+
+
+def test_variants_of_other_trainers_are_reported_as_such(saved, tmp_path):
+    _, net, _ = saved
+    weights = {key: value for key, value in net.state_dict().items() if not key.startswith("to_img")}
+    torch.save({**weights, "upsampler.offset.weight": torch.zeros(2)}, tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match=r"another trainer's variant of ESC.*upsampler"):
+        load_network(tmp_path / "theirs.pth")

@@ -48,6 +48,7 @@ IMPLEMENTATIONS = {
 }
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+_TORCHSCRIPT = "torchscript:"  # before a file whose code may run
 _OPTION_FILES = (".yml", ".yaml")
 _SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_factor")
 _PROBE = 64  # side of an image that any network should take
@@ -119,7 +120,7 @@ def weights_of(name: str) -> str | None:
     """Return where weights come from: a file, the name of a network that ships; None if nowhere."""
     network, _, weights = _parsed(name)
     comes_with_weights = network in model_list() or Path(network).suffix.lower() in _CHECKPOINTS
-    return weights or (network if comes_with_weights else None)
+    return weights or (network.removeprefix(_TORCHSCRIPT) if comes_with_weights else None)
 
 
 def check_implementations(names: list[str], device: torch.device, dtype: torch.dtype) -> None:
@@ -189,6 +190,8 @@ def _build(name: str, scale: int) -> nn.Module:
         return net
     if name in BASELINES:
         return build_baseline(name, scale)
+    if name.startswith(_TORCHSCRIPT):
+        return _run_torchscript(Path(name.removeprefix(_TORCHSCRIPT)))
     if suffix in _CHECKPOINTS:
         return _read_checkpoint(Path(name))
     if suffix in _OPTION_FILES:
@@ -265,7 +268,7 @@ def _registered(name: str, kind: str) -> Callable[..., nn.Module]:
         f"baseline of the paper's, {', '.join(BASELINES)}; a network of "
         "BasicSR's registry, or of spandrel as spandrel.NAME, with ',option=value' where it needs options; a "
         "YAML file with a network_g section; each with ',weights=FILE' for trained weights; or a checkpoint "
-        "of ESC, one that spandrel reads, or a TorchScript file. "
+        "of ESC, one that spandrel reads, or a TorchScript file as torchscript:FILE. "
         f"{hint(kind, [*VARIANTS, *BASELINES, *known])}".rstrip()
     )
 
@@ -299,15 +302,22 @@ def described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
+def _run_torchscript(path: Path) -> nn.Module:
+    try:
+        net: nn.Module = torch.jit.load(path, map_location="cpu")
+    except Exception as error:  # what PyTorch raises depends on the bytes
+        raise UserError(f"{path}: cannot be read as TorchScript ({described(error)}).") from error
+    return net
+
+
 def _read_checkpoint(path: Path) -> nn.Module:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
     if is_exported(path):
-        try:
-            net: nn.Module = torch.jit.load(path, map_location="cpu")
-        except Exception as error:  # what PyTorch raises depends on the bytes
-            raise UserError(f"{path}: cannot be read as TorchScript ({described(error)}).") from error
-        return net
+        raise UserError(
+            f"{path}: an exported network holds code, which would run here and can do whatever you can. If "
+            f"you trust the file, write '{_TORCHSCRIPT}{path}'."
+        )
     try:
         is_ours = infer_network_options(read_weights(path, "params_ema")) is not None
     except UserError:  # of a form that spandrel may read

@@ -71,7 +71,7 @@ def test_torchscript_is_looked_into(tmp_path, tiny_network):
     tiny_network.pop("type")
     torch.save(ESC(**tiny_network).state_dict(), checkpoint)
     file.write_bytes(write_torchscript(load_network(checkpoint).network, half=False, metadata={}))
-    script, ours = subjects_of(asked_for(str(file), str(checkpoint)))
+    script, ours = subjects_of(asked_for(f"torchscript:{file}", str(checkpoint)))
     lq = torch.rand(1, 3, 16, 16)
     gradients = []
     for one in (script, ours):

@@ -88,10 +88,10 @@ def test_trained_weights_come_from_files(tmp_path, tiny_network):
     script.write_bytes(write_torchscript(trained, half=False, metadata={}))
     with torch.inference_mode():
         expected = trained(lq)
-        for name in (str(checkpoint), str(script), f"{options},weights={checkpoint}"):
+        for name in (str(checkpoint), f"torchscript:{script}", f"{options},weights={checkpoint}"):
             torch.testing.assert_close(build_network(name, 2).eval()(lq), expected, rtol=0, atol=1e-6)
             assert scale_of(name, 4) == 2
-            assert weights_of(name) == str(script if name == str(script) else checkpoint)
+            assert weights_of(name) == str(script if name.startswith("torchscript:") else checkpoint)
         assert not torch.equal(build_network(str(options), 2)(lq), expected)
     assert weights_of(str(options)) is None
     # nothing is converted to another scale, as it is for trainings
@@ -102,6 +102,23 @@ def test_trained_weights_come_from_files(tmp_path, tiny_network):
     script.write_bytes(script.read_bytes()[:-30])
     with pytest.raises(UserError, match="does not know these weights"):
         build_network(str(script), 4)
+    with pytest.raises(UserError, match="cannot be read as TorchScript"):
+        build_network(f"torchscript:{script}", 4)
+
+
+def test_code_in_a_file_runs_when_asked_for_in_so_many_words_alone(tmp_path, capfd):
+    class Loud(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            print("the file's code runs")
+            return torch.nn.functional.interpolate(x, scale_factor=2.0)
+
+    file = tmp_path / "loud.pth"
+    torch.jit.script(Loud()).save(file)
+    with pytest.raises(UserError, match=r"holds code, which would run here.*torchscript:"):
+        scale_of(str(file), 4)
+    assert "runs" not in capfd.readouterr().out
+    assert scale_of(f"torchscript:{file}", 4) == 2
+    assert "runs" in capfd.readouterr().out
 
 
 def test_forms_take_trained_weights_and_what_ships_by_its_name():
