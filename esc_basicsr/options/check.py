@@ -459,10 +459,8 @@ def _channels_of(section: Mapping[str, Any], network: Any) -> int | None:
     if not network.__module__.startswith(("basicsr.", "esc_basicsr.")):
         return None
     defaults = {name: p.default for name, p in inspect.signature(network).parameters.items()}
-    names = [name for name in ("in_channels", "num_in_ch", "in_chans") if name in defaults]
-    if not names:
-        return 3 if network.__name__ in ("ESC", "ESCFP") else None
-    channels = section.get(names[0], defaults[names[0]])
+    name = next((name for name in ("in_channels", "num_in_ch", "in_chans") if name in defaults), None)
+    channels = None if name is None else section.get(name, defaults[name])
     return channels if is_whole(channels) else None
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 # What the release registers, and this package does not -> what to do.
 NOT_HERE = {
-    "ESCReal": "It is the release's network for degraded photographs, which this package does not have.",
-    "ESCRealM": "It is the release's network for degraded photographs, which this package does not have.",
     "RealHATMSEModel": "It is the release's, for degraded photographs; RealESRNetModel has the same keys.",
     "RealHATGANModel": "It is the release's, for degraded photographs; RealESRGANModel has the same keys.",
     "DownsampleImageDataset": "Here it is DFLIPDataset, which reads an LMDB: make one by the command lmdb, "
@@ -18,9 +16,9 @@ def translate(options: dict[str, Any]) -> None:
     """Give what the release calls otherwise its name here, in the options themselves."""
     if options.get("model_type") == "ESRModel":
         options["model_type"] = "ESCModel"
-        network = options.get("network_g")
-        if isinstance(network, dict) and network.get("type") in ("ESC", "ESCFP"):
-            network.pop("deployment", None)  # how it is exported; here a command's choice
+    network = options.get("network_g")
+    if isinstance(network, dict) and network.get("type") in ("ESC", "ESCFP", "ESCReal"):
+        network.pop("deployment", None)  # how it is exported; here a command's choice
     datasets = options.get("datasets")
     for dataset in datasets.values() if isinstance(datasets, Mapping) else ():
         if isinstance(dataset, dict) and dataset.get("type") == "DownsampleImageDataset":

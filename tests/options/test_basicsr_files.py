@@ -230,8 +230,6 @@ def test_the_releases_files_are_read_by_the_names_here(sound_options: dict[str, 
 @pytest.mark.parametrize(
     ("section", "name", "message"),
     [
-        ("network_g", "ESCReal", "network_g.type: got 'ESCReal', no known network. It is the release's"),
-        ("network_g", "ESCRealM", "which this package does not have"),
         ("", "RealHATMSEModel", "model_type: got 'RealHATMSEModel', no known model. It is the release's"),
         ("", "RealHATGANModel", "RealESRGANModel has the same keys"),
         ("datasets", "DownsampleImageDataset", "Here it is DFLIPDataset, which reads an LMDB"),
@@ -241,12 +239,21 @@ def test_what_the_release_has_and_we_do_not_is_said(
     sound_options: dict[str, Any], section: str, name: str, message: str
 ) -> None:
     opt = released(sound_options)
-    if section == "network_g":
-        opt["network_g"]["type"] = name
-    elif section:
+    if section:
         opt["datasets"]["train"] |= {"type": name, "io_backend": {"type": "disk"}}
     else:
         opt["model_type"] = name
     with pytest.raises(UserError) as caught:
         check_options(loaded(opt), "mine.yml", is_train=True)
     assert message in str(caught.value)
+
+
+def test_the_releases_network_for_degraded_photographs_is_known(sound_options: dict[str, Any]) -> None:
+    opt = released(sound_options) | {"scale": 2}
+    opt["network_g"] = {"type": "ESCRealM", "upscaling_factor": 2, "dim": 16, "pdim": 4, "n_blocks": 1}
+    check_options(loaded(opt), "mine.yml", is_train=True)
+    opt["network_g"] |= {"type": "ESCReal", "upscaling_factor": 4, "deployment": True}
+    opt["scale"] = 4
+    with pytest.raises(UserError) as caught:
+        check_options(loaded(opt), "mine.yml", is_train=True)
+    assert "network_g" not in str(caught.value)
