@@ -246,14 +246,3 @@ def test_what_the_release_has_and_we_do_not_is_said(
     with pytest.raises(UserError) as caught:
         check_options(loaded(opt), "mine.yml", is_train=True)
     assert message in str(caught.value)
-
-
-def test_the_releases_network_for_degraded_photographs_is_known(sound_options: dict[str, Any]) -> None:
-    opt = released(sound_options) | {"scale": 2}
-    opt["network_g"] = {"type": "ESCRealM", "upscaling_factor": 2, "dim": 16, "pdim": 4, "n_blocks": 1}
-    check_options(loaded(opt), "mine.yml", is_train=True)
-    opt["network_g"] |= {"type": "ESCReal", "upscaling_factor": 4, "deployment": True}
-    opt["scale"] = 4
-    with pytest.raises(UserError) as caught:
-        check_options(loaded(opt), "mine.yml", is_train=True)
-    assert "network_g" not in str(caught.value)
