@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.basicsr_host import functional_tensor
+from esc_basicsr.basicsr_host.copies import copies
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.version import __version__
 from esc_basicsr.fast import kernels
@@ -127,7 +127,7 @@ def _backends() -> Findings:
 
 
 def _basicsr() -> Findings:
-    found = _copies()
+    found = copies()
     if not found:
         yield "installed", "no: the networks work, training and testing do not (pip install basicsr)", False
         return
@@ -136,7 +136,7 @@ def _basicsr() -> Findings:
         yield (
             "another one",
             f"{other}: it is shadowed by the first. What is registered with one is unknown to the other "
-            "('No object named ... found'): remove one of them",
+            "('No object named ... found'): remove one of them, or start in another folder",
             True,
         )
     try:
@@ -155,12 +155,3 @@ def _basicsr() -> Findings:
         yield "patched", f"{functional_tensor.NAME}: BasicSR imports it, torchvision has removed it.", False
     for patch in patches.active():
         yield "patched", f"{patch.name}: {patch.purpose}", False
-
-
-def _copies() -> list[Path]:
-    """Every BasicSR that Python could import, the one that it does first."""
-    places = [Path(entry or ".").resolve() / "basicsr" for entry in sys.path]
-    # 'pip install --editable' may leave a finder instead of a path
-    specs = (getattr(finder, "find_spec", lambda *_: None)("basicsr", None) for finder in sys.meta_path)
-    places += [Path(spec.origin).resolve().parent for spec in specs if spec is not None and spec.origin]
-    return list(dict.fromkeys(place for place in places if (place / "__init__.py").is_file()))
