@@ -448,8 +448,11 @@ class _Check:
             problems += result_problems(dataset, scale, saves_images, self.niqe_border())
         channels = 1 if dataset.get("color") == "y" else 3
         if "color" in own and self.channels not in (None, channels):
-            message = f"an image has {channels} channels by it, and network_g takes {self.channels}."
-            problems.append(("color", f"{message} Make them equal."))
+            images = "luma alone, 1 channel" if channels == 1 else "colours, 3 channels"
+            message = (
+                f"gives {images}, and network_g takes {self.channels}. Change color or network_g's channels."
+            )
+            problems.append(("color", message))
         for key, message in problems:
             self.add(f"{where}.{key}", message)
 

@@ -1181,7 +1181,7 @@ def test_channels_of_images_and_network_must_agree(sound_options, color, channel
 
 def test_networks_that_take_color_images_alone_are_not_given_gray_ones(sound_options):
     (line,) = problems(change(esc_options(sound_options), "datasets.val.color", "y"))
-    assert line.startswith("datasets.val.color: an image has 1 channels by it, and network_g takes 3.")
+    assert line.startswith("datasets.val.color: gives luma alone, 1 channel, and network_g takes 3.")
 
 
 @pytest.mark.parametrize(
