@@ -384,6 +384,10 @@ class _Check:
         for where in ("train.pixel_opt", "train.perceptual_opt"):
             if section := self.section(where):
                 self.check_class(where, section, LOSS_REGISTRY, "loss", schema.SECTIONS[where])
+                name = section.get("type")
+                if name in ("YChannelL1Loss", "PerceptualLoss") and self.channels not in (None, 3):
+                    message = f"compares RGB images, and network_g gives {self.channels} channels"
+                    self.add(f"{where}.type", f"{name} {message}. Write L1Loss, or leave it out.")
 
     def check_metrics(self) -> None:
         from basicsr.metrics import METRIC_REGISTRY
@@ -447,12 +451,12 @@ class _Check:
             saves_images = lookup(self.opt, "val.save_img") is True
             problems += result_problems(dataset, scale, saves_images, self.niqe_border())
         channels = 1 if dataset.get("color") == "y" else 3
-        if "color" in own and self.channels not in (None, channels):
+        if self.channels not in (None, channels):
             images = "luma alone, 1 channel" if channels == 1 else "colours, 3 channels"
             message = (
                 f"gives {images}, and network_g takes {self.channels}. Change color or network_g's channels."
             )
-            problems.append(("color", message))
+            problems.append(("color" if "color" in own else "type", message))
         for key, message in problems:
             self.add(f"{where}.{key}", message)
 

@@ -1179,6 +1179,24 @@ def test_channels_of_images_and_network_must_agree(sound_options, color, channel
     assert all(f"and network_g takes {channels}." in line for line in found)
 
 
+def test_losses_of_rgb_images_do_not_go_with_other_networks(sound_options):
+    opt = esc_options(sound_options)
+    opt["network_g"] |= {"in_channels": 1, "out_channels": 1}
+    for dataset in opt["datasets"].values():
+        dataset["color"] = "y"
+    opt["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}}
+    found = problems(opt)
+    assert [line.partition(": ")[0] for line in found] == [
+        "train.pixel_opt.type",
+        "train.perceptual_opt.type",
+    ]
+    opt["train"] |= {"perceptual_opt": None, "pixel_opt": {"type": "L1Loss"}}
+    assert problems(opt) == []
+    del opt["datasets"]["val"], opt["datasets"]["train"]["color"]
+    (line,) = problems(dflip_options(opt))
+    assert line.startswith("datasets.train.type: gives colours, 3 channels, and network_g takes 1.")
+
+
 def test_networks_that_take_color_images_alone_are_not_given_gray_ones(sound_options):
     (line,) = problems(change(esc_options(sound_options), "datasets.val.color", "y"))
     assert line.startswith("datasets.val.color: gives luma alone, 1 channel, and network_g takes 3.")
