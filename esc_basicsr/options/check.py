@@ -5,7 +5,10 @@ YAML reads as text in a TypeError, a missing folder in a FileNotFoundError, each
 was set up, and a training set smaller than a batch trains for zero iterations without a word.
 """
 
+import contextlib
+import copy
 import inspect
+import io
 import math
 import os
 import re
@@ -223,8 +226,9 @@ class _Check:
         """Make one of this package's own classes on the meta device; None, and reported, if it refuses."""
         options = {key: value for key, value in section.items() if key != "type"}
         for key, value in options.items():
-            if is_whole(value) and value > schema.LARGEST_SIZE:
-                self.add(f"{where}.{key}", f"got {value}, expected {schema.LARGEST_SIZE:,} at most.")
+            limit = schema.LARGEST_SCALE if key == "upscaling_factor" else schema.LARGEST_SIZE
+            if is_whole(value) and value > limit:
+                self.add(f"{where}.{key}", f"got {value}, expected {limit:,} at most.")
                 return None
         blocks = math.prod(options.get(key, 5) for key in ("n_blocks", "conv_blocks"))
         if blocks > schema.MOST_BLOCKS:
@@ -237,6 +241,23 @@ class _Check:
             self.add(where, str(error).partition("\n")[0])
             return None
 
+    def try_basicsrs(self, where: str, section: Mapping[str, Any], cls: type) -> None:
+        """Report what one of BasicSR's networks raises when it is made, where that needs no file."""
+        options = {str(key): copy.deepcopy(value) for key, value in section.items() if key != "type"}
+        sizes = [value for value in options.values() if is_whole(value)]
+        repeats = [n for key, n in options.items() if is_whole(n) and ("block" in key or "group" in key)]
+        # Neither files are read nor networks made that nobody could train.
+        is_large = max(sizes, default=0) > schema.LARGEST_SIZE or math.prod(repeats) > schema.MOST_BLOCKS
+        if is_large or any(key.endswith("path") for key in options):
+            return
+        try:
+            with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+                cls(**options)
+        except Exception as error:  # whatever foreign code makes of values that do not fit
+            if "meta" not in str(error) and "device=" not in str(error):  # some cannot be made there
+                reason, _, _ = str(error).partition("\n")
+                self.add(where, f"{cls.__name__} refuses these options ({type(error).__name__}: {reason}).")
+
     def check_class(
         self, where: str, section: Mapping[str, Any], registry: Any, what: str, declared: Any = None
     ) -> Any:
@@ -246,8 +267,11 @@ class _Check:
         if cls is None:
             return None
         self.check_call(where, section, cls, declared=declared)
-        is_ours = cls.__module__.startswith("esc_basicsr.")
-        return self.build(where, section, cls) if is_ours and len(self.problems) == before else None
+        if len(self.problems) > before:
+            return None
+        if cls.__module__.startswith("basicsr.archs."):
+            self.try_basicsrs(where, section, cls)
+        return self.build(where, section, cls) if cls.__module__.startswith("esc_basicsr.") else None
 
     # The sections
 

@@ -71,6 +71,7 @@ SCHEDULERS = {
 
 # Of this package's networks, far above what trains in any memory.
 LARGEST_SIZE = 4096  # of any whole number
+LARGEST_SCALE = 64
 MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
 _ESC = "ESCModel"
@@ -83,7 +84,9 @@ def _by_basicsr(*keys: str) -> dict[str, Option]:
 TOP_LEVEL = {
     "name": Option(FOLDER_NAME, "Name of the experiment, and of its folder.", required=ALWAYS),
     "model_type": Option(TEXT, "ESCModel, or another model of BasicSR's registry.", required=ALWAYS),
-    "scale": Option(COUNT, "How many times larger SR is than LR.", required=IN_KNOWN_MODELS),
+    "scale": Option(
+        at_most(COUNT, LARGEST_SCALE), "How many times larger SR is than LR.", required=IN_KNOWN_MODELS
+    ),
     "num_gpu": Option(GPUS, "GPUs of one process; auto: all there are, 0: the CPU.", required=ALWAYS),
     "manual_seed": Option(
         or_none(at_most(WHOLE, 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
@@ -195,6 +198,8 @@ METRIC = {
     "better": Option(one_of("higher", "lower"), "Which value is the better one.", "higher"),
     "crop_border": Option(WHOLE, "Border that is not compared; scale, in published figures.", unit="pixels"),
     "test_y_channel": Option(BOOL, "Compare luma alone, as published figures do."),
+    "input_order": Option(one_of("HWC"), "Order of an image's axes, which is always this."),
+    "convert_to": Option(one_of("y", "gray"), "What NIQE is measured on."),
 }
 
 LOGGER = {

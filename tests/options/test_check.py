@@ -1107,6 +1107,7 @@ def test_what_would_end_in_a_traceback_or_never_is_reported(sound_options, key_p
     [
         ("dim", "network_g.dim: got 4611686018427387904, expected 4,096 at most."),
         ("n_blocks", "network_g.n_blocks:"),
+        ("upscaling_factor", "network_g.upscaling_factor: got 4611686018427387904, expected 64 at most."),
     ],
 )
 def test_networks_that_would_take_for_ever_to_build_are_reported(sound_options, key, message):
@@ -1177,6 +1178,30 @@ def test_channels_of_images_and_network_must_agree(sound_options, color, channel
         [] if fits else ["datasets.train.color", "datasets.val.color"]
     )
     assert all(f"and network_g takes {channels}." in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"type": "MSRResNet", "upscale": 7}, "MSRResNet refuses these options (AttributeError: "),
+        ({"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "squeeze_factor": 0}, "ZeroDivisionError: "),
+        ({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "rgb_mean": [1]}, "RuntimeError: shape"),
+        ({"type": "SwinIR", "upscale": 2}, ""),  # cannot be made on the meta device
+    ],
+)
+def test_networks_of_basicsr_that_cannot_be_made_are_reported(sound_options, network, message):
+    sound_options["scale"] = network.get("upscale", 2)
+    sound_options["datasets"]["train"]["gt_size"] = 14
+    del sound_options["datasets"]["val"]
+    found = [line for line in problems(change(sound_options, "network_g", network)) if "network_g" in line]
+    assert len(found) == bool(message)
+    assert all(line.startswith("network_g: ") and message in line for line in found)
+
+
+@pytest.mark.parametrize(("key", "value"), [("input_order", "CHW"), ("convert_to", "rgb")])
+def test_metrics_of_what_images_are_not_are_reported(sound_options, key, value):
+    sound_options["val"]["metrics"]["niqe"] = {"type": "calculate_niqe", "crop_border": 0, key: value}
+    assert any(line.startswith(f"val.metrics.niqe.{key}: got '{value}'") for line in problems(sound_options))
 
 
 def test_losses_of_rgb_images_do_not_go_with_other_networks(sound_options):
