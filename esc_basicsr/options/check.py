@@ -106,9 +106,9 @@ class _Check:
                 self.check_network(str(name), section)
         self.check_path()
         if self.is_train:
-            self.check_optimizer()
+            self.check_model()
+            self.check_losses_and_optimizers()
             self.check_scheduler()
-            self.check_losses()
         self.check_metrics()
         self.check_datasets()
         for where, message in contradictions(self.opt, self.is_train):
@@ -242,7 +242,7 @@ class _Check:
             return None
 
     def try_basicsrs(self, where: str, section: Mapping[str, Any], cls: type) -> None:
-        """Report what one of BasicSR's networks raises when it is made, where that needs no file."""
+        """Report what a class of BasicSR raises when it is made, where that needs no file."""
         options = {str(key): copy.deepcopy(value) for key, value in section.items() if key != "type"}
         sizes = [value for value in options.values() if is_whole(value)]
         repeats = [n for key, n in options.items() if is_whole(n) and ("block" in key or "group" in key)]
@@ -269,7 +269,7 @@ class _Check:
         self.check_call(where, section, cls, declared=declared)
         if len(self.problems) > before:
             return None
-        if cls.__module__.startswith("basicsr.archs."):
+        if cls.__module__.startswith(("basicsr.archs.", "basicsr.losses.gan_loss")):
             self.try_basicsrs(where, section, cls)
         return self.build(where, section, cls) if cls.__module__.startswith("esc_basicsr.") else None
 
@@ -372,12 +372,17 @@ class _Check:
             return None
         return {text for each in functions for text in each.__code__.co_consts if isinstance(text, str)}
 
-    def check_optimizer(self) -> None:
-        where = "train.optim_g"
-        section, known = self.section(where), self.knows("get_optimizer")
-        if section is None:
-            return
-        name = section.get("type")
+    def check_model(self) -> None:
+        """Report sections that a model of BasicSR reads in training and that are not there."""
+        read = {
+            text for name in ("init_training_settings", "setup_optimizers") for text in self.knows(name) or ()
+        }
+        for where in ("network_d", "train.optim_d", "train.gan_opt"):
+            if where.removeprefix("train.") in read and self.section(where) is None:
+                self.add(where, f"missing; expected {SECTION.expected}.")
+
+    def check_optimizer(self, where: str, section: Mapping[str, Any]) -> None:
+        name, known = section.get("type"), self.knows("get_optimizer")
         if known is not None:
             # One that names none looks them up in torch.optim.
             names = {text for text in known if hasattr(torch.optim, text)} or {*dir(torch.optim)}
@@ -402,13 +407,19 @@ class _Check:
             scheduler = getattr(lr_scheduler, schema.SCHEDULERS[name])
             self.check_call(where, section, scheduler, ["optimizer"], schema.SCHEDULER)
 
-    def check_losses(self) -> None:
+    def check_losses_and_optimizers(self) -> None:
         from basicsr.losses import LOSS_REGISTRY
 
-        for where in ("train.pixel_opt", "train.perceptual_opt"):
-            if section := self.section(where):
-                self.check_class(where, section, LOSS_REGISTRY, "loss", schema.SECTIONS[where])
-                name = section.get("type")
+        is_basicsrs = self.knows("init_training_settings") is not None
+        for key, section in (self.section("train") or {}).items():
+            where = f"train.{key}"
+            if not isinstance(section, Mapping) or not section:
+                continue
+            name = section.get("type")
+            if str(key).startswith("optim_"):
+                self.check_optimizer(where, section)
+            elif key in ("pixel_opt", "perceptual_opt") or (str(key).endswith("_opt") and is_basicsrs):
+                self.check_class(where, section, LOSS_REGISTRY, "loss", schema.SECTIONS.get(where))
                 if name in ("YChannelL1Loss", "PerceptualLoss") and self.channels not in (None, 3):
                     message = f"compares RGB images, and network_g gives {self.channels} channels"
                     self.add(f"{where}.type", f"{name} {message}. Write L1Loss, or leave it out.")

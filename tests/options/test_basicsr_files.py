@@ -246,3 +246,48 @@ def test_what_the_release_has_and_we_do_not_is_said(
     with pytest.raises(UserError) as caught:
         check_options(loaded(opt), "mine.yml", is_train=True)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["network_d", "optim_d", "gan_opt"])
+@pytest.mark.parametrize(
+    "model", ["ESRGANModel", "HiFaceGANModel", "VideoRecurrentGANModel", "StyleGAN2Model"]
+)
+def test_what_a_model_needs_to_train_is_reported_where_it_is_missing(
+    sound_options: dict[str, Any], model: str, section: str
+) -> None:
+    opt = copied(sound_options, model)
+    where = section if section == "network_d" else f"train.{section}"
+    del (opt if section == "network_d" else opt["train"])[section]
+    with pytest.raises(UserError) as caught:
+        check_options(opt, "mine.yml", is_train=True)
+    _, line = str(caught.value).splitlines()
+    assert line == f"  {where}: missing; expected a section of 'key: value' lines."
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        (
+            "gan_opt",
+            {"type": "GanLoss"},
+            "train.gan_opt.type: got 'GanLoss', no known loss. Did you mean 'GANLoss'",
+        ),
+        (
+            "gan_opt",
+            {"gan_type": "wgann"},
+            "train.gan_opt: GANLoss refuses these options (NotImplementedError: ",
+        ),
+        ("gan_opt", {"loss_weigth": 1}, "train.gan_opt.loss_weigth: unknown key. Did you mean 'loss_weight'"),
+        ("optim_d", {"lr": "1e-4"}, "train.optim_d.lr: got the text '1e-4', expected a number above 0."),
+        ("optim_d", {"type": "Adamm"}, "train.optim_d.type: got 'Adamm', no known optimizer of ESRGANModel"),
+    ],
+)
+def test_sections_of_adversarial_training_are_checked(
+    sound_options: dict[str, Any], section: str, changes: dict[str, Any], message: str
+) -> None:
+    opt = copied(sound_options, "ESRGANModel")
+    opt["train"][section] = {**opt["train"][section], **changes}
+    with pytest.raises(UserError) as caught:
+        check_options(opt, "mine.yml", is_train=True)
+    _, line = str(caught.value).splitlines()
+    assert line.strip().startswith(message)
