@@ -93,6 +93,7 @@ class _Check:
         self.problems: list[str] = []
         self.notes: dict[str, None] = {}  # written once, after the problems, in this order
         self.model: Any = None  # the class that model_type names
+        self.compares = False  # whether a metric compares with HR images
         self.channels: int | None = None  # that network_g takes, if that is known
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
         # Only these models' keys are all known.
@@ -433,8 +434,13 @@ class _Check:
             where = f"val.metrics.{name}"
             if self.is_section(where, metric):
                 function = self.find(where, metric, METRIC_REGISTRY, "metric")
-                if function is not None:
-                    self.check_call(where, metric, function, ["img", "img2"], schema.METRIC)
+                if function is None:
+                    continue
+                if function.__name__.endswith("_pt") and function.__module__.startswith("basicsr."):
+                    other = function.__name__.removesuffix("_pt")
+                    self.add(f"{where}.type", f"is for tensors, and results are arrays. Write {other}.")
+                self.check_call(where, metric, function, ["img", "img2"], schema.METRIC)
+                self.compares |= "img2" in inspect.signature(function).parameters
 
     def niqe_border(self) -> int | None:
         """Tell what NIQE crops on each side of an image; None if it is not measured."""
@@ -485,6 +491,13 @@ class _Check:
         else:
             saves_images = lookup(self.opt, "val.save_img") is True
             problems += result_problems(dataset, scale, saves_images, self.niqe_border())
+        # BasicSR's validation calls every metric with HR images, ours those alone that need none.
+        is_ours = "esc_basicsr." in getattr(getattr(self.model, "validation", None), "__module__", "")
+        if dataset["type"] == "SingleImageDataset" and not is_training_set and self.compares and not is_ours:
+            message = (
+                "has no HR images, and val.metrics compare with them. Leave out the set or these metrics."
+            )
+            problems.append(("type", message))
         channels = 1 if dataset.get("color") == "y" else 3
         if self.channels not in (None, channels):
             images = "luma alone, 1 channel" if channels == 1 else "colours, 3 channels"

@@ -1145,6 +1145,7 @@ def test_images_whose_results_would_have_one_name_are_reported_where_they_are_sa
     val = sound_options["datasets"]["val"]
     val |= {"type": "SingleImageDataset"}
     del val["dataroot_gt"], val["filename_tmpl"]
+    sound_options["val"]["metrics"] = None
     Image.new("RGB", (8, 8)).save("datasets/Val/LR/5x2.jpg")
     assert problems(sound_options) == []
     (line,) = problems(change(sound_options, "val.save_img", True))
@@ -1291,4 +1292,23 @@ def test_a_basicsr_that_knows_more_optimizers_may_use_them(sound_options, monkey
     assert problems(sound_options) == []
     assert problems(change(sound_options, "train.optim_g.momentun", 0.9)) == [
         "train.optim_g.momentun: unknown key. Did you mean 'momentum'?"
+    ]
+
+
+def test_metrics_that_compare_need_hr_images_where_basicsr_validates(sound_options):
+    val = sound_options["datasets"]["val"]
+    val["type"] = "SingleImageDataset"
+    del val["dataroot_gt"], val["filename_tmpl"]
+    (line,) = problems(sound_options)
+    assert line.startswith("datasets.val.type: has no HR images, and val.metrics compare with them.")
+    assert problems(esc_options(copy.deepcopy(sound_options))) == []  # which leaves them out
+    sound_options["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 2}}
+    for file in Path("datasets/Val/LR").iterdir():
+        Image.new("RGB", (60, 60)).save(file)
+    assert problems(sound_options) == []
+
+
+def test_metrics_of_tensors_are_reported(sound_options):
+    assert problems(change(sound_options, "val.metrics.psnr.type", "calculate_psnr_pt")) == [
+        "val.metrics.psnr.type: is for tensors, and results are arrays. Write calculate_psnr."
     ]
