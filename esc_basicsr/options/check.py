@@ -223,42 +223,6 @@ class _Check:
         name = self.look_up(where, section, classes, what, _FOREIGN)
         return None if name is None else classes[name]
 
-    def build(self, where: str, section: Mapping[str, Any], cls: type) -> Any:
-        """Make one of this package's own classes on the meta device; None, and reported, if it refuses."""
-        options = {key: value for key, value in section.items() if key != "type"}
-        for key, value in options.items():
-            limit = schema.LARGEST_SCALE if key == "upscaling_factor" else schema.LARGEST_SIZE
-            if is_whole(value) and value > limit:
-                self.add(f"{where}.{key}", f"got {value}, expected {limit:,} at most.")
-                return None
-        blocks = math.prod(options.get(key, 5) for key in ("n_blocks", "conv_blocks"))
-        if blocks > schema.MOST_BLOCKS:
-            self.add(where, f"got {blocks} blocks in all, expected {schema.MOST_BLOCKS:,} at most.")
-            return None
-        try:
-            with torch.device("meta"):  # takes no memory, and no random numbers from the run
-                return cls(**options)
-        except (ArithmeticError, RuntimeError, TypeError, UserError, ValueError) as error:
-            self.add(where, str(error).partition("\n")[0])
-            return None
-
-    def try_basicsrs(self, where: str, section: Mapping[str, Any], cls: type) -> None:
-        """Report what a class of BasicSR raises when it is made, where that needs no file."""
-        options = {str(key): copy.deepcopy(value) for key, value in section.items() if key != "type"}
-        sizes = [value for value in options.values() if is_whole(value)]
-        repeats = [n for key, n in options.items() if is_whole(n) and ("block" in key or "group" in key)]
-        # Neither files are read nor networks made that nobody could train.
-        is_large = max(sizes, default=0) > schema.LARGEST_SIZE or math.prod(repeats) > schema.MOST_BLOCKS
-        if is_large or any(key.endswith("path") for key in options):
-            return
-        try:
-            with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
-                cls(**options)
-        except Exception as error:  # whatever foreign code makes of values that do not fit
-            if "meta" not in str(error) and "device=" not in str(error):  # some cannot be made there
-                reason, _, _ = str(error).partition("\n")
-                self.add(where, f"{cls.__name__} refuses these options ({type(error).__name__}: {reason}).")
-
     def check_class(
         self, where: str, section: Mapping[str, Any], registry: Any, what: str, declared: Any = None
     ) -> Any:
@@ -268,11 +232,43 @@ class _Check:
         if cls is None:
             return None
         self.check_call(where, section, cls, declared=declared)
-        if len(self.problems) > before:
+        is_ours = cls.__module__.startswith("esc_basicsr.")
+        can_be_tried = is_ours or cls.__module__.startswith(("basicsr.archs.", "basicsr.losses.gan_loss"))
+        return (
+            self.build(where, section, cls, is_ours)
+            if can_be_tried and len(self.problems) == before
+            else None
+        )
+
+    def build(self, where: str, section: Mapping[str, Any], cls: type, is_ours: bool) -> Any:
+        """Make a class on the meta device, and report what it raises; return it if it is of this package."""
+        options = {str(key): copy.deepcopy(value) for key, value in section.items() if key != "type"}
+        sizes = {key: value for key, value in options.items() if is_whole(value)}
+        for key, value in sizes.items():
+            limit = schema.LARGEST_SCALE if key == "upscaling_factor" else schema.LARGEST_SIZE
+            if value > limit:
+                self.add(f"{where}.{key}", f"got {value}, expected {limit:,} at most.")
+                return None
+        repeats = {"n_blocks": 5, "conv_blocks": 5} if is_ours else {}
+        repeats |= {key: value for key, value in sizes.items() if "block" in key or "group" in key}
+        blocks = math.prod(repeats.values())
+        if blocks > schema.MOST_BLOCKS and is_ours:
+            self.add(where, f"got {blocks} blocks in all, expected {schema.MOST_BLOCKS:,} at most.")
+        # Neither files are read nor networks made that nobody could train.
+        if blocks > schema.MOST_BLOCKS or any(key.endswith("path") for key in options):
             return None
-        if cls.__module__.startswith(("basicsr.archs.", "basicsr.losses.gan_loss")):
-            self.try_basicsrs(where, section, cls)
-        return self.build(where, section, cls) if cls.__module__.startswith("esc_basicsr.") else None
+        try:
+            # It takes no memory there, and no random numbers from the run.
+            with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+                made = cls(**options)
+        except Exception as error:  # whatever a class makes of values that do not fit
+            reason, _, _ = str(error).partition("\n")
+            if is_ours:
+                self.add(where, reason)
+            elif "meta" not in reason and "device=" not in reason:  # some cannot be made there
+                self.add(where, f"{cls.__name__} refuses these options ({type(error).__name__}: {reason}).")
+            return None
+        return made if is_ours else None
 
     # The sections
 
