@@ -8,24 +8,9 @@ import torch
 
 from esc_basicsr.common.log import logger
 from esc_basicsr.options.kinds import COUNT, is_whole
-from esc_basicsr.options.schema import DATASETS, KNOWN_MODELS, LOADER, SECTIONS, Option
+from esc_basicsr.options.schema import DATASETS, KNOWN_MODELS, LOADER, SECTIONS, lookup, sound
 
 Problem = tuple[str, str]  # key, message
-
-
-def lookup(opt: Mapping[str, Any], where: str) -> Any:
-    """Return the value at ``where``, such as ``train.optim_g.lr``; None if there is none."""
-    value: Any = opt
-    for name in where.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def sound(section: Any, table: Mapping[str, Option]) -> dict[str, Any]:
-    """Give what of a section is as it is declared, or its default; the rest is reported elsewhere."""
-    section = section if isinstance(section, Mapping) else {}
-    values = {key: section.get(key, option.default) for key, option in table.items()}
-    return {key: value for key, value in values.items() if table[key].kind.accepts(value)}
 
 
 def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:

@@ -335,6 +335,21 @@ def required_keys(table: Mapping[str, Option], is_train: bool, is_known_model: b
     return [key for key, option in table.items() if now.get(option.required)]
 
 
+def lookup(opt: Mapping[str, Any], where: str) -> Any:
+    """Return the value at ``where``, such as ``train.optim_g.lr``; None if there is none."""
+    value: Any = opt
+    for name in where.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def sound(section: Any, table: Mapping[str, Option]) -> dict[str, Any]:
+    """Give what of a section is as it is declared, or its default; the rest is reported elsewhere."""
+    section = section if isinstance(section, Mapping) else {}
+    values = {key: section.get(key, option.default) for key, option in table.items()}
+    return {key: value for key, value in values.items() if table[key].kind.accepts(value)}
+
+
 def filled(opt: Mapping[str, Any]) -> "ConfigDict":
     """Copy checked options and give every key that was left out its default: ``opt.train.clip_grad_norm``.
 
