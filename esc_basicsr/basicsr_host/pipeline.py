@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 from esc_basicsr.basicsr_host import parse, patches
+from esc_basicsr.basicsr_host.copies import warn_of_shadowing
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         # BasicSR asks for it as soon as its log file is there.
         names = ", ".join(patch.name for patch in patches.active())
         logger.info("esc_basicsr %s patches of this BasicSR: %s", __version__, names or "none")
+        warn_of_shadowing()
         return stock_info()
 
     signals = stopping.watched_for() if is_train else contextlib.nullcontext()

@@ -10,8 +10,6 @@ from typing import BinaryIO
 
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["check_writable", "is_file", "is_folder", "make_folder_of", "written_whole"]
-
 
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Return whether a file exists; False too where the name is too long for one."""

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["SIGNALS", "exit_code", "heed", "held", "ignored", "requested", "watched_for"]
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
 _PATIENCE = 2.0  # seconds

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esc_basicsr.options.kinds import Kind
-from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, IO_BACKENDS, LOADER, SECTIONS, UNSET, Option
-
-__all__ = ["json_schema", "reference"]
+from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, LOADER, SECTIONS, UNSET, Option
 
 _DATASET = "datasets.NAME"
 
@@ -130,8 +128,6 @@ def _properties(where: str, table: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def _value(where: str, kind: Kind) -> Mapping[str, Any]:
-    if where == f"{_DATASET}.io_backend":
-        return {"type": "object", "required": ["type"], "properties": {"type": {"enum": [*IO_BACKENDS]}}}
     if where == f"{_DATASET}.sources":
         return {**kind.json, "items": _section(f"{where}[]")}
     if where not in (*SECTIONS, *CALLED, "datasets", "val.metrics"):
