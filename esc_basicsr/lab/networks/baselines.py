@@ -9,8 +9,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.options.baselines import BASELINES
 
-__all__ = ["build_baseline", "imported"]
-
 # type -> its module, which offers it under that name
 _MODULES = {
     "PaddedSwinIR": "esc_basicsr.lab.networks.swinir_arch",

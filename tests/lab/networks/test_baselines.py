@@ -109,7 +109,7 @@ def test_an_unknown_rival_is_told():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"architecture": "Atd"}, r"architecture must be one of spandrel's, got 'Atd'. Did you mean 'ATD'\?"),
+        ({"architecture": "Atd"}, r"spandrel has no network 'Atd'. Did you mean 'ATD'\?"),
         ({"embed_dimm": 3}, "embed_dimm"),
         ({"upscale": 3}, "network_g.upscale: got 3, but scale is 4"),
     ],
