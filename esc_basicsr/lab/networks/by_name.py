@@ -174,6 +174,7 @@ def _build(name: str, scale: int) -> nn.Module:
         network = {**options["network_g"]}
         return _construct(name, _registered(name, str(network.pop("type", None))), network)
     kind, given = _kind_and_options(name)
+    constructor: Callable[..., nn.Module]
     if kind.startswith("spandrel."):
         constructor = spandrel_architecture(kind.removeprefix("spandrel."))
     else:
