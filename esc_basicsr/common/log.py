@@ -14,10 +14,10 @@ def report_log_errors_once() -> None:
     """Have a log that cannot be written, as on a full disk, say so once, and without a traceback."""
     reported: list[object] = []
 
-    def report(handler: logging.Handler, record: logging.LogRecord) -> None:
-        if handler not in reported:
-            reported.append(handler)
-            name = getattr(handler, "baseFilename", "the log")
+    def report(self: logging.Handler, record: logging.LogRecord) -> None:
+        if self not in reported:
+            reported.append(self)
+            name = getattr(self, "baseFilename", "the log")
             print(f"{name} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
     logging.Handler.handleError = report  # type: ignore[method-assign]
