@@ -22,7 +22,7 @@ from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
 from esc_basicsr.options.kinds import SECTION, is_whole
-from esc_basicsr.options.schema import lookup, sound
+from esc_basicsr.options.schema import Option, lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, registered
 from esc_basicsr.weights.fit import check_fit
 from esc_basicsr.weights.infer import infer_network_options
@@ -207,9 +207,24 @@ class _Check(SectionCheck):
             name = self.look_up(where, section, names, what, remedy)
         optimizer = getattr(torch.optim, name, None) if isinstance(name, str) else None
         if isinstance(optimizer, type):
-            self.check_call(where, section, optimizer, ["params"], schema.OPTIM)
             if "lr" not in section:
                 self.add(f"{where}.lr", f"missing; expected {schema.OPTIM['lr'].kind.expected}.")
+            self.check_and_make(where, section, optimizer, {"params": [_parameter()]}, schema.OPTIM)
+
+    def check_and_make(
+        self,
+        where: str,
+        section: Mapping[str, Any],
+        cls: type,
+        supplied: Mapping[str, Any],
+        declared: Mapping[str, Option],
+    ) -> None:
+        """Check the arguments of a class that BasicSR calls with more, and what it raises."""
+        before = len(self.problems)
+        self.check_call(where, section, cls, [*supplied], declared)
+        if len(self.problems) == before:
+            options = {key: value for key, value in section.items() if key != "type"}
+            self.attempt(where, cls, lambda: cls(**supplied, **options))
 
     def check_scheduler(self) -> None:
         from basicsr.models import lr_scheduler
@@ -221,7 +236,7 @@ class _Check(SectionCheck):
         name = self.look_up(where, section, schema.SCHEDULERS, "scheduler of BasicSR")
         if name is not None:
             scheduler = getattr(lr_scheduler, schema.SCHEDULERS[name])
-            self.check_call(where, section, scheduler, ["optimizer"], schema.SCHEDULER)
+            self.check_and_make(where, section, scheduler, {"optimizer": _optimizer()}, schema.SCHEDULER)
 
     def check_losses_and_optimizers(self) -> None:
         from basicsr.losses import LOSS_REGISTRY
@@ -332,6 +347,14 @@ def _channels_of(section: Mapping[str, Any], network: Any) -> int | None:
     name = next((name for name in ("in_channels", "num_in_ch", "in_chans") if name in defaults), None)
     channels = None if name is None else section.get(name, defaults[name])
     return channels if is_whole(channels) else None
+
+
+def _parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(1))
+
+
+def _optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([_parameter()], lr=1)
 
 
 def _variant_for(name: Any) -> str | None:

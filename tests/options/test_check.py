@@ -501,7 +501,7 @@ def test_metrics_are_optional(sound_options):
         (
             "train.scheduler.restarts",
             [0, 50],
-            "train.scheduler.restart_weights: got 1 of them for 2 restarts",
+            "train.scheduler: MultiStepRestartLR refuses these options (AssertionError: restarts and",
         ),
         (
             "train.scheduler",
@@ -1312,3 +1312,28 @@ def test_metrics_of_tensors_are_reported(sound_options):
     assert problems(change(sound_options, "val.metrics.psnr.type", "calculate_psnr_pt")) == [
         "val.metrics.psnr.type: is for tensors, and results are arrays. Write calculate_psnr."
     ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "key"),
+    [
+        ([0.5], [0.5], None),
+        ([0.5, 0.4, 0.3], [1, 1, 1], None),
+        ([0.5], None, "std"),
+        (None, [0.5], "mean"),
+        ([0.5, 0.5], [1, 1], "mean"),
+        ([0.5], [0], "mean"),
+    ],
+)
+def test_mean_and_deviation_go_together(sound_options, mean, std, key):
+    sound_options["datasets"]["val"] |= {"mean": mean, "std": std}
+    found = [line.partition(": ")[0] for line in problems(sound_options)]
+    assert found == ([] if key is None else [f"datasets.val.{key}"])
+
+
+def test_optimizers_and_schedules_that_cannot_be_made_are_reported(sound_options):
+    sound_options["train"]["optim_g"] |= {"foreach": True, "fused": True}
+    sound_options["train"]["scheduler"]["last_epoch"] = 5
+    optimizer, scheduler = sorted(problems(sound_options))
+    assert optimizer.startswith("train.optim_g: Adam refuses these options (RuntimeError: ")
+    assert scheduler.startswith("train.scheduler: MultiStepRestartLR refuses these options (KeyError: ")
