@@ -37,7 +37,7 @@ from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.measure.results import describe_machine
-from esc_basicsr.lab.networks.reference import ReferenceNetwork
+from esc_basicsr.lab.networks.release import attend_as_released
 from esc_basicsr.options.recipes import Recipe, training_text
 from esc_basicsr.training.esc_model import ESCModel
 
@@ -79,7 +79,7 @@ def release_form(network: dict[str, Any], compile_flex: bool) -> nn.Module:
     """Build what ``network``, a ``network_g``, says as the authors released it; for BasicSR's registry."""
     from basicsr.archs import build_network
 
-    return ReferenceNetwork(build_network(network), compile_flex)
+    return attend_as_released(build_network(network), compile_flex)
 
 
 def options_of(

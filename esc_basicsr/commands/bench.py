@@ -9,8 +9,8 @@ allocator; a CPU's is read from the operating system, Linux or macOS, in a fresh
   python -m esc_basicsr bench --network ESC MSRResNet spandrel.DAT weights.pth options.yml
 
 A network is a published variant (ESC, ESC-light, ESC-FP); the same with ':plain' (as the paper writes it),
-':release' (naive attention, NCHW, direct convolutions, as the authors released it), ':release-flex' (its
-attention by compiled Flex), ':kernels' (ours by the C++ kernels, float32 on a CPU) or ':compiled' (ours by
+':release' (as the authors released it, with naive attention), ':release-flex' (the same, its attention by
+compiled Flex), ':kernels' (ours by the C++ kernels, float32 on a CPU) or ':compiled' (ours by
 torch.compile); a baseline of the paper's (SwinIR-light, RCAN, HiT-SRF, MambaIRv2-light, ATD-light, OmniSR); a
 network of BasicSR's registry, with options where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of
 spandrel's architectures (spandrel.DAT); a YAML file with a network_g section; each of these with

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
@@ -69,7 +68,7 @@ class Candidate(NamedTuple):
 
     method: str  # what the paper calls it
     name: str  # what `build_network` knows it by
-    published: Costs | None  # the paper's costs; None where it has none
+    published: Costs  # the paper's
     published_quality: Mapping[str, Mapping[str, float]]  # the paper's, on DIV2K; of the ablation, PSNR alone
 
 
@@ -89,9 +88,8 @@ def run(args: argparse.Namespace) -> int:
         entries: list[Entry] = []
         missing: list[str] = []
         for scale, candidates in plan.items():
-            measured = _measure(candidates, scale, weights, sets[scale], device, args)
-            entries += measured
-            kept = {entry.method for entry in measured}
+            entries += _measure(candidates, scale, weights, sets[scale], device, args)
+            kept = {entry.method for entry in entries if entry.row.scale == scale}
             missing += [f"{one.method} ×{scale}" for one in candidates if one.method not in kept]
             text = f"{markdown(entries)}\n\n{notes(entries, missing, device)}"
             if args.output is not None:
@@ -142,8 +140,9 @@ def _test_sets(args: argparse.Namespace) -> dict[int, Sets]:
 
 def _comparison(args: argparse.Namespace, scale: int) -> list[Candidate]:
     costs, figures = published_costs(scale), published_figures("DIV2K", scale)
+    nothing = Costs(None, None, None, None)
     return [
-        Candidate(method, method, costs.get(network_of(method)), figures.get(network_of(method), {}))
+        Candidate(method, method, costs.get(network_of(method), nothing), figures.get(network_of(method), {}))
         for method in args.network
     ]
 
@@ -164,26 +163,18 @@ def _ablation(folder: Path) -> list[Candidate]:
 def _weights(given: Sequence[str], plan: Mapping[int, Sequence[Candidate]]) -> dict[tuple[str, int], str]:
     """List trained weights by method and scale: those that ship, then the user's, which are tried."""
     found = {(listed.variant, listed.scale): name for name, listed in reversed(model_list().items())}
+    measured = [(one, scale) for scale, candidates in plan.items() for one in candidates]
+    known = {f"{one.method}_x{scale}": (one, scale) for one, scale in measured if one.method != RELEASE}
     for text in given:
         key, _, file = text.partition("=")
-        known = {
-            f"{one.method}_x{scale}": (one, scale)
-            for scale, candidates in plan.items()
-            for one in candidates
-            if one.method != RELEASE
-        }
         if not file or key not in known:
             raise UserError(
                 f"--weights {text}: expected NETWORK_xSCALE=FILE, of what is measured: {', '.join(known)}."
             )
         candidate, scale = known[key]
-        _trained(candidate, file, scale)
+        build_network(f"{candidate.name},weights={file}", scale)
         found[candidate.method, scale] = file
     return found
-
-
-def _trained(candidate: Candidate, file: str, scale: int) -> nn.Module:
-    return build_network(f"{candidate.name},weights={file}", scale)
 
 
 def _measure(
@@ -204,7 +195,7 @@ def _measure(
         file = weights.get((one.method, scale)) if sets else None
         quality = {}
         if file is not None:
-            net = _trained(one, file, scale).to(device).eval()
+            net = build_network(f"{one.name},weights={file}", scale).to(device).eval()
             for test, pairs in sets.items():
                 bar = f"{one.method} ×{scale}, {test}"
                 quality[test] = measure_quality(net, pairs, scale, device, bar)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from conftest import GOLDEN
+from reference_network import ReferenceNetwork
 
 from esc_basicsr import fast
 from esc_basicsr.archs import ESC, VARIANTS, ESCReal, ESCRealM
@@ -13,7 +14,6 @@ from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention
 from esc_basicsr.archs.upsamplers import UPSAMPLERS
 from esc_basicsr.archs.variants import NETWORKS, build_variant
 from esc_basicsr.fast import row_chunks
-from esc_basicsr.lab.networks.reference import ReferenceNetwork
 
 REAL_FILES = sorted(f"esc_real/{file.stem}" for file in (GOLDEN / "esc_real").glob("*.npz"))
 FILES = ["esc_x2", "esc_x3", "esc_x4", "esc_ln_x2", "escfp_x2", "escfp_x3", "escfp_x4"]

@@ -29,8 +29,6 @@ from esc_basicsr.lab.networks.by_name import (
     network_of,
 )
 
-__all__ = ["Row", "count_flops", "draw", "markdown", "measure", "random_image"]
-
 
 class Row(NamedTuple):
     """One network's figures at one scale."""
@@ -79,15 +77,14 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
         if not outputs[name].isfinite().all():
             logger.warning("%s ×%d in %s gives numbers that are not finite.", name, scale, lq.dtype)
         difference = largest_difference(outputs[name], first.setdefault(network, outputs[name]))
+        if network not in flops:
+            flops[network] = count_flops(network, scale, lq)
         psnr = None
         if lq.dtype != torch.float32:
             if network not in exact:
                 with torch.inference_mode():
                     exact[network] = build_network(name, scale).to(lq.device).eval()(lq.float())
-            error = (outputs[name].float() - exact[network]).square().mean()
-            psnr = float(-10 * error.log10())
-        if network not in flops:
-            flops[network] = count_flops(network, scale, lq)
+            psnr = float(-10 * (outputs[name].float() - exact[network]).square().mean().log10())
         size = (lq.shape[-2], lq.shape[-1])
         figures = (times[name], _memory(name, scale, lq), flops[network], params[name], difference, psnr)
         rows.append(Row(name, scale, size, *figures))
@@ -158,6 +155,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return markdown_table(head + ["PSNR against float32"] * is_half, lines)
 
 
+# of each implementation
 _MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*D", strict=True))
 
 
@@ -176,12 +174,10 @@ def draw(rows: Sequence[Row]) -> Figure:
         fewest = min(row.params for row in shown)
         for row in shown:
             colour = f"C{networks.index(network_of(row.network)) % 10}"
-            point = (row.latency * 1e3, row.params / 1e3)
+            point, marker = (row.latency * 1e3, row.params / 1e3), _MARKERS[implementation_of(row.network)]
             area = 1500 * max(row.memory or 0, 0) / largest
             axis.scatter(*point, s=area, color=colour, alpha=0.25, linewidth=0)
-            axis.scatter(
-                *point, s=30, color=colour, marker=_MARKERS[implementation_of(row.network)], zorder=3
-            )
+            axis.scatter(*point, s=30, color=colour, marker=marker, zorder=3)
             above = row.params > fewest  # the lowest row's labels keep clear of the next row's
             memory = "?" if row.memory is None else mebibytes(row.memory)
             axis.annotate(
@@ -202,10 +198,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         axis.grid(alpha=0.3, which="both")
     marks = [(f"C{number % 10}", "o", network) for number, network in enumerate(networks)]
     marks += [("black", _MARKERS[key], text) for key, text in IMPLEMENTATIONS.items() if key in used]
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-        for colour, marker, label in marks
-    ]
+    handles = [Line2D([], [], color=colour, marker=m, linestyle="", label=text) for colour, m, text in marks]
     title = "circle: peak memory growth"
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, title=title)
     return figure

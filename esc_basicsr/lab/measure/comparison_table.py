@@ -14,8 +14,6 @@ from esc_basicsr.metrics.published import PUBLICATION, Costs
 from esc_basicsr.options.recipes import BENCHMARKS
 from esc_basicsr.weights.shipped import model_list
 
-__all__ = ["BASELINE", "RELEASE", "Entry", "draw", "markdown", "notes", "table"]
-
 BASELINE = "ESC"
 RELEASE = "ESC:release"
 _NOTHING = "—"
@@ -34,7 +32,7 @@ class Entry(NamedTuple):
 
     method: str  # what the paper calls it
     row: Row
-    published: Costs | None  # the paper's costs; None where it has none
+    published: Costs  # the paper's
     weights: str | None  # what quality was measured with; None if it was not
     quality: Mapping[str, Mapping[str, float]]  # measured: test set -> `psnr` and `ssim`
     published_quality: Mapping[str, Mapping[str, float]]  # the paper's, on DIV2K; of the ablation, PSNR alone
@@ -44,7 +42,7 @@ def _ratio(entry: Entry, entries: Sequence[Entry]) -> tuple[float | None, float 
     """Give latency as a multiple of ESC's at this scale: measured here, published."""
     for other in entries:
         if other.method == BASELINE and other.row.scale == entry.row.scale:
-            times = [costs and costs.milliseconds for costs in (entry.published, other.published)]
+            times = entry.published.milliseconds, other.published.milliseconds
             published = times[0] / times[1] if times[0] and times[1] else None
             return entry.row.latency / other.row.latency, published
     return None, None
@@ -60,11 +58,9 @@ def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
     ]
     rows: list[list[object]] = []
     for entry in entries:
-        paper = entry.published or Costs(None, None, None, None)
-        ratio, published_ratio = _ratio(entry, entries)
-        row = entry.row
+        row, paper = entry.row, entry.published
         cells: list[object] = [entry.method, row.scale, row.latency * 1e3, paper.milliseconds]
-        cells += [ratio, published_ratio, row.memory, paper.mebibytes, row.flops, paper.giga]
+        cells += [*_ratio(entry, entries), row.memory, paper.mebibytes, row.flops, paper.giga]
         cells += [row.params, paper.thousands]
         for name in sets:
             for quality in (entry.quality, entry.published_quality):
@@ -81,7 +77,7 @@ def markdown(entries: Sequence[Entry]) -> str:
     head = ["network", "scale", "latency", "÷ ESC", "peak memory growth", "multiply-adds", "parameters"]
     lines = []
     for entry in entries:
-        row, paper = entry.row, entry.published or Costs(None, None, None, None)
+        row, paper = entry.row, entry.published
         cells = [
             entry.method,
             f"×{row.scale}",
@@ -135,8 +131,6 @@ def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device
     ]
     for entry in entries:
         row, paper = entry.row, entry.published
-        if paper is None:
-            continue
         compared = {
             "multiply-adds": (row.flops and row.flops / 1e9, paper.giga),
             "parameters": (row.params / 1e3, paper.thousands),

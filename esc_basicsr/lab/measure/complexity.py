@@ -6,6 +6,7 @@ fvcore has it, a layer norm counts 5 and a mean 1 for each number that it takes.
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,16 +24,11 @@ class Complexity(NamedTuple):
     flops: int
 
 
-def _layer_norm(shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return 10 * math.prod(shape)
-
-
-def _mean(shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(shape)
-
-
 # PyTorch counts a multiply-add twice
-_FORMULAS = {torch.ops.aten.native_layer_norm: _layer_norm, torch.ops.aten.mean: _mean}
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.native_layer_norm: lambda shape, *_, **__: 10 * math.prod(shape),
+    torch.ops.aten.mean: lambda shape, *_, **__: 2 * math.prod(shape),
+}
 
 
 def written_out(net: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import math
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -18,16 +19,7 @@ from torch import Tensor
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.common.timing import times_in_turn
-
-__all__ = [
-    "NotEnoughMemoryError",
-    "add_measuring_arguments",
-    "check_measuring_arguments",
-    "device_to_measure_on",
-    "largest_difference",
-    "peak_memory_growth",
-    "time_networks",
-]
+from esc_basicsr.lab.networks.by_name import described
 
 
 class NotEnoughMemoryError(UserError):
@@ -68,12 +60,9 @@ def device_to_measure_on(name: str) -> torch.device:
     Raises:
         UserError: There is no such device.
     """
-    if name.partition(":")[0] not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"--device {name}: expected cpu, cuda, or cuda:N.")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: expected cpu, cuda, or cuda:N.") from error
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
@@ -98,6 +87,7 @@ def time_networks(
 
     Raises:
         NotEnoughMemoryError: Of the first network that needs more than there is.
+        UserError: A network fails, for want of a compiler, say, or on an input that it does not take.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -105,9 +95,11 @@ def time_networks(
         try:
             outputs[name] = nets[name](x)
         except Exception as failure:
-            if not is_out_of_memory(failure):
-                raise
-            raise NotEnoughMemoryError(name, x) from failure
+            if is_out_of_memory(failure):
+                raise NotEnoughMemoryError(name, x) from failure
+            raise UserError(
+                f"{name}: fails on an input of {tuple(x.shape)} ({described(failure)})."
+            ) from failure
 
     calls = {name: functools.partial(call, name) for name in nets}
     with torch.inference_mode():
@@ -115,11 +107,9 @@ def time_networks(
     return times, outputs
 
 
-def largest_difference(sr: Tensor, reference: Tensor | None) -> float | None:
-    """Return the largest absolute difference of two outputs; None if there is nothing to compare with."""
-    if reference is None or reference is sr:
-        return None
-    return float((sr.float() - reference.float()).abs().max())
+def largest_difference(sr: Tensor, reference: Tensor) -> float | None:
+    """Return the largest absolute difference of two outputs; None of one from itself."""
+    return None if reference is sr else float((sr.float() - reference.float()).abs().max())
 
 
 def peak_memory_growth(build: Callable[[], torch.nn.Module], lq: Tensor) -> int:

@@ -1,6 +1,7 @@
 """The results of a measurement: a Markdown table, JSON with every number, a figure."""
 
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.version import __version__
 from esc_basicsr.metrics.result_files import write_text
-
-__all__ = ["describe_machine", "make_folder", "publish", "write_results"]
 
 
 def make_folder(folder: Path | None) -> None:
@@ -90,8 +89,5 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
+    return model[1] if model else platform.processor() or platform.machine()

@@ -9,8 +9,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.options.baselines import BASELINES
 
-__all__ = ["build_baseline", "imported"]
-
 # type -> its module, which offers it under that name
 _MODULES = {
     "PaddedSwinIR": "esc_basicsr.lab.networks.swinir_arch",
@@ -39,21 +37,15 @@ def build_baseline(name: str, scale: int) -> nn.Module:
 
 
 def imported(module: str, network: str) -> ModuleType:
-    """Import a module of another package.
-
-    Args:
-        module: Its full name.
-        network: What it is needed for, as a message calls it.
+    """Import a module of another package, which ``network`` needs, as a message calls it.
 
     Raises:
         UserError: The package is not installed, or cannot be used.
     """
-    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
-            problem = f"which is not installed: pip install {package}"
-        else:
-            problem = f"whose installation does not work ({error}): repair it"
-        raise UserError(f"{network} needs {package}, {problem}.") from error
+        package = module.partition(".")[0]
+        raise UserError(
+            f"{network} needs the package {package}, which cannot be used ({error}): pip install {package}."
+        ) from error

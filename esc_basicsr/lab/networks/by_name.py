@@ -16,26 +16,14 @@ from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.lab.networks.baselines import build_baseline, imported
-from esc_basicsr.lab.networks.reference import ReferenceNetwork
-from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architectures
+from esc_basicsr.lab.networks.release import attend_as_released
+from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architecture
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.weights.fit import load_weights
 from esc_basicsr.weights.infer import infer_network_options
 from esc_basicsr.weights.read import is_exported, read_weights
 from esc_basicsr.weights.shipped import load_network, model_list, weights_file
-
-__all__ = [
-    "IMPLEMENTATIONS",
-    "build_network",
-    "check_implementations",
-    "described",
-    "give_predictors_weights",
-    "implementation_of",
-    "network_of",
-    "scale_of",
-    "weights_of",
-]
 
 # what follows a variant's name -> what it is
 IMPLEMENTATIONS = {
@@ -54,25 +42,6 @@ _SCALE_OPTIONS = ("upscaling_factor", "upscale", "scale", "up_scale", "upscale_f
 _PROBE = 64  # side of an image that any network should take
 
 
-class CompiledNetwork(nn.Module):
-    """A network that runs by torch.compile, whole; sizes that vary are compiled for once."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.compiled = torch.compile(net.forward)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images."""
-        try:
-            sr: Tensor = self.compiled(x)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # no compiler, no Triton, an operation that it does not take
-            raise UserError(f"torch.compile failed: {described(error)}") from error
-        return sr
-
-
 def _implementation(net: nn.Module, name: str) -> nn.Module:
     """Give an implementation of a network, whose weights it shares; of other networks than ESC's, itself."""
     match name:
@@ -82,9 +51,9 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
             fast.attend_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
         case "compiled":
-            return CompiledNetwork(net)
+            net.compile()
         case "release" | "release-flex":
-            return ReferenceNetwork(net, compile_flex=name == "release-flex")
+            return attend_as_released(net, compile_flex=name == "release-flex")
     return net
 
 
@@ -106,7 +75,7 @@ def _parsed(name: str) -> _Name:
 
 
 def network_of(name: str) -> str:
-    """Return what implementations of one network have in common: the name without the implementation's."""
+    """Return what implementations of one network have in common."""
     network, _, weights = _parsed(name)
     return f"{network},weights={weights}" if weights else network
 
@@ -154,11 +123,10 @@ def scale_of(name: str, scale: int) -> int:
         raise UserError(
             f"{name}: cannot be measured: given an image of {size}, it fails ({described(error)})."
         ) from error
-    if isinstance(sr, Tensor):
-        found = sr.shape[-1] // _PROBE
-        if found > 1 and sr.shape == (1, 3, _PROBE * found, _PROBE * found):
-            return found
     shape = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+    own = sr.shape[-1] // _PROBE if isinstance(sr, Tensor) else 0
+    if own > 1 and shape == (1, 3, _PROBE * own, _PROBE * own):
+        return own
     raise UserError(f"{name}: does not upscale an image: given one of {size}, it returns {shape}.")
 
 
@@ -191,7 +159,12 @@ def _build(name: str, scale: int) -> nn.Module:
     if name in BASELINES:
         return build_baseline(name, scale)
     if name.startswith(_TORCHSCRIPT):
-        return _run_torchscript(Path(name.removeprefix(_TORCHSCRIPT)))
+        path = name.removeprefix(_TORCHSCRIPT)
+        try:
+            script: nn.Module = torch.jit.load(path, map_location="cpu")
+        except Exception as error:  # what PyTorch raises depends on the bytes
+            raise UserError(f"{path}: cannot be read as TorchScript ({described(error)}).") from error
+        return script
     if suffix in _CHECKPOINTS:
         return _read_checkpoint(Path(name))
     if suffix in _OPTION_FILES:
@@ -201,13 +174,9 @@ def _build(name: str, scale: int) -> nn.Module:
         network = {**options["network_g"]}
         return _construct(name, _registered(name, str(network.pop("type", None))), network)
     kind, given = _kind_and_options(name)
+    constructor: Callable[..., nn.Module]
     if kind.startswith("spandrel."):
-        known = spandrel_architectures("this network")
-        architecture = kind.removeprefix("spandrel.")
-        if architecture not in known:
-            near = hint(architecture, known)
-            raise UserError(f"{name}: spandrel has no network {architecture!r}. {near}".rstrip())
-        constructor = known[architecture]
+        constructor = spandrel_architecture(kind.removeprefix("spandrel."))
     else:
         constructor = _registered(name, kind)
     scales = {key: scale for key in _SCALE_OPTIONS if key in inspect.signature(constructor).parameters}
@@ -279,14 +248,13 @@ def _construct(name: str, constructor: Callable[..., nn.Module], options: Mappin
     Raises:
         UserError: They are not, or the constructor does not take their values.
     """
-    parameters = inspect.signature(constructor).parameters.values()
-    takes = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        for key in options:
-            if key not in takes:
-                raise UserError(f"{name}: there is no option {key!r}. {hint(key, takes)}".rstrip())
+    parameters = inspect.signature(constructor).parameters
+    takes = [key for key, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [key for key in options if key not in takes and not takes_any]:
+        raise UserError(f"{name}: there is no option {unknown[0]!r}. {hint(unknown[0], takes)}".rstrip())
     missing = [
-        p.name for p in parameters if p.name in takes and p.default is p.empty and p.name not in options
+        key for key in takes if parameters[key].default is inspect.Parameter.empty and key not in options
     ]
     if missing:
         needed = "".join(f",{key}=..." for key in missing)
@@ -300,14 +268,6 @@ def _construct(name: str, constructor: Callable[..., nn.Module], options: Mappin
 def described(error: Exception) -> str:
     """Describe an error of foreign code: its type, and what it says."""
     return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def _run_torchscript(path: Path) -> nn.Module:
-    try:
-        net: nn.Module = torch.jit.load(path, map_location="cpu")
-    except Exception as error:  # what PyTorch raises depends on the bytes
-        raise UserError(f"{path}: cannot be read as TorchScript ({described(error)}).") from error
-    return net
 
 
 def _read_checkpoint(path: Path) -> nn.Module:

@@ -5,8 +5,6 @@ from typing import Any
 
 from esc_basicsr.archs.validation import require
 
-__all__ = ["check_numbers", "check_published", "check_sizes", "check_stages", "is_list"]
-
 
 def check_sizes(**sizes: Any) -> None:
     """Check that options are integers of at least 1."""
@@ -22,20 +20,16 @@ def check_numbers(**numbers: Any) -> None:
         require(is_number and value > 0, f"{name} must be a number above 0", value)
 
 
-def is_list(value: Any) -> bool:
-    """Tell whether an option is a list."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 def check_stages(depths: Any, num_heads: Any) -> None:
     """Check that both options list a size for each stage."""
     for name, values in (("depths", depths), ("num_heads", num_heads)):
-        require(is_list(values) and len(values) > 0, f"{name} must list a number for each stage", values)
+        is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+        require(is_list, f"{name} must list a number for each stage", values)
         check_sizes(**{f"{name}[{stage}]": value for stage, value in enumerate(values)})
     require(len(depths) == len(num_heads), f"num_heads must be as many as depths ({len(depths)})", num_heads)
 
 
 def check_published(given: dict[str, Any], published: dict[str, Any]) -> None:
-    """Check that options have the one value that is implemented."""
+    """Check that those of a constructor's options which are ``published`` have the one value implemented."""
     for name, value in published.items():
         require(given[name] == value, f"{name} must be {value}, the published one", given[name])

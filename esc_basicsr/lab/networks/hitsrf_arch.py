@@ -14,18 +14,12 @@ from torch import Tensor
 
 from esc_basicsr.archs.validation import require
 from esc_basicsr.fast.precision import without_autocast
-from esc_basicsr.lab.networks.checks import (
-    check_numbers,
-    check_published,
-    check_sizes,
-    check_stages,
-    is_list,
-)
-
-__all__ = ["ATTN_TYPES", "HiT_SRF"]
+from esc_basicsr.lab.networks.checks import check_numbers, check_published, check_sizes, check_stages
 
 ATTN_TYPES = ("Factored", "Naive")
 
+# options that released files state and that have one value
+_PUBLISHED = {"upsampler": "pixelshuffledirect", "resi_connection": "1conv", "ape": False, "patch_norm": True}
 # mean colour of DIV2K, RGB
 _MEAN = (0.4488, 0.4371, 0.4040)
 
@@ -93,16 +87,13 @@ class PositionBias(nn.Module):
 
     def forward(self) -> Tensor:
         """Average what the network makes of query minus key over each cell's pixels."""
-        with without_autocast(self.pos_proj.weight.device):
-            return self._means()
-
-    def _means(self) -> Tensor:
         (wh, ww), (bh, bw) = self.window, self.grid
         sh, sw = wh // bh, ww // bw
         like = self.pos_proj.weight
         sides = [torch.arange(1 - side, side, dtype=like.dtype, device=like.device) for side in self.window]
         offsets = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)
-        values = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets)))).permute(2, 0, 1)
+        with without_autocast(like.device):
+            values = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets)))).permute(2, 0, 1)
         # The pixels of a cell are neighbours, and so are their offsets. A mean over rows, then over columns.
         means = F.avg_pool2d(F.avg_pool2d(values, (sh, 1), stride=1), (1, sw), stride=1)
         # A cell further means the offsets of a query a cell back.
@@ -282,16 +273,11 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
             base window, and its values are reduced to as many cells as that has pixels.
         mlp_ratio: Hidden channels of feed-forward networks are ``int(embed_dim * mlp_ratio)``.
         img_range: What colours are multiplied by.
-        upsampler: ``pixelshuffledirect``, the one published.
-        resi_connection: ``1conv``, the one published.
-        ape: False, as published.
-        patch_norm: True, as published.
+        upsampler, resi_connection, ape, patch_norm: As published; other values are not implemented.
         attn_type: How spatial attention is computed, which changes speed and memory, not results: ``Naive``
             writes the scores out, as the release does, and is what multiply-adds are published of;
             ``Factored`` never does (without a softmax queries can meet keys times values).
-        img_size: Without effect, as in the release.
-        patch_size: Without effect.
-        expansion_factor: Without effect: released option files have it, but ``mlp_ratio`` rules.
+        img_size, patch_size, expansion_factor: Stand in the release's option files; without effect, as there.
 
     Shape:
         Input: (B, in_chans, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -323,16 +309,8 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
         patch_size: Any = 1,
         expansion_factor: Any = None,
     ) -> None:
+        check_published(locals(), _PUBLISHED)
         check_sizes(upscale=upscale, in_chans=in_chans, embed_dim=embed_dim)
-        check_published(
-            {
-                "upsampler": upsampler,
-                "resi_connection": resi_connection,
-                "ape": ape,
-                "patch_norm": patch_norm,
-            },
-            {"upsampler": "pixelshuffledirect", "resi_connection": "1conv", "ape": False, "patch_norm": True},
-        )
         require(attn_type in ATTN_TYPES, f"attn_type must be one of {', '.join(ATTN_TYPES)}", attn_type)
         windows = _windows(base_win_size, hier_win_ratios)
         check_stages(depths, num_heads)
@@ -379,9 +357,10 @@ class HiT_SRF(nn.Module):  # noqa: N801 - the name that the release's option fil
 
 def _windows(base: Sequence[int], ratios: Sequence[float]) -> list[tuple[Size, Size]]:
     """Give size and grid of each block's windows."""
-    require(is_list(base) and len(base) == 2, "base_win_size must be a height and a width", base)
-    check_sizes(**dict(zip(("base_win_size[0]", "base_win_size[1]"), base, strict=True)))
-    require(is_list(ratios), "hier_win_ratios must be numbers", ratios)
+    is_pair = isinstance(base, Sequence) and not isinstance(base, str) and len(base) == 2
+    require(is_pair, "base_win_size must be a height and a width", base)
+    check_sizes(**{f"base_win_size[{axis}]": side for axis, side in enumerate(base)})
+    require(isinstance(ratios, Sequence), "hier_win_ratios must be numbers", ratios)
     check_numbers(**{f"hier_win_ratios[{index}]": ratio for index, ratio in enumerate(ratios)})
     windows = []
     for ratio in ratios:

@@ -12,9 +12,10 @@ from esc_basicsr.archs.validation import require
 from esc_basicsr.lab.networks.checks import check_numbers, check_published, check_sizes, check_stages
 from esc_basicsr.lab.networks.selective_scan import selective_scan
 
-__all__ = ["ROUTINGS", "MambaIRv2Light"]
-
 ROUTINGS = ("auto", "deterministic", "sampled")
+# options that released files state and that have one value
+_PUBLISHED: dict[str, object] = {"upsampler": "pixelshuffledirect", "resi_connection": "1conv"}
+_PUBLISHED |= {"patch_size": 1, "qkv_bias": True, "patch_norm": True, "ape": False}
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 GATE_KERNEL = 5
 INIT_STD = 0.02
@@ -344,13 +345,13 @@ class MambaIRv2Light(nn.Module):
         inner_rank: Rank of the dictionary of tokens.
         num_tokens: Its rows.
         mlp_ratio: Channels of the scan and of the MLPs, per feature channel.
-        upsampler: ``pixelshuffledirect``; the release's others are not implemented.
-        resi_connection: ``1conv``; the release's other is not implemented.
+        upsampler, resi_connection, patch_size, qkv_bias, patch_norm, ape: As published; the release's other
+            values are not implemented.
         routing: How a pixel's token is chosen. ``deterministic`` takes the most probable; ``sampled``
             draws one by its probability, so that no two outputs are alike: what the release does, in
             evaluation too; ``auto`` draws while training only.
-        img_size, convffn_kernel_size, patch_size, qkv_bias, patch_norm, ape, use_checkpoint: Stand in the
-            release's option files; without effect, as there.
+        img_size, convffn_kernel_size, use_checkpoint: Stand in the release's option files; without effect,
+            as there.
 
     Shape:
         Input: (B, in_chans, H, W), RGB in [0, 1], any B, H, W >= 1.
@@ -386,9 +387,9 @@ class MambaIRv2Light(nn.Module):
         use_checkpoint: bool = False,
         routing: str = "auto",
     ) -> None:
-        sizes = {"upscale": upscale, "in_chans": in_chans, "embed_dim": embed_dim, "d_state": d_state}
-        sizes |= {"window_size": window_size, "inner_rank": inner_rank, "num_tokens": num_tokens}
-        check_sizes(**sizes)
+        check_published(locals(), _PUBLISHED)
+        check_sizes(upscale=upscale, in_chans=in_chans, embed_dim=embed_dim, d_state=d_state)
+        check_sizes(window_size=window_size, inner_rank=inner_rank, num_tokens=num_tokens)
         check_stages(depths, num_heads)
         for heads in num_heads:
             require(embed_dim % heads == 0, f"num_heads must divide embed_dim ({embed_dim})", heads)
@@ -398,12 +399,6 @@ class MambaIRv2Light(nn.Module):
         hidden = int(embed_dim * mlp_ratio)
         is_even = hidden >= 2 and hidden % 2 == 0
         require(is_even, f"mlp_ratio must make embed_dim ({embed_dim}) even", mlp_ratio)
-        check_published(
-            {"upsampler": upsampler, "resi_connection": resi_connection, "patch_size": patch_size}
-            | {"qkv_bias": qkv_bias, "patch_norm": patch_norm, "ape": ape},
-            {"upsampler": "pixelshuffledirect", "resi_connection": "1conv", "patch_size": 1}
-            | {"qkv_bias": True, "patch_norm": True, "ape": False},
-        )
         require(routing in ROUTINGS, f"routing must be one of {', '.join(ROUTINGS)}", routing)
         super().__init__()
         self.upscale = upscale

@@ -3,8 +3,6 @@
 import warnings
 from types import ModuleType
 
-__all__ = ["register"]
-
 
 def register(basicsr: ModuleType) -> None:
     """Register the baselines: all, or none with a warning. ESC's own names do not depend on it."""

@@ -27,8 +27,6 @@ from esc_basicsr.fast.precision import without_autocast
 
 # ruff: noqa: N803 - A, B, C and D as in the paper
 
-__all__ = ["implementation", "selective_scan"]
-
 CHUNK = 128
 # numbers of the state that one operation takes: on a CPU what stays in a core's cache, on others what keeps
 # the device busy

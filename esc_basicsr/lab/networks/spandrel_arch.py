@@ -1,35 +1,32 @@
 """spandrel's architectures as networks of BasicSR's registry, and as they run."""
 
 import pkgutil
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.lab.networks.baselines import imported
 
-__all__ = ["Spandrel", "SpandrelNetwork", "spandrel_architectures"]
 
-
-def spandrel_architectures(network: str) -> dict[str, Callable[..., nn.Module]]:
-    """List the classes of networks that spandrel's modules of architectures offer, by name.
-
-    Args:
-        network: What they are needed for, as a message calls it.
+def spandrel_architecture(name: str) -> type[nn.Module]:
+    """Find a class of networks that one of spandrel's modules of architectures offers.
 
     Raises:
-        UserError: spandrel is not installed.
+        UserError: spandrel is not installed, or has no such architecture.
     """
-    found: dict[str, Callable[..., nn.Module]] = {}
-    for module in pkgutil.iter_modules(imported("spandrel.architectures", network).__path__):
-        offered = vars(imported(f"spandrel.architectures.{module.name}", network))
-        for name in offered.get("__all__", ()):
-            if isinstance(offered[name], type) and issubclass(offered[name], nn.Module):
-                found[name] = offered[name]
-    return found
+    found: dict[str, type[nn.Module]] = {}
+    for module in pkgutil.iter_modules(imported("spandrel.architectures", f"network {name}").__path__):
+        offered = vars(imported(f"spandrel.architectures.{module.name}", f"network {name}"))
+        for key in offered.get("__all__", ()):
+            if isinstance(offered[key], type) and issubclass(offered[key], nn.Module):
+                found[key] = offered[key]
+    if name not in found:
+        raise UserError(f"spandrel has no network {name!r}. {hint(name, found)}".rstrip())
+    return found[name]
 
 
 def Spandrel(architecture: str, **options: Any) -> nn.Module:  # noqa: N802 - as network_g.type names it
@@ -42,15 +39,10 @@ def Spandrel(architecture: str, **options: Any) -> nn.Module:  # noqa: N802 - as
         options: What the class is constructed by.
 
     Raises:
-        UserError: spandrel is not installed.
-        ValueError: It has no such architecture.
+        UserError: spandrel is not installed, or has no such architecture.
         TypeError: The architecture has no such option.
     """
-    known = spandrel_architectures(f"network {architecture}")
-    if architecture not in known:
-        near = hint(architecture, known)
-        raise ValueError(f"architecture must be one of spandrel's, got {architecture!r}. {near}".rstrip())
-    return known[architecture](**options)
+    return spandrel_architecture(architecture)(**options)
 
 
 class SpandrelNetwork(nn.Module):

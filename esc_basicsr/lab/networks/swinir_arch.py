@@ -8,8 +8,6 @@ from torch import Tensor
 
 from esc_basicsr.archs.layers import pad_to_multiple
 
-__all__ = ["PaddedSwinIR"]
-
 
 class PaddedSwinIR(SwinIR):
     """SwinIR that pads an image to whole windows, as its authors' network does and BasicSR's does not.

@@ -1,8 +1,7 @@
-"""ESC and ESC-FP as their authors released them: the oracle of tests and the opponent in benchmarks.
+"""ESC and ESC-FP written a second time, from arXiv:2503.06671 and the release's description: an oracle.
 
-Attention by scores that are written out and a table of indices, or by compiled Flex; NCHW; direct
-convolutions; one operation after the other as arXiv:2503.06671 and the release state them. Parameters have
-the names of `esc_basicsr.archs`, so that weights go from one to the other.
+Attention by scores that are written out and a table of indices; NCHW; direct convolutions; one operation
+after the other. Parameters have the names of `esc_basicsr.archs`, so that weights go from one to the other.
 """
 
 from typing import Any
@@ -11,45 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_basicsr.common.errors import UserError
-
-__all__ = ["ReferenceNetwork"]
-
 
 class ReferenceNetwork(torch.nn.Module):
     """A network of `esc_basicsr.archs`, computed as the release does.
 
     Args:
         net: An `ESC` or `ESCFP` without ablations; its parameters are shared, not copied.
-        compile_flex: Compute attention by compiled Flex instead of naively.
-
-    Attributes:
-        smallest_input: Least height and width of an input, as reflection pads no more than there is.
 
     Shape:
         Input: (B, 3, H, W), RGB in [0, 1], H and W above half a window. Output: (B, 3, H·s, W·s).
     """
 
-    def __init__(self, net: torch.nn.Module, compile_flex: bool = False) -> None:
+    def __init__(self, net: torch.nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.flex = _compiled_flex() if compile_flex else None
         attention: Any = net.get_submodule("blocks.0.attn")
-        self.smallest_input: int = attention.window_size // 2 + 1
         self.index: Tensor
         self.register_buffer("index", _bias_index(attention.window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images.
-
-        Raises:
-            UserError: A side is below ``smallest_input``.
-        """
-        if min(x.shape[-2:]) < self.smallest_input:
-            raise UserError(
-                f"the release's implementation takes images of at least {self.smallest_input} pixels a "
-                f"side, got {x.shape[-1]}x{x.shape[-2]}: measure larger ones, or leave it out."
-            )
         net: Any = self.net
         scale = net.upscaling_factor
         is_fp = hasattr(net, "lk_spatial")
@@ -98,24 +77,10 @@ class ReferenceNetwork(torch.nn.Module):
         qkv = attn.to_qkv(x).view(B, 3, heads, C // heads, rows, w, columns, w)
         q, k, v = qkv.permute(1, 0, 4, 6, 2, 5, 7, 3).reshape(3, -1, heads, w * w, C // heads)
         bias = attn.relative_position_bias
-        if self.flex is None:
-            scores = q @ k.transpose(-2, -1) * (C // heads) ** -0.5
-            out = (scores + bias[:, self.index]).softmax(-1) @ v
-        else:
-            index = self.index
-
-            def add_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                return score + bias[h, index[i, j]]
-
-            out = self.flex(q.contiguous(), k.contiguous(), v.contiguous(), score_mod=add_bias)
+        scores = q @ k.transpose(-2, -1) * (C // heads) ** -0.5
+        out = (scores + bias[:, self.index]).softmax(-1) @ v
         out = out.view(B, rows, columns, heads, w, w, C // heads).permute(0, 3, 6, 1, 4, 2, 5)
         return attn.to_out(out.reshape(B, C, padded_H, padded_W)[..., :H, :W])
-
-
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)
 
 
 def _bias_index(w: int) -> Tensor:
