@@ -89,7 +89,7 @@ TOP_LEVEL = {
     ),
     "num_gpu": Option(GPUS, "GPUs of one process; auto: all there are, 0: the CPU.", required=ALWAYS),
     "manual_seed": Option(
-        or_none(at_most(WHOLE, 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
+        or_none(at_most(WHOLE, 4 * 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
     ),
     "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, model=_ESC),
     "cpu_kernels": Option(

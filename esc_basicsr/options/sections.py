@@ -5,6 +5,7 @@ import copy
 import inspect
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -202,6 +203,13 @@ class SectionCheck:
             elif "meta" not in reason and "device=" not in reason:  # some cannot be made there
                 self.add(where, f"{cls.__name__} refuses these options ({type(error).__name__}: {reason}).")
             return None
+
+
+def keys_read(*functions: Callable[..., Any]) -> set[str]:
+    """Collect the keys that functions of BasicSR read of their options without asking whether they exist."""
+    source = "".join(map(inspect.getsource, functions))
+    asked = re.findall(r"'(\w+)' in (?:self\.)?opt\b", source) + re.findall(r"opt\.get\('(\w+)'", source)
+    return {*re.findall(r"\bopt\['(\w+)'\]", source)} - {*asked, "scale", "phase"}
 
 
 def registered(registry: Any) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def test_a_number_in_quotes_is_reported_how_to_write(sound_options):
         (
             "manual_seed",
             0.5,
-            "got 0.5, expected a whole number of at least 0, and at most 1,000,000,000 or ~.",
+            "got 0.5, expected a whole number of at least 0, and at most 4,000,000,000 or ~.",
         ),
         ("path", None, "got nothing (~), expected a section of 'key: value' lines."),
         ("path.strict_load_g", "true", "got the text 'true', expected true or false."),
