@@ -278,7 +278,7 @@ def test_what_a_model_needs_to_train_is_reported_where_it_is_missing(
             "train.gan_opt: GANLoss refuses these options (NotImplementedError: ",
         ),
         ("gan_opt", {"loss_weigth": 1}, "train.gan_opt.loss_weigth: unknown key. Did you mean 'loss_weight'"),
-        ("optim_d", {"lr": "1e-4"}, "train.optim_d.lr: got the text '1e-4', expected a number above 0."),
+        ("optim_d", {"lr": "1e-4"}, "train.optim_d.lr: got the text '1e-4', expected a number above 0"),
         ("optim_d", {"type": "Adamm"}, "train.optim_d.type: got 'Adamm', no known optimizer of ESRGANModel"),
     ],
 )
