@@ -16,6 +16,8 @@ from typing import Any
 from unittest import mock
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.signals import SIGNALS
@@ -72,13 +74,13 @@ def _obeyed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _meet(rank: int, world: int, limit: float) -> "dist.Store":
+def _meet(rank: int, world: int, limit: float) -> Store:
     """Make the store through which ranks find one another, and see in it that all are there."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         # torchrun keeps a store for all of its attempts, in which there are addresses of dead ranks.
         attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {world} ranks"
-        store = dist.PrefixStore(attempt, _make_store(rank, world, limit))
+        store = PrefixStore(attempt, _make_store(rank, world, limit))
         store.set(str(rank), "here")
         deadline = time.monotonic() + limit
         while not store.check([str(other) for other in range(world)]):
@@ -95,7 +97,7 @@ def _meet(rank: int, world: int, limit: float) -> "dist.Store":
     return store
 
 
-def _missing(store: "dist.Store", world: int, limit: float) -> str:
+def _missing(store: Store, world: int, limit: float) -> str:
     """Say who is missing, and have the others say the same: whoever keeps the store is about to end."""
     if not store.check(["missing"]):
         absent = [str(other) for other in range(world) if not store.check([str(other)])]
@@ -108,7 +110,7 @@ def _missing(store: "dist.Store", world: int, limit: float) -> str:
     )
 
 
-def _make_store(rank: int, world: int, limit: float) -> "dist.TCPStore":
+def _make_store(rank: int, world: int, limit: float) -> TCPStore:
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     more: dict[str, Any] = {}
@@ -117,7 +119,7 @@ def _make_store(rank: int, world: int, limit: float) -> "dist.TCPStore":
         # No one outside this machine has to reach it; torch would listen to all.
         family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
         more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
-    return dist.TCPStore(
+    return TCPStore(
         address,
         port,
         world,
