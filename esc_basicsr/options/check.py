@@ -131,7 +131,7 @@ class _Check(SectionCheck):
         if where == "network_g":
             cls = registered(ARCH_REGISTRY).get(str(name))
             self.channels = None if cls is None else _channels_of(section, cls)
-            self.network_g = network if self.is_known_model else None
+            self.network_g = network if self.knows("load_network") is not None else None
 
     def check_path(self) -> None:
         for key, value in (self.section("path") or {}).items():
@@ -148,12 +148,9 @@ class _Check(SectionCheck):
                 remedy = "Train what it comes from first, or give another."
                 self.add(where, f"there is no checkpoint '{value}'. {remedy}")
                 self.note_paths()
-            elif self.opt.get("model_type") == "SRModel" and is_safetensors(file):
-                self.add(
-                    where,
-                    f"{value} is a .safetensors file, and SRModel reads .pth alone. "
-                    "With model_type: ESCModel it is read.",
-                )
+            elif self.is_stock("load_network") and is_safetensors(file):
+                message = f"{value} is a .safetensors file, and {self.opt['model_type']} reads .pth alone."
+                self.add(where, f"{message} With model_type: ESCModel it is read.")
             elif key == "pretrain_network_g" and self.network_g is not None:
                 self.check_weights(where, file, self.network_g)
 
@@ -174,12 +171,13 @@ class _Check(SectionCheck):
             (infer_network_options(state) or {}).get("upscaling_factor")
             for state in (weights, network.state_dict())
         )
-        if scale != own_scale and is_strict and self.opt["model_type"] == "SRModel":
-            self.add(
-                where,
-                f"{file} is of scale ×{scale}, network_g of ×{own_scale}, and SRModel does not convert it. "
-                "With model_type: ESCModel it is converted.",
-            )
+        if scale != own_scale and is_strict and self.is_stock("load_network"):
+            message = f"{file} is of scale ×{scale}, network_g of ×{own_scale}, and {self.opt['model_type']}"
+            self.add(where, f"{message} does not convert it. With model_type: ESCModel it is converted.")
+
+    def is_stock(self, method: str) -> bool:
+        """Tell whether a method of the model is BasicSR's own."""
+        return getattr(getattr(self.model, method, None), "__module__", "").startswith("basicsr.")
 
     def knows(self, method: str) -> set[str] | None:
         """Collect the texts in a method of the model and of its parents; None if a third party wrote it."""
@@ -338,8 +336,8 @@ class _Check(SectionCheck):
             saves_images = lookup(self.opt, "val.save_img") is True
             problems += result_problems(dataset, scale, saves_images, self.niqe_border())
         # BasicSR's validation calls every metric with HR images, ours those alone that need none.
-        is_ours = "esc_basicsr." in getattr(getattr(self.model, "validation", None), "__module__", "")
-        if dataset["type"] == "SingleImageDataset" and not is_training_set and self.compares and not is_ours:
+        is_stock = self.is_stock("validation") and self.is_stock("nondist_validation")
+        if dataset["type"] == "SingleImageDataset" and not is_training_set and self.compares and is_stock:
             message = (
                 "has no HR images, and val.metrics compare with them. Leave out the set or these metrics."
             )

@@ -1351,3 +1351,12 @@ def test_optimizers_and_schedules_that_cannot_be_made_are_reported(sound_options
 def test_values_beyond_what_can_be_computed_or_stored_are_reported(sound_options, key_path, value):
     (line,) = problems(change(sound_options, key_path, value))
     assert line.startswith(f"{key_path}: got ")
+
+
+def test_weights_are_checked_for_every_model_of_basicsr(sound_options, save_zeros):
+    opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
+    save_zeros(Path("net.pth"), {**opt["network_g"], "n_blocks": 2})
+    opt["model_type"] = "SwinIRModel"
+    opt["train"]["optim_g"]["type"] = "Adam"
+    (line,) = problems(opt)
+    assert line == "path.pretrain_network_g: net.pth does not fit ESC:"
