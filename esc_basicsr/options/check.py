@@ -177,8 +177,8 @@ class _Check(SectionCheck):
         for where in ("network_d", "train.optim_d", "train.gan_opt"):
             if where.removeprefix("train.") in read and self.section(where) is None:
                 self.add(where, f"missing; expected {SECTION.expected}.")
-        feed = getattr(self.model, "feed_data", None)
-        if feed and feed.__module__.startswith("basicsr.") and self.opt.get("high_order_degradation", True):
+        feed = inspect.unwrap(getattr(self.model, "feed_data", None) or dict)
+        if feed.__module__.startswith("basicsr.") and self.opt.get("high_order_degradation", True):
             for key in sorted(keys_read(feed) - self.opt.keys()):
                 self.add(key, f"missing; {self.model.__name__} reads it to degrade images.")
 
