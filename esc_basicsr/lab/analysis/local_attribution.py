@@ -17,23 +17,6 @@ from torch import Tensor
 
 from esc_basicsr.lab.analysis.features import Values
 
-__all__ = [
-    "FOLD",
-    "INTEGRATIONS",
-    "LARGEST_SIGMA",
-    "LEAST_SIDE",
-    "Attribution",
-    "Window",
-    "attribute",
-    "attribution_density",
-    "blur",
-    "detail",
-    "diffusion_index",
-    "gaussian_kernel",
-    "gini",
-    "relative_map",
-]
-
 FOLD = 50
 LARGEST_SIGMA = 1.2
 INTEGRATIONS = ("right", "midpoint")
