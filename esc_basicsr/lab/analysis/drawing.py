@@ -331,6 +331,7 @@ def _adjacent(axis: Axes, one: Compared) -> None:
     curves = {one.title: (one.features[first, first + 1], "C0-o")}
     if one.maps is not None:
         pairs, uniform, centred = one.maps
+        assert uniform is not None and centred is not None  # as every statistic of maps has them
         curves |= {
             "cosine of maps": (pairs[first, first + 1], "C1-o"),
             "cosine with a uniform map": (
