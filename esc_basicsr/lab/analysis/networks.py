@@ -95,7 +95,11 @@ class Subject(NamedTuple):
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what every analysis has: ``--network``, ``--scale``, ``--device``, ``--output``."""
     parser.add_argument(
-        "--network", nargs="+", default=["ESC"], help="what to look into (default: ESC, with random weights)"
+        "--network",
+        nargs="+",
+        default=["ESC"],
+        help="what to look into (default: ESC, with random weights); a TorchScript file, whose code runs, as "
+        "torchscript:FILE",
     )
     parser.add_argument(
         "--scale",

@@ -76,7 +76,7 @@ class _CKA:
         for name, value, magnitude in zip(self.names, own, self._magnitude, strict=True):
             if not value > _ROUNDING * magnitude:
                 raise ValueError(f"{name}: unbiased HSIC of it with itself is 0, so that CKA is undefined")
-        return _to_numpy(self._total / own.outer(own).sqrt())
+        return (self._total / own.outer(own).sqrt()).cpu().numpy()
 
 
 class PixelCKA(_CKA):
@@ -125,7 +125,7 @@ class PixelCKA(_CKA):
         """Return linear CKA of each pair of layers, all pixels pooled: |YᵀX|² / (|XᵀX|·|YᵀY|)."""
         norms = self._norms(self._moments)
         own = norms.diagonal().sqrt()
-        return _to_numpy(norms / own.outer(own))
+        return (norms / own.outer(own)).cpu().numpy()
 
 
 class ImageCKA(_CKA):
@@ -327,7 +327,3 @@ class MapSimilarity:
     def displacement_means(self) -> list[Tensor]:
         """Average `window_means` by displacement: ((2w-1)²)."""
         return [by_displacement(*pair) for pair in zip(self.window_means(), self._windows, strict=True)]
-
-
-def _to_numpy(x: Tensor) -> Values:
-    return x.cpu().numpy()
