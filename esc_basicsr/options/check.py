@@ -25,8 +25,7 @@ from esc_basicsr.options.kinds import SECTION, is_whole
 from esc_basicsr.options.schema import lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, registered
 from esc_basicsr.weights.fit import check_fit
-from esc_basicsr.weights.infer import infer_network_options
-from esc_basicsr.weights.read import is_safetensors, read_weights
+from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import weights_file
 
 _REPORTED = 30  # problems
@@ -148,12 +147,6 @@ class _Check(SectionCheck):
                 remedy = "Train what it comes from first, or give another."
                 self.add(where, f"there is no checkpoint '{value}'. {remedy}")
                 self.note_paths()
-            elif self.opt.get("model_type") == "SRModel" and is_safetensors(file):
-                self.add(
-                    where,
-                    f"{value} is a .safetensors file, and SRModel reads .pth alone. "
-                    "With model_type: ESCModel it is read.",
-                )
             elif key == "pretrain_network_g" and self.network_g is not None:
                 self.check_weights(where, file, self.network_g)
 
@@ -169,17 +162,6 @@ class _Check(SectionCheck):
                     check_fit(network, weights, file)
         except UserError as error:
             self.add(where, str(error))
-            return
-        scale, own_scale = (
-            (infer_network_options(state) or {}).get("upscaling_factor")
-            for state in (weights, network.state_dict())
-        )
-        if scale != own_scale and is_strict and self.opt["model_type"] == "SRModel":
-            self.add(
-                where,
-                f"{file} is of scale ×{scale}, network_g of ×{own_scale}, and SRModel does not convert it. "
-                "With model_type: ESCModel it is converted.",
-            )
 
     def knows(self, method: str) -> set[str] | None:
         """Collect the texts in a method of the model and of its parents; None if a third party wrote it."""
@@ -203,8 +185,7 @@ class _Check(SectionCheck):
             # One that names none looks them up in torch.optim.
             names = {text for text in known if hasattr(torch.optim, text)} or {*dir(torch.optim)}
             what = f"optimizer of {self.opt['model_type']}"
-            remedy = "With model_type: ESCModel it is." if name == "AdamW" else ""
-            name = self.look_up(where, section, names, what, remedy)
+            name = self.look_up(where, section, names, what)
         optimizer = getattr(torch.optim, name, None) if isinstance(name, str) else None
         if isinstance(optimizer, type):
             self.check_call(where, section, optimizer, ["params"], schema.OPTIM)

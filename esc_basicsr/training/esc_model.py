@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -25,9 +24,6 @@ from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.training.throughput import Throughput
-from esc_basicsr.weights.fit import load_weights
-from esc_basicsr.weights.read import read_weights
-from esc_basicsr.weights.shipped import weights_file
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
@@ -337,14 +333,6 @@ class ESCModel(SRModel):
         waits = isinstance(self.net_g, DistributedDataParallel) and not is_last
         return self.net_g.no_sync() if waits else contextlib.nullcontext()
 
-    def get_optimizer(
-        self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
-    ) -> torch.optim.Optimizer:
-        """Build the optimizer of ``train.optim_g``: AdamW, or one that BasicSR knows."""
-        if optim_type == "AdamW":
-            return torch.optim.AdamW(params, lr, **kwargs)
-        return super().get_optimizer(optim_type, params, lr, **kwargs)
-
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Set an iteration's learning rate; or, if all ranks have agreed to stop, save a checkpoint and exit.
 
@@ -356,23 +344,3 @@ class ESCModel(SRModel):
         # Schedulers go on from the rate that they find: theirs of the last iteration, not the warm-up's.
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         super().update_learning_rate(current_iter, warmup_iter)
-
-    def load_network(
-        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load a checkpoint into a network, wrapped for several GPUs or not.
-
-        Weights of another scale are converted, so that ×3 and ×4 can start from ×2.
-
-        Args:
-            net: The network.
-            load_path: A ``.pth`` or ``.safetensors`` file, or the name of a network that ships.
-            strict: Whether every key must fit. If not, what does not fit keeps its value.
-            param_key: Which of the file's state dicts; ``params`` is read where it has no ``params_ema``.
-
-        Raises:
-            UserError: The file cannot be read, or does not fit.
-        """
-        logger.info("Loading %s from %s (%s).", type(self.get_bare_model(net)).__name__, load_path, param_key)
-        weights = read_weights(weights_file(load_path), param_key)
-        load_weights(self.get_bare_model(net), weights, load_path, strict)
