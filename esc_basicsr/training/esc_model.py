@@ -4,6 +4,7 @@ import contextlib
 import math
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
@@ -249,18 +250,25 @@ class ESCModel(SRModel):
 
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
-        with self._autocast((self.opt.get("val") or {}).get("amp")):
+        val, lq = self.opt.get("val") or {}, self.lq
+        if val.get("pad_to_window"):
+            self.lq = _padded(lq, self._window())
+        with self._autocast(val.get("amp")):
             try:
                 self._infer()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 self._test_in_tiles()
-        self.output = self.output.float()
+        height, width = (size * self.opt["scale"] for size in lq.shape[-2:])
+        self.output, self.lq = self.output[..., :height, :width].float(), lq
+
+    def _window(self) -> int:
+        return self.opt["network_g"].get("window_size", _WINDOW)
 
     def _test_in_tiles(self) -> None:
         """Upscale what is too large for the memory, even by row chunks, in tiles that fit."""
-        whole, window = self.lq, self.opt["network_g"].get("window_size", _WINDOW)
+        whole, window = self.lq, self._window()
         least = tile_side(1, window)
         side = max(tile_side(whole.shape[-1] * whole.shape[-2] // 2, window), least)
 
@@ -344,3 +352,12 @@ class ESCModel(SRModel):
         # Schedulers go on from the rate that they find: theirs of the last iteration, not the warm-up's.
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         super().update_learning_rate(current_iter, warmup_iter)
+
+
+def _padded(images: Tensor, multiple: int) -> Tensor:
+    """Mirror (B, C, H, W) at bottom and right to multiples of a size, several times where they are small."""
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(size), (0, -size % multiple), mode="reflect")).to(images.device)
+        for size in images.shape[-2:]
+    )
+    return images[:, :, rows][..., columns]

@@ -305,6 +305,7 @@ class SharedValidation:
             variant=self._variant,
             metrics=self._metrics,
             results=self._test_results,
+            is_padded=self._opt["val"].get("pad_to_window", False),
         )
         table.write(root)
         if {options["name"] for options in self._opt["datasets"].values()} <= self._test_results.keys():
