@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_basicsr.common.log import logger
+from esc_basicsr.training.changed_options import options_of
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
 from esc_basicsr.training.skipped_steps import SkippedSteps
 from esc_basicsr.training.state import TrainingState
@@ -53,6 +54,17 @@ def get_optimizer(
 # States
 
 
+def noting_options(init: Callable[..., None]) -> Callable[..., None]:
+    """Have ``BaseModel.__init__`` write down the options before BasicSR takes out of them what it has used."""
+
+    def call(self: Any, opt: dict[str, Any]) -> None:
+        init(self, opt)
+        if opt.get("is_train") and "train" in opt.get("datasets", {}):
+            self._options = options_of(opt)
+
+    return call
+
+
 def noting_position(feed_data: Callable[..., Any]) -> Callable[..., Any]:
     """Have a model's ``feed_data`` remember where in the training data its batch was."""
 
@@ -85,7 +97,7 @@ def _state_of(model: Any) -> TrainingState:
     if not hasattr(model, "_state"):
         scaler = torch.amp.GradScaler(model.device.type, enabled=False)
         model._state = TrainingState(
-            *(model.opt, model.optimizers, model.schedulers, scaler),
+            *(model.opt, getattr(model, "_options", "{}"), model.optimizers, model.schedulers, scaler),
             *(_validation_of(model).records, SkippedSteps(model.opt)),
         )
     return model._state

@@ -379,7 +379,9 @@ def _patch_loading() -> None:
 )
 def _patch_states() -> None:
     models = _ours_of_models()
-    _put_in_place(_host("models.base_model").BaseModel, "save_training_state", "resume_training")
+    base = _host("models.base_model").BaseModel
+    base.__init__ = models.noting_options(base.__init__)
+    _put_in_place(base, "save_training_state", "resume_training")
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("basicsr.models."):
             for cls in vars(module).values():

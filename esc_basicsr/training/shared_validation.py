@@ -219,7 +219,10 @@ class SharedValidation:
             try:
                 measured[metric] = float(calculate_metric(images, options))
             except Exception as error:  # BasicSR's own are assertions and whatever OpenCV raises
-                raise UserError(f"{label}: {metric} cannot be measured: {described(error)}") from error
+                message = f"{label}: {metric} cannot be measured: {described(error)}"
+                if not self._opt["is_train"] or _needs_reference(options):
+                    raise UserError(message) from error
+                logger.error("%s; training goes on without it.", message)  # heard from every rank
         return measured
 
     def _image_path(self, name: str, image: str, save_as: Any) -> Path:
@@ -259,7 +262,11 @@ class SharedValidation:
         on_first_rank(report)
 
     def _log(self, name: str, current_iter: Any, tb_logger: Any) -> None:
-        skipped = [metric for metric in self._metrics if metric not in self.means]
+        skipped = [
+            metric
+            for metric, options in self._metrics.items()
+            if metric not in self.means and _needs_reference(options)
+        ]
         if skipped:
             logger.warning("%s has no HR images: %s not measured.", name, ", ".join(skipped))
         lines = [f"Validation {name}"]

@@ -358,6 +358,19 @@ def test_image_that_cannot_be_measured_is_named(build: Callable[..., ESCModel], 
         validate(build())
 
 
+def test_niqe_on_images_too_small_for_it_ends_a_test_and_no_training(
+    build: Callable[..., ESCModel], esc_log: list[str]
+) -> None:
+    metrics = {"psnr": METRICS["psnr"], "niqe": {"type": "calculate_niqe", "crop_border": 0}}
+    model = build(metrics=metrics)
+    validate(model)
+    assert [*model.shared_validation.means] == ["psnr"]
+    assert any("00.png: niqe cannot be measured" in line for line in esc_log)
+    assert not any("no HR images" in line for line in esc_log)
+    with pytest.raises(UserError, match=r"00\.png: niqe cannot be measured"):
+        validate(build(is_train=False, metrics=metrics), "run")
+
+
 def test_files_that_cannot_be_written_are_named(build: Callable[..., ESCModel], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "visualization").touch()
