@@ -1,5 +1,6 @@
 """What every model of BasicSR has from here, in place of its base class's own."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import mock
@@ -55,7 +56,7 @@ def get_optimizer(
 
 
 def noting_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Have ``BaseModel.__init__`` write down the options before BasicSR takes out of them what it has used."""
+    """Have ``BaseModel.__init__`` write down the options, of which BasicSR takes out what it has used."""
 
     def call(self: Any, opt: dict[str, Any]) -> None:
         init(self, opt)
@@ -68,6 +69,7 @@ def noting_options(init: Callable[..., None]) -> Callable[..., None]:
 def noting_position(feed_data: Callable[..., Any]) -> Callable[..., Any]:
     """Have a model's ``feed_data`` remember where in the training data its batch was."""
 
+    @functools.wraps(feed_data)
     def feed(self: Any, data: Any) -> Any:
         if isinstance(data, dict) and "position" in data:  # of training data alone
             self._position = data["position"]

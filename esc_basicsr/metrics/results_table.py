@@ -10,8 +10,6 @@ from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
 from esc_basicsr.metrics.result_files import write_csv, write_text
 
-__all__ = ["ResultsTable", "SetResult"]
-
 _NOTHING = "—"
 _OTHER_NAMES = {"bsd100": "b100", "bsds100": "b100"}
 

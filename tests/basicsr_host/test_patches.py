@@ -3,11 +3,13 @@
 The symptoms are shown in a process of their own, before and after the patches: see stock_basicsr.py.
 """
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +213,30 @@ def test_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_other_file(
     with pytest.raises(UserError, match="No space"):
         base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_torchs_save_takes_what_torchs_own_does(tmp_path: Path) -> None:
+    """Programs beside BasicSR's call it through this module, with keywords, and onto buffers."""
+    buffer, file = io.BytesIO(), tmp_path / "net.pth"
+    base_model.torch.save({"a": 1}, buffer)
+    base_model.torch.save(obj={"a": 2}, f=file, _use_new_zipfile_serialization=False)
+    assert [torch.load(each) for each in (io.BytesIO(buffer.getvalue()), file)] == [{"a": 1}, {"a": 2}]
+    assert not zipfile.is_zipfile(file)
+
+
+def test_patch_that_does_not_fit_is_a_warning_and_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = []
+
+    def fail() -> None:
+        raise AttributeError("no such thing")
+
+    strange = patches.Patch("strange", "basicsr/x.py", "It fails.", lambda: True, fail)
+    plain = patches.Patch("plain", "basicsr/y.py", "It fails.", lambda: True, lambda: applied.append("plain"))
+    monkeypatch.setattr(patches, "PATCHES", [strange, plain])
+    monkeypatch.setattr(patches, "_active", [])
+    with pytest.warns(UserWarning, match="not patched: strange .*no such thing"):
+        patches.apply()
+    assert (applied, patches.active()) == (["plain"], (plain,))
 
 
 # Data
