@@ -182,7 +182,7 @@ class SharedValidation:
         ``comparisons`` get what they take.
         """
         rank, ranks = own_rank(), dist.get_world_size() if dist.is_initialized() else 1
-        name, size = dataloader.dataset.opt["name"], self._opt["val"]["batch_size"]
+        name, size = dataloader.dataset.opt["name"], self._opt["val"].get("batch_size", 1)
         positions = range(len(order))
         shares = [positions[first : first + size] for first in positions[::size]][rank::ranks]
         label = name if ranks == 1 else f"{name} (1/{ranks} of it)"
@@ -305,6 +305,7 @@ class SharedValidation:
             variant=self._variant,
             metrics=self._metrics,
             results=self._test_results,
+            is_padded=self._opt["val"].get("pad_to_window", False),
         )
         table.write(root)
         if {options["name"] for options in self._opt["datasets"].values()} <= self._test_results.keys():

@@ -93,14 +93,14 @@ def test_sound_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         return torch.load(opt["path"]["resume_state"], map_location=device)
 
-    def save_aside(self: Any, epoch: int, current_iter: int) -> None:
-        path = Path(self.opt["path"]["training_states"], f"{current_iter}.state")
+    def save_aside(self: Any, net: Any, net_label: str, current_iter: int) -> None:
+        path = Path(self.opt["path"]["models"], f"{net_label}_{current_iter}.pth")
         torch.save({}, f"{path}.tmp")
         Path(f"{path}.tmp").replace(path)
 
     monkeypatch.setattr(dist_util, "_init_dist_pytorch", init)
     monkeypatch.setattr(basicsr.train, "load_resume_state", resume)
-    monkeypatch.setattr(base_model.BaseModel, "save_training_state", save_aside)
+    monkeypatch.setattr(base_model.BaseModel, "save_network", save_aside)
     monkeypatch.setattr(base_model, "torch", torch)
     before = patches.active()
     patches.apply()
@@ -208,7 +208,7 @@ def test_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_other_file(
     base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
     before = (tmp_path / "net_g_latest.pth").read_bytes()
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
 
