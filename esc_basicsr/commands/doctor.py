@@ -26,7 +26,18 @@ from esc_basicsr.fast import kernels
 
 _PACKAGES = (
     *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "pillow"),
-    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm", "wrapt"),
+    *(
+        "safetensors",
+        "pyyaml",
+        "addict",
+        "tifffile",
+        "psutil",
+        "filelock",
+        "tqdm",
+        "wrapt",
+        "scipy",
+        "imagecodecs",
+    ),
 )
 # without them there is training alone that does not work, and BasicSR needs torchvision
 _OF_TRAINING = ("basicsr", "torchvision")
