@@ -47,6 +47,19 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: nothing can be written here: {error.strerror or error}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """See that a name is free, or a plain file's.
+
+    Raises:
+        UserError: It is something else's, such as a device's, or no file can have it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file, and is not replaced: give another name.")
+    except OSError as error:  # too long, for one
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Lend a file to write to; it takes the name ``target`` once it is complete and on the disk.
@@ -62,8 +75,7 @@ def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(target)
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no plain file, and is not replaced: give another name.")
+        check_replaceable(path)
         with partial.open("xb") as file:
             yield file
             file.flush()

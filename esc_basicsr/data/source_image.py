@@ -19,18 +19,6 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from esc_basicsr.common.errors import UserError
 
-__all__ = [
-    "Decoded",
-    "RefusedImageError",
-    "decode_source_image",
-    "decoded",
-    "exif_of",
-    "open_image",
-    "refusing",
-    "source_image_size",
-    "to_8_bits",
-]
-
 Pixels = npt.NDArray[Any]
 
 # No other reader of Pillow's is let loose on a file, whatever its name says.
@@ -140,7 +128,8 @@ def refusing(origin: str, most_pixels: int | None = None) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(f"{origin} has more than {limit:,} pixels: cut it into parts") from None
+        advice = "" if most_pixels is None else "raise --max-megapixels, or "
+        raise UserError(f"{origin} has more than {limit:,} pixels: {advice}cut it into parts") from None
     except MemoryError:
         raise UserError(f"{origin} cannot be decoded: there is not enough memory") from None
     except Exception as error:  # a damaged file brings out of a decoder whatever its bytes lead to

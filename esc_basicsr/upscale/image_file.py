@@ -16,8 +16,6 @@ from scipy.ndimage import distance_transform_edt
 
 from esc_basicsr.common.log import logger
 
-__all__ = ["FORMATS", "GEO_TAGS", "ImageFile", "Pixels", "copied_exif"]
-
 Pixels = npt.NDArray[Any]
 
 # suffix -> Pillow's name of the format
@@ -37,7 +35,8 @@ _PIXELS_PER_UNIT = (0xA20E, 0xA20F)  # of the sensor
 _PLACES = (0x9214, 0xA214)  # where the subject is, in pixels
 # GeoTIFF's: size of a pixel, tie points, a matrix, and what the figures mean
 _PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS = 33550, 33922, 34264, 34735
-GEO_TAGS = (_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS, 34736, 34737)
+_RATIONAL = 50844  # polynomials that lead from the ground to pixels
+GEO_TAGS = {_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS, 34736, 34737, _RATIONAL}
 _RASTER_TYPE, _IS_POINT = 1025, 2
 # Sizes in XMP: count of pixels, or pixels per unit as a fraction.
 _XMP_SIZE = re.compile(
@@ -155,7 +154,8 @@ def _scale_georeference(exif: Image.Exif, scale: int) -> bool:
     try:
         keys = exif.get(_KEYS, ())
         entries = [tuple(keys[first : first + 4]) for first in range(4, len(keys), 4)]
-        if any(entry[0] == _RASTER_TYPE and entry[3] == _IS_POINT for entry in entries):
+        is_point = any(entry[0] == _RASTER_TYPE and entry[3] == _IS_POINT for entry in entries)
+        if is_point or _RATIONAL in exif:
             return False
         if (size := exif.get(_PIXEL_SCALE)) is not None:
             exif[_PIXEL_SCALE] = (float(size[0]) / scale, float(size[1]) / scale, float(size[2]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.commands.upscale import upscale_file
@@ -264,6 +264,38 @@ def test_georeference_covers_the_same_ground_or_is_dropped(
             assert found[34735].value == (1, 1, 0, 1, 1025, 0, 1, 1)
 
 
+def test_polynomials_of_a_georeference_are_dropped_with_a_warning(
+    tmp_path: Path, photo: np.ndarray, esc_log: list[str]
+) -> None:
+    tags = [(50844, "d", 92, tuple(range(92)), True), (33550, "d", 3, (10.0, 20.0, 0.0), True)]
+    tifffile.imwrite(tmp_path / "a.tif", photo, photometric="rgb", extratags=tags, metadata=None)
+    upscale_file(Nearest(), tmp_path / "a.tif", tmp_path / "b.tif")  # type: ignore[arg-type]
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert not {50844, 33550} & {tag.code for tag in file.pages[0].tags}  # type: ignore[union-attr]
+    assert any("georeference" in message for message in esc_log)
+
+
+def test_other_tags_of_a_deep_tiff_are_said_to_be_lost(tmp_path: Path, esc_log: list[str]) -> None:
+    tags = [(42113, "s", 0, "-9999", True)]  # GDAL's
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5), np.uint16), extratags=tags, metadata=None)
+    upscale_file(Nearest(), tmp_path / "a.tif", tmp_path / "b.tif")  # type: ignore[arg-type]
+    assert any("a 16-bit TIFF keeps of EXIF only" in message for message in esc_log)
+
+
+def test_orientation_in_a_raw_profile_is_applied_once(tmp_path: Path, esc_log: list[str]) -> None:
+    """Sideways by EXIF as ImageMagick writes it into a PNG's texts, where Pillow finds it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}\n")
+    info.add_text("Raw profile type iptc", "\niptc\n1\n00\n")
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.png", pnginfo=info)
+    assert read_image(tmp_path / "a.png").pixels.shape == (16, 8, 3)
+    upscale_file(Nearest(), tmp_path / "a.png", tmp_path / "b.png")  # type: ignore[arg-type]
+    assert read_image(tmp_path / "b.png").pixels.shape == (32, 16, 3)
+    assert any("Raw profile type iptc cannot be kept" in message for message in esc_log)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(
     ("kind", "content", "matters"),
@@ -320,7 +352,7 @@ def test_images_of_more_than_pillows_limit_are_read_up_to_a_limit_of_ones_own(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.new("1", (100, 80)).save(tmp_path / "scan.png")
     assert read_image(tmp_path / "scan.png").pixels.shape == (80, 100)
-    with pytest.raises(UserError, match=r"scan\.png has more than 4,000 pixels"):
+    with pytest.raises(UserError, match=r"scan\.png has more than 4,000 pixels: raise --max-megapixels"):
         read_image(tmp_path / "scan.png", most_pixels=4000)
     with pytest.raises(UserError, match="has more than 2,000 pixels"):  # a set is built of others' files
         read_bgr(tmp_path / "scan.png")
@@ -429,7 +461,9 @@ def test_images_of_formats_that_are_not_read_are_named(folder: Path, model: Path
 
 
 @pytest.mark.parametrize("length", [247, 251])
-def test_long_and_odd_names_break_nothing(folder: Path, model: Path, photo: np.ndarray, length: int) -> None:
+def test_long_and_odd_names_break_nothing(
+    folder: Path, model: Path, photo: np.ndarray, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     long = "n" * (length - 4)
     Image.fromarray(photo).save(f"in/{long}.png")
     odd = os.fsencode("in/") + b"\xff\x1b[2J.png"
@@ -437,6 +471,7 @@ def test_long_and_odd_names_break_nothing(folder: Path, model: Path, photo: np.n
         Image.fromarray(photo).save(file, "PNG")
     code = main(["upscale", "in", "-o", "out", "--model", str(model)])
     fits = length + 3 <= 255
+    assert fits or "\x1b" not in capsys.readouterr().err
     assert code == (0 if fits else 2)
     assert len(names("out")) == 3 + fits
 
@@ -455,8 +490,9 @@ def test_a_folder_that_nothing_can_be_written_into_is_refused_before_the_work(
     assert "out: nothing can be written here: Permission denied" in capsys.readouterr().err
 
 
-def test_only_plain_files_are_replaced(folder: Path, model: Path) -> None:
+def test_only_plain_files_are_replaced(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo("pipe.png")
+    monkeypatch.setattr(Upscaler, "__call__", lambda *arguments: pytest.fail("it worked"))
     assert main(["upscale", "in/a.png", "-o", "pipe.png", "--overwrite", "--model", str(model)]) == 2
     assert not Path("pipe.png").is_file()
     assert names(".") == ["in", "pipe.png"]
