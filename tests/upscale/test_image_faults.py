@@ -200,6 +200,36 @@ def test_damaged_exif_does_not_keep_an_image_from_it(
     assert read_image(tmp_path / f"out.{target}").pixels.shape == (48, 64, 3)
 
 
+def test_tags_of_a_directory_that_make_no_sense_are_named_and_the_others_kept(
+    tmp_path: Path, photo: np.ndarray, esc_log: list[str]
+) -> None:
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    exif.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0x829A: (1, "a")})
+    with pytest.raises(TypeError):
+        exif.tobytes()
+    image = ImageFile(photo, exif=exif, name="it").scaled(2)
+    assert image.exif[271] == "Maker"
+    assert image.exif.get_ifd(0x8769) == {0x9003: "2020:01:02 03:04:05"}
+    assert esc_log == ["it: EXIF's ExposureTime make no sense, and are dropped."]
+
+
+def test_images_without_pixels_are_refused(tmp_path: Path) -> None:
+    width_alone = struct.pack("<HHHII", 1, 256, 4, 1, 17)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + width_alone + bytes(40))
+    for read in (read_image, read_bgr):
+        with pytest.raises(UserError, match=r"a\.tif has no pixels"):
+            read(tmp_path / "a.tif")
+
+
+def test_premultiplied_8_bits_are_divided_by_their_alpha(tmp_path: Path) -> None:
+    product = np.array([[[100, 50, 0, 128], [255, 7, 9, 255]]], np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", product, photometric="rgb", extrasamples=["assocalpha"])
+    image = read_image(tmp_path / "a.tif")
+    assert image.alpha is not None and image.alpha.tolist() == [[128, 255]]
+    assert np.abs(image.pixels.astype(int) - [[[199, 100, 0], [255, 7, 9]]]).max() <= 1
+
+
 @pytest.mark.parametrize("part", ["EXIF", "XMP"])
 def test_metadata_too_long_for_the_format_is_dropped_with_a_warning_before_the_work(
     tmp_path: Path, photo: np.ndarray, part: str, esc_log: list[str]
