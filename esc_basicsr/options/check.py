@@ -22,8 +22,8 @@ from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
 from esc_basicsr.options.kinds import SECTION, is_whole
-from esc_basicsr.options.schema import lookup, sound
-from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, registered
+from esc_basicsr.options.schema import Option, lookup, sound
+from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, keys_read, registered
 from esc_basicsr.weights.fit import check_fit
 from esc_basicsr.weights.infer import infer_network_options
 from esc_basicsr.weights.read import is_safetensors, read_weights
@@ -196,6 +196,10 @@ class _Check(SectionCheck):
         for where in ("network_d", "train.optim_d", "train.gan_opt"):
             if where.removeprefix("train.") in read and self.section(where) is None:
                 self.add(where, f"missing; expected {SECTION.expected}.")
+        feed = getattr(self.model, "feed_data", None)
+        if feed and feed.__module__.startswith("basicsr.") and self.opt.get("high_order_degradation", True):
+            for key in sorted(keys_read(feed) - self.opt.keys()):
+                self.add(key, f"missing; {self.model.__name__} reads it to degrade images.")
 
     def check_optimizer(self, where: str, section: Mapping[str, Any]) -> None:
         name, known = section.get("type"), self.knows("get_optimizer")
@@ -207,9 +211,24 @@ class _Check(SectionCheck):
             name = self.look_up(where, section, names, what, remedy)
         optimizer = getattr(torch.optim, name, None) if isinstance(name, str) else None
         if isinstance(optimizer, type):
-            self.check_call(where, section, optimizer, ["params"], schema.OPTIM)
             if "lr" not in section:
                 self.add(f"{where}.lr", f"missing; expected {schema.OPTIM['lr'].kind.expected}.")
+            self.check_and_make(where, section, optimizer, {"params": [_parameter()]}, schema.OPTIM)
+
+    def check_and_make(
+        self,
+        where: str,
+        section: Mapping[str, Any],
+        cls: type,
+        supplied: Mapping[str, Any],
+        declared: Mapping[str, Option],
+    ) -> None:
+        """Check the arguments of a class that BasicSR calls with more, and what it raises."""
+        before = len(self.problems)
+        self.check_call(where, section, cls, [*supplied], declared)
+        if len(self.problems) == before:
+            options = {key: value for key, value in section.items() if key != "type"}
+            self.attempt(where, cls, lambda: cls(**supplied, **options))
 
     def check_scheduler(self) -> None:
         from basicsr.models import lr_scheduler
@@ -221,7 +240,7 @@ class _Check(SectionCheck):
         name = self.look_up(where, section, schema.SCHEDULERS, "scheduler of BasicSR")
         if name is not None:
             scheduler = getattr(lr_scheduler, schema.SCHEDULERS[name])
-            self.check_call(where, section, scheduler, ["optimizer"], schema.SCHEDULER)
+            self.check_and_make(where, section, scheduler, {"optimizer": _optimizer()}, schema.SCHEDULER)
 
     def check_losses_and_optimizers(self) -> None:
         from basicsr.losses import LOSS_REGISTRY
@@ -280,10 +299,21 @@ class _Check(SectionCheck):
         elif not datasets:
             self.add("datasets", "missing; expected at least one data set, such as test_1.")
 
+    def check_reading(self, where: str, dataset: Mapping[str, Any], cls: Any, is_training_set: bool) -> None:
+        """Report what another data set of BasicSR reads and is not there."""
+        if cls.__module__.startswith("basicsr."):
+            own = [vars(each) for each in cls.__mro__ if each.__module__.startswith("basicsr.")]
+            read = keys_read(*(each["__init__"] for each in own if "__init__" in each), cls.__getitem__)
+            # declared with the others, or for crops
+            read -= {*schema.LOADER, *(() if is_training_set else ("gt_size", "use_hflip", "use_rot"))}
+            for key in sorted(read - dataset.keys()):
+                self.add(f"{where}.{key}", f"missing; {cls.__name__} reads it.")
+
     def check_dataset(self, where: str, dataset: Mapping[str, Any], is_training_set: bool) -> None:
         from basicsr.data import DATASET_REGISTRY
 
-        if self.find(where, dataset, DATASET_REGISTRY, "data set") is None:
+        cls = self.find(where, dataset, DATASET_REGISTRY, "data set")
+        if cls is None:
             return
         own = schema.DATASETS.get(dataset["type"])
         self.check_section(where, dataset, {**schema.LOADER, **(own or {})}, own is None, is_training_set)
@@ -291,6 +321,7 @@ class _Check(SectionCheck):
         if isinstance(backend, Mapping):
             self.check_section(f"{where}.io_backend", backend, schema.IO_BACKEND)
         if own is None:
+            self.check_reading(where, dataset, cls, is_training_set)
             return
         sources = dataset.get("sources") if "sources" in own else None
         for index, source in enumerate(sources if isinstance(sources, list) else []):
@@ -332,6 +363,14 @@ def _channels_of(section: Mapping[str, Any], network: Any) -> int | None:
     name = next((name for name in ("in_channels", "num_in_ch", "in_chans") if name in defaults), None)
     channels = None if name is None else section.get(name, defaults[name])
     return channels if is_whole(channels) else None
+
+
+def _parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(1))
+
+
+def _optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([_parameter()], lr=1)
 
 
 def _variant_for(name: Any) -> str | None:

@@ -67,6 +67,13 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
             yield "global_batch_size", message
         if values.get("lq_on_device") is True:
             yield "lq_on_device", "got true, but SRModel cannot make LR: with model_type: ESCModel it can."
+    mean: Any = values.get("mean")
+    std: Any = values.get("std")
+    channels = 1 if values.get("color") == "y" else 3
+    if (mean is None) != (std is None):
+        yield "mean" if mean is None else "std", "missing; mean and std go together."
+    elif mean is not None and (not {len(mean), len(std)} <= {1, channels} or 0 in std):
+        yield "mean", f"got {mean}, and std {std}, which divides; expected {channels} numbers each, or 1."
     size, scale = values.get("gt_size"), opt.get("scale")
     if is_training_set and size and COUNT.accepts(scale) and size % scale:
         yield "gt_size", f"got {size}, expected a multiple of scale, {scale}."
@@ -92,11 +99,7 @@ def _of_the_schedule(opt: Mapping[str, Any]) -> Iterator[Problem]:
             "%s.milestones start at %s and total_iter is %s: the learning rate is never lowered.",
             *(where, min(milestones), total),
         )
-    counted = "periods" if "periods" in scheduler else "restarts"
-    restarts, weights = len(scheduler.get(counted, [0])), len(scheduler.get("restart_weights", [1]))
-    if restarts != weights:
-        yield f"{where}.restart_weights", f"got {weights} of them for {restarts} {counted}; expected as many."
-    if counted == "periods" and sum(scheduler["periods"]) < total - 1:
+    if "periods" in scheduler and sum(scheduler["periods"]) < total - 1:
         yield (
             f"{where}.periods",
             f"got {scheduler['periods']}, {sum(scheduler['periods'])} iterations in all, "

@@ -86,6 +86,11 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 ANYTHING = Kind("anything", lambda value: True)
 TEXT = Kind("text", lambda value: isinstance(value, str) and value != "", {"type": "string", "minLength": 1})
+LABEL = Kind(
+    "text of at most 200 bytes",
+    lambda value: TEXT.accepts(value) and len(value.encode(errors="replace")) <= 200,
+    {"type": "string", "minLength": 1, "maxLength": 200},
+)
 _TEMPLATE = r"^[^{}]*\{0?(:s)?\}[^{}]*$"
 TEMPLATE = Kind(
     "text with one {} for the HR name",

@@ -19,6 +19,7 @@ from esc_basicsr.options.kinds import (
     GPUS,
     INTEGER,
     ITERATIONS,
+    LABEL,
     NAMES,
     NOT_NEGATIVE,
     NUMBER,
@@ -89,7 +90,7 @@ TOP_LEVEL = {
     ),
     "num_gpu": Option(GPUS, "GPUs of one process; auto: all there are, 0: the CPU.", required=ALWAYS),
     "manual_seed": Option(
-        or_none(at_most(WHOLE, 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
+        or_none(at_most(WHOLE, 4 * 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
     ),
     "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, model=_ESC),
     "cpu_kernels": Option(
@@ -150,19 +151,21 @@ TRAIN = {
 
 # Narrower than what torch's signatures say.
 OPTIM = {
-    "lr": Option(POSITIVE, "Largest learning rate.", required=ALWAYS),
-    "weight_decay": Option(NOT_NEGATIVE, "Decay of the weights."),
+    "lr": Option(at_most(POSITIVE, 1000), "Largest learning rate.", required=ALWAYS),
+    "weight_decay": Option(at_most(NOT_NEGATIVE, 1000), "Decay of the weights."),
     "betas": Option(list_of(FRACTION, 2), "Decay of the averages of gradient and squared gradient."),
-    "eps": Option(NOT_NEGATIVE, "Added to the denominator."),
+    "eps": Option(at_most(NOT_NEGATIVE, 1000), "Added to the denominator."),
 }
 
 SCHEDULER = {
     "milestones": Option(list_of(ITERATIONS), "When the learning rate is lowered.", unit="iterations"),
-    "gamma": Option(POSITIVE, "Factor of the learning rate at each."),
+    "gamma": Option(at_most(POSITIVE, 1000), "Factor of the learning rate at each."),
     "periods": Option(list_of(ITERATIONS), "Lengths of the falls by half a cosine.", unit="iterations"),
     "restarts": Option(list_of(RESTARTS), "When the learning rate starts anew.", unit="iterations"),
-    "restart_weights": Option(list_of(NUMBER), "Factor of the learning rate of each restart or period."),
-    "eta_min": Option(NOT_NEGATIVE, "Smallest learning rate."),
+    "restart_weights": Option(
+        list_of(at_most(NUMBER, 1000)), "Factor of the learning rate of each restart or period."
+    ),
+    "eta_min": Option(at_most(NOT_NEGATIVE, 1000), "Smallest learning rate."),
     "last_epoch": Option(INTEGER, "Set by BasicSR when it resumes."),
 }
 
@@ -232,7 +235,7 @@ DIST_PARAMS = {
 
 # Keys of a data set that BasicSR's pipelines and loaders read, whatever its type.
 LOADER = {
-    "name": Option(TEXT, "Name in logs and tables.", required=ALWAYS),
+    "name": Option(LABEL, "Name in logs, tables and of the results' folder.", required=ALWAYS),
     "type": Option(TEXT, "A data set of BasicSR's registry.", required=ALWAYS),
     **_by_basicsr("phase", "scale"),
     "batch_size_per_gpu": Option(

@@ -5,6 +5,7 @@ import copy
 import inspect
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ _ANNOTATED: dict[Any, Kind] = {bool: BOOL, int: INTEGER, float: NUMBER, str: TEX
 _ANNOTATED |= {kind.__name__: accepted for kind, accepted in _ANNOTATED.items()}
 # A parameter that has a number as default may take lists and more, but hardly a number as text.
 _NO_NUMBER_AS_TEXT = Kind("a number", lambda value: ": write " not in misfit(value, NUMBER))
+
+_DOWNLOAD = ("PerceptualLoss", "VGGFeatureExtractor")  # as soon as they are made
 
 FOREIGN = "If another package provides it, that package must be imported first."
 
@@ -162,16 +165,12 @@ class SectionCheck:
         if cls is None:
             return None
         self.check_call(where, section, cls, declared=declared)
-        is_ours = cls.__module__.startswith("esc_basicsr.")
-        can_be_tried = is_ours or cls.__module__.startswith(("basicsr.archs.", "basicsr.losses.gan_loss"))
-        return (
-            self.build(where, section, cls, is_ours)
-            if can_be_tried and len(self.problems) == before
-            else None
-        )
+        is_tried = cls.__module__.startswith(("basicsr.", "esc_basicsr.")) and cls.__name__ not in _DOWNLOAD
+        return self.build(where, section, cls) if is_tried and len(self.problems) == before else None
 
-    def build(self, where: str, section: Mapping[str, Any], cls: type, is_ours: bool) -> Any:
+    def build(self, where: str, section: Mapping[str, Any], cls: type) -> Any:
         """Make a class on the meta device, and report what it raises; return it if it is of this package."""
+        is_ours = cls.__module__.startswith("esc_basicsr.")
         options = {str(key): copy.deepcopy(value) for key, value in section.items() if key != "type"}
         sizes = {key: value for key, value in options.items() if is_whole(value)}
         for key, value in sizes.items():
@@ -187,18 +186,30 @@ class SectionCheck:
         # Neither files are read nor networks made that nobody could train.
         if blocks > schema.MOST_BLOCKS or any(key.endswith("path") for key in options):
             return None
+        # There it takes no memory, and no random numbers from the run.
+        with torch.device("meta"):
+            made = self.attempt(where, cls, lambda: cls(**options))
+        return made if is_ours else None
+
+    def attempt(self, where: str, cls: type, make: Callable[[], Any]) -> Any:
+        """Report what making an object raises."""
         try:
-            # It takes no memory there, and no random numbers from the run.
-            with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
-                made = cls(**options)
+            with contextlib.redirect_stdout(io.StringIO()):
+                return make()
         except Exception as error:  # whatever a class makes of values that do not fit
             reason, _, _ = str(error).partition("\n")
-            if is_ours:
+            if cls.__module__.startswith("esc_basicsr."):
                 self.add(where, reason)
             elif "meta" not in reason and "device=" not in reason:  # some cannot be made there
                 self.add(where, f"{cls.__name__} refuses these options ({type(error).__name__}: {reason}).")
             return None
-        return made if is_ours else None
+
+
+def keys_read(*functions: Callable[..., Any]) -> set[str]:
+    """Collect the keys that functions of BasicSR read of their options without asking whether they exist."""
+    source = "".join(map(inspect.getsource, functions))
+    asked = re.findall(r"'(\w+)' in (?:self\.)?opt\b", source) + re.findall(r"opt\.get\('(\w+)'", source)
+    return {*re.findall(r"\bopt\['(\w+)'\]", source)} - {*asked, "scale", "phase"}
 
 
 def registered(registry: Any) -> dict[str, Any]:

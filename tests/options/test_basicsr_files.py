@@ -278,7 +278,7 @@ def test_what_a_model_needs_to_train_is_reported_where_it_is_missing(
             "train.gan_opt: GANLoss refuses these options (NotImplementedError: ",
         ),
         ("gan_opt", {"loss_weigth": 1}, "train.gan_opt.loss_weigth: unknown key. Did you mean 'loss_weight'"),
-        ("optim_d", {"lr": "1e-4"}, "train.optim_d.lr: got the text '1e-4', expected a number above 0."),
+        ("optim_d", {"lr": "1e-4"}, "train.optim_d.lr: got the text '1e-4', expected a number above 0"),
         ("optim_d", {"type": "Adamm"}, "train.optim_d.type: got 'Adamm', no known optimizer of ESRGANModel"),
     ],
 )
@@ -291,3 +291,27 @@ def test_sections_of_adversarial_training_are_checked(
         check_options(opt, "mine.yml", is_train=True)
     _, line = str(caught.value).splitlines()
     assert line.strip().startswith(message)
+
+
+@pytest.mark.parametrize("name", TRAINED_ON)
+def test_every_key_that_a_data_set_reads_is_missed(sound_options: dict[str, Any], name: str) -> None:
+    keys = TRAINED_ON[name].keys() - LOADER.keys() - {"meta_info_file", "filename_tmpl", "interval_list"}
+    keys -= {"random_reverse"} if "Recurrent" in name else set()
+    keys -= {"gt_size"} if name == "RealESRGANDataset" else set()
+    keys -= {"meta_info"} if name == "RealESRGANPairedDataset" else set()
+    sound_options["datasets"]["train"] = {"name": "Train", "type": name, **LOADER}
+    if "meta_info_file" in TRAINED_ON[name]:
+        sound_options["datasets"]["train"]["meta_info_file"] = "list.txt"
+    with pytest.raises(UserError) as caught:
+        check_options(sound_options, "mine.yml", is_train=True)
+    missed = {line.partition(": missing; ")[0].strip() for line in str(caught.value).splitlines()[1:]}
+    assert {f"datasets.train.{key}" for key in keys} <= missed
+
+
+@pytest.mark.parametrize("model", ["RealESRNetModel", "RealESRGANModel"])
+def test_a_degradation_that_is_missing_is_reported(sound_options: dict[str, Any], model: str) -> None:
+    opt = copied(sound_options, model)
+    opt["jpeg_rnage2"] = opt.pop("jpeg_range2")
+    with pytest.raises(UserError, match=f"jpeg_range2: missing; {model} reads it to degrade images"):
+        check_options(opt, "mine.yml", is_train=True)
+    check_options(opt | {"high_order_degradation": False}, "mine.yml", is_train=True)

@@ -329,7 +329,7 @@ def test_a_type_of_a_package_that_was_not_imported_is_reported_so(sound_options)
     ("key_path", "text", "number"),
     [
         ("train.optim_g.lr", "5e-4", "0.0005"),
-        ("train.optim_g.lr", "1.5e3", "1500"),
+        ("train.optim_g.lr", "1.5e2", "150"),
         ("train.optim_g.weight_decay", "1E-2", "0.01"),
         ("train.optim_g.eps", "1e-8", "1.0e-08"),
         ("train.total_iter", "5e5", "500000"),
@@ -362,14 +362,14 @@ def test_a_number_in_quotes_is_reported_how_to_write(sound_options):
         (
             "manual_seed",
             0.5,
-            "got 0.5, expected a whole number of at least 0, and at most 1,000,000,000 or ~.",
+            "got 0.5, expected a whole number of at least 0, and at most 4,000,000,000 or ~.",
         ),
         ("path", None, "got nothing (~), expected a section of 'key: value' lines."),
         ("path.strict_load_g", "true", "got the text 'true', expected true or false."),
         ("train.total_iter", 0, "got 0, expected a whole number of at least 1."),
         ("train.warmup_iter", -5, "got -5, expected a whole number, -1 for no warm-up."),
         ("train.ema_decay", 1, "got 1, expected a number from 0 to below 1."),
-        ("train.optim_g.lr", float("nan"), "got nan, expected a number above 0."),
+        ("train.optim_g.lr", float("nan"), "got nan, expected a number above 0, and at most 1,000."),
         (
             "train.optim_g.betas",
             [0.9],
@@ -501,7 +501,7 @@ def test_metrics_are_optional(sound_options):
         (
             "train.scheduler.restarts",
             [0, 50],
-            "train.scheduler.restart_weights: got 1 of them for 2 restarts",
+            "train.scheduler: MultiStepRestartLR refuses these options (AssertionError: restarts and",
         ),
         (
             "train.scheduler",
@@ -1312,3 +1312,42 @@ def test_metrics_of_tensors_are_reported(sound_options):
     assert problems(change(sound_options, "val.metrics.psnr.type", "calculate_psnr_pt")) == [
         "val.metrics.psnr.type: is for tensors, and results are arrays. Write calculate_psnr."
     ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "key"),
+    [
+        ([0.5], [0.5], None),
+        ([0.5, 0.4, 0.3], [1, 1, 1], None),
+        ([0.5], None, "std"),
+        (None, [0.5], "mean"),
+        ([0.5, 0.5], [1, 1], "mean"),
+        ([0.5], [0], "mean"),
+    ],
+)
+def test_mean_and_deviation_go_together(sound_options, mean, std, key):
+    sound_options["datasets"]["val"] |= {"mean": mean, "std": std}
+    found = [line.partition(": ")[0] for line in problems(sound_options)]
+    assert found == ([] if key is None else [f"datasets.val.{key}"])
+
+
+def test_optimizers_and_schedules_that_cannot_be_made_are_reported(sound_options):
+    sound_options["train"]["optim_g"] |= {"foreach": True, "fused": True}
+    sound_options["train"]["scheduler"]["last_epoch"] = 5
+    optimizer, scheduler = sorted(problems(sound_options))
+    assert optimizer.startswith("train.optim_g: Adam refuses these options (RuntimeError: ")
+    assert scheduler.startswith("train.scheduler: MultiStepRestartLR refuses these options (KeyError: ")
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value"),
+    [
+        ("train.optim_g.lr", 1e308),
+        ("train.optim_g.eps", 1e308),
+        ("train.scheduler.gamma", 1e200),
+        ("datasets.val.name", "x" * 201),
+    ],
+)
+def test_values_beyond_what_can_be_computed_or_stored_are_reported(sound_options, key_path, value):
+    (line,) = problems(change(sound_options, key_path, value))
+    assert line.startswith(f"{key_path}: got ")
