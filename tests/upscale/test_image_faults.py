@@ -15,7 +15,6 @@ from PIL import Image, ImageCms, PngImagePlugin
 from esc_basicsr.__main__ import main
 from esc_basicsr.commands.upscale import upscale_file
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import written_whole
 from esc_basicsr.data.image_folder import read_image as read_bgr
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale import Upscaler
@@ -526,14 +525,3 @@ def test_only_plain_files_are_replaced(folder: Path, model: Path, monkeypatch: p
     assert main(["upscale", "in/a.png", "-o", "pipe.png", "--overwrite", "--model", str(model)]) == 2
     assert not Path("pipe.png").is_file()
     assert names(".") == ["in", "pipe.png"]
-
-
-def test_two_writers_of_one_file_leave_a_whole_one(tmp_path: Path) -> None:
-    target = tmp_path / "a"
-    with written_whole(target) as first:
-        first.write(b"first")
-        with written_whole(target) as second:
-            second.write(b"second, longer")
-        assert target.read_bytes() == b"second, longer"
-    assert target.read_bytes() == b"first"
-    assert names(tmp_path) == ["a"]
