@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import errno
 import importlib
+import os
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -36,9 +38,11 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         return stock_info()
 
     report_log_errors_once()
-    signals = stopping.watched_for() if is_train else contextlib.nullcontext()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # an agent that is killed ends none of its ranks
+        stopping.sent_with_parent(signal.SIGTERM)
+    watched = stopping.watched_for() if is_train else contextlib.nullcontext()
     token = parse.given.set(args)
-    with signals, heartbeat.watched(), mock.patch.object(module, "get_env_info", get_env_info):
+    with watched, heartbeat.watched(), mock.patch.object(module, "get_env_info", get_env_info):
         try:
             getattr(module, f"{name}_pipeline")(str(Path.cwd()))
         except (MemoryError, RuntimeError) as error:
