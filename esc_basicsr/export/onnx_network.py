@@ -6,11 +6,12 @@ which bounds its memory to one head's scores.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 import torch.nn as nn
 from onnx import TensorProto, helper
@@ -29,9 +30,8 @@ from esc_basicsr.archs.conv_attention import (
     average_over_symmetries,
 )
 from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.onnx_graph import Graph
-
-__all__ = ["INPUT", "OUTPUT", "build_onnx"]
 
 # What a network hands to its mixers: ESC's kernel, ESC-FP's two filters, or nothing.
 LargeKernel = tuple[Tensor, ...]
@@ -43,19 +43,33 @@ INPUT, OUTPUT = "lr", "sr"
 _END = int(np.iinfo(np.int64).max)
 
 
-def build_onnx(network: ESC | ESCFP, half: bool, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Write a network as an ONNX model, of operators of the domain ai.onnx alone.
+def write_onnx(network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int) -> bytes:
+    """Write a network as an ONNX file, of operators of the domain ai.onnx alone.
 
     Its input ``lr`` is (batch, 3, height, width), float32, RGB in [0, 1], any sizes >= 1; its output ``sr``
     is (batch, 3, height·scale, width·scale), float32, not clamped.
 
     Args:
-        network: The network, on any device; not changed.
+        network: An `ESC` or `ESCFP`, on any device; not changed.
         half: Whether weights and features are float16. Input and output, and the upscaled input that the
             network adds its result to, are float32 all the same.
-        opset: Version of ai.onnx, 17 or newer.
         metadata: What the model says of itself, by key.
+        opset: Version of ai.onnx, 17 or newer.
+
+    Raises:
+        UserError: It is another network, or the installed package onnx does not know the opset.
     """
+    if not isinstance(network, ESC | ESCFP):
+        raise UserError(
+            f"{type(network).__name__} cannot be written as ONNX, only ESC and ESCFP can: give another "
+            "--format (torchscript, torch-export, safetensors), or an OUT of such an ending (.pt, .pt2)."
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise UserError(
+            f"--opset {opset}: the installed onnx {onnx.__version__} knows {newest} at most; update it, or "
+            "choose an older one."
+        )
     scale = network.upscaling_factor
     graph = Graph(np.float16 if half else np.float32)
     _Writer(graph, network).write()
@@ -75,7 +89,26 @@ def build_onnx(network: ESC | ESCFP, half: bool, opset: int, metadata: Mapping[s
     model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return model.SerializeToString()
+
+
+def read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Load an ONNX file into ONNX Runtime, on the CPU and with as many threads as PyTorch.
+
+    Raises:
+        UserError: ONNX Runtime does not take it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    try:
+        session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has exceptions of its own, of no common class
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not take this network ({error}). Nothing was "
+            "written. Update it, or choose an older --opset."
+        ) from error
+    return lambda lr: torch.from_numpy(session.run([OUTPUT], {INPUT: lr.numpy()})[0])
 
 
 class _Grid(NamedTuple):
@@ -175,7 +208,6 @@ class _Writer:
         return self.graph.add("Transpose", self._norm_channels_last(x, norm), perm=[0, 3, 1, 2])
 
     def _norm_channels_last(self, x: str, norm: nn.Module) -> str:
-        """Normalise a map; the result is (B, H, W, C)."""
         assert isinstance(norm, nn.LayerNorm)
         x = self.graph.add("Transpose", x, perm=[0, 2, 3, 1])
         affine = self.graph.weight(norm.weight), self.graph.weight(norm.bias)

@@ -11,8 +11,6 @@ from esc_basicsr.archs.attention import BACKENDS, WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernelConv, SeparableLargeKernelConv
 from esc_basicsr.archs.layers import reflect_pad
 
-__all__ = ["recordable"]
-
 
 def recordable(network: nn.Module) -> nn.Module:
     """Copy a network, its layers replaced by such as do the same operations at every size.

@@ -15,8 +15,6 @@ from typing import NamedTuple
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 
-__all__ = ["Library", "load"]
-
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
