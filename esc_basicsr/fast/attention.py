@@ -49,7 +49,8 @@ def add_attention(
     Shape:
         x, source, output: (B, dim, H, W).
     """
-    w, bias = attn.window_size, attn.relative_position_bias
+    w = attn.window_size
+    bias: Tensor = attn.relative_position_bias
     attend: Callable[[Tensor, Tensor, int], Tensor]
     if kernels and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
