@@ -2,6 +2,7 @@ import onnx
 import pytest
 import torch
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.onnx_network import read_onnx, write_onnx
 
 # (batch, height, width): a pixel, below a window, windows, odd, one side below and one above
@@ -14,6 +15,10 @@ NETWORKS = {
     "attention": {"token_mixer": "attention"},
     "conv_attention": {"token_mixer": "conv_attention"},
     "unshared": {"share_large_kernel": False},
+    "ESCReal": {"type": "ESCReal", "upscaling_factor": 4},
+    "pixelshuffle": {"type": "ESCRealM", "upscaling_factor": 3, "upsampler": "pixelshuffle"},
+    "transpose+conv": {"type": "ESCRealM", "upscaling_factor": 4, "upsampler": "transpose+conv"},
+    "conv": {"type": "ESCRealM", "upscaling_factor": 1, "upsampler": "conv", "unshuffle_mod": False},
     "static kernels": {"dynamic_kernel": False, "upscaling_factor": 1},
 }
 
@@ -34,9 +39,21 @@ def test_onnx_runtime_gives_what_the_network_gives_at_any_size(lively_network, n
     assert max(differences(net, run)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["ESC", "ESCFP"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"type": "ESCReal", "upscaling_factor": 4, "use_dysample": True}, "ESCReal with dysample"),
+        ({"type": "ESCRealM"}, "ESCRealM with unshuffle_mod"),
+    ],
+)
+def test_what_is_not_converted_is_named(lively_network, options, message):
+    with pytest.raises(UserError, match=message):
+        write_onnx(lively_network(**options), False, {}, 18)
+
+
+@pytest.mark.parametrize("kind", ["ESC", "ESCFP", "ESCReal"])
 def test_half_precision_is_inside_alone(lively_network, kind):
-    net = lively_network(type=kind)
+    net = lively_network(type=kind, upscaling_factor=4 if kind == "ESCReal" else 2)
     content = write_onnx(net, True, {}, 18)
     assert 1e-6 < max(differences(net, read_onnx(content))) < 5e-3
     assert len(content) < 0.75 * len(write_onnx(net, False, {}, 18))
