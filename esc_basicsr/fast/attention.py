@@ -15,6 +15,7 @@ from esc_basicsr.archs.attention import (
 )
 from esc_basicsr.archs.layers import pad_to_multiple
 from esc_basicsr.fast import kernels as cpp
+from esc_basicsr.fast.gpu import by_triton
 from esc_basicsr.fast.row_chunks import add_in_chunks
 
 __all__ = ["add_attention", "attend_by_kernels"]
@@ -23,9 +24,9 @@ _KERNELS = "Kernels"
 
 
 def attend_by_kernels(net: nn.Module) -> None:
-    """Have a network's window attention computed by the C++ kernel, in training too.
+    """Have a network's window attention computed by the C++ kernel, on CUDA by Triton's, in training too.
 
-    In other precisions than float32 and on other devices than a CPU it goes on as ``attn_type: auto``.
+    Where neither serves, as in half precision on a CPU, it goes on as ``attn_type: auto``.
 
     Raises:
         UserError: The kernels cannot be compiled.
@@ -55,6 +56,8 @@ def add_attention(
     attend: Callable[[Tensor, Tensor, int], Tensor]
     if kernels and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
+    elif kernels and x.device.type == "cuda":
+        attend = _kernels_backend
     else:
         backend = attn.backend(x.device.type)
         attend = _sdpa_with(expand_position_bias(table, w)) if backend == "SDPA" else BACKENDS[backend]
@@ -83,6 +86,9 @@ def _by_kernel(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
 
 
 def _kernels_backend(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    out = by_triton("window_attention", qkv, table, window_size)
+    if out is not None:
+        return out
     if cpp.serves_heads_of(qkv, qkv.shape[1] // (3 * len(table))):
         return _by_kernel(qkv, table, window_size)
     trains_on_cpu = qkv.device.type == "cpu" and torch.is_grad_enabled()
