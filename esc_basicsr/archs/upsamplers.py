@@ -118,7 +118,7 @@ class Upsampler(nn.Sequential):
     ) -> None:
         # It also says who wrote the file, which is no weight: the network keeps its own.
         own = {f"{prefix}MetaUpsample": torch.tensor(self.meta, dtype=torch.uint8)}
-        super()._load_from_state_dict({**state_dict, **own}, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict({**state_dict, **own}, prefix, *args, **kwargs)
 
 
 def nearest_upsampler(dim: int, out_channels: int) -> nn.Sequential:

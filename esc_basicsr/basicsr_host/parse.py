@@ -21,7 +21,8 @@ from esc_basicsr.options.check import check_options
 from esc_basicsr.options.kinds import FOLDER_NAME
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.schema import filled
-from esc_basicsr.training import heartbeat
+from esc_basicsr.training import experiment_lock, heartbeat, meeting
+from esc_basicsr.training.ranks import on_first_rank
 
 __all__ = ["add_arguments", "given", "parse_options"]
 
@@ -76,6 +77,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
         args = parser.parse_args()
     opt = filled(_agree_on_options(args, Path(root_path), is_train))
     _complete(opt, args, Path(root_path), is_train)
+    on_first_rank(lambda: experiment_lock.hold(Path(opt["path"]["log"])))
     return opt, args
 
 
@@ -170,8 +172,9 @@ def _join(launcher: str, options: dict[str, Any]) -> None:
     if options.get("num_gpu") == 0:
         params["backend"] = "gloo"
     limit = params.pop("timeout", heartbeat.DEFAULT_LIMIT)
-    importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
-    heartbeat.start(limit)
+    with meeting.bounded(limit):
+        importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
+        heartbeat.start(limit)
 
 
 def _difference(texts: Sequence[str]) -> str | None:

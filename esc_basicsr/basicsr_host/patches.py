@@ -150,22 +150,7 @@ def _init_dist_pytorch(backend: str, port: int | None = None, **kwargs: Any) -> 
             "or leave --launcher out for a single process."
         )
     _take_gpu(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
-    dist.init_process_group(backend=_backend_for(backend), **_store_of_this_attempt(), **kwargs)
-
-
-def _store_of_this_attempt() -> dict[str, Any]:
-    """Say where ranks that torchrun has restarted meet, as arguments of ``init_process_group``.
-
-    torchrun gives them the store of the attempt before, in which torch 2.15 finds addresses of dead ranks.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world_size = next(rendezvous("env://"))
-    attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']} of {world_size} ranks"
-    return {"store": PrefixStore(attempt, store), "rank": rank, "world_size": world_size}
+    dist.init_process_group(backend=_backend_for(backend), **kwargs)
 
 
 def _init_dist_slurm(backend: str, port: int | None = None) -> None:

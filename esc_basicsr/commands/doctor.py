@@ -10,14 +10,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from esc_basicsr.archs.esc_arch import ESC
+from esc_basicsr.basicsr_host import functional_tensor
+from esc_basicsr.basicsr_host.copies import copies
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.version import __version__
 from esc_basicsr.fast import kernels
@@ -52,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     problems: list[str] = []
     for title, examine in (
         ("Versions", _versions),
-        ("Extras", _extras),
         ("Devices", _devices),
         ("Attention", _backends),
         ("BasicSR", _basicsr),
@@ -77,9 +78,6 @@ def _versions() -> Findings:
     for name in _PACKAGES:
         version = _version(name)
         yield name, version or "is not installed", version is None and name not in _OF_TRAINING
-
-
-def _extras() -> Findings:
     for name, purpose in _EXTRAS.items():
         yield name, _version(name) or f"is not installed: {purpose} needs it", False
 
@@ -114,28 +112,22 @@ def _devices() -> Findings:
 
 def _backends() -> Findings:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: Any = {"dim": 16, "pdim": 4, "n_blocks": 1, "conv_blocks": 1, "window_size": 16, "num_heads": 1}
     for name in ("Naive", "SDPA", "Flex"):
-        message, fails = _try_attention(name, device)
-        # of the fused ones, one is enough; `auto` takes what there is
-        yield name, message, fails and name == "Naive"
-
-
-def _try_attention(name: str, device: str) -> tuple[str, bool]:
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network = ESC(
-                2, dim=16, pdim=4, n_blocks=1, conv_blocks=1, window_size=16, num_heads=1, attn_type=name
-            )
-            network.to(device)(torch.rand(1, 3, 16, 16, device=device))
-    except Exception as error:  # whatever it is, it is reported
-        reason, _, _ = str(error).partition("\n")
-        return f"fails: {type(error).__name__}: {reason}", True
-    return "works", False
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ESC(2, attn_type=name, **options).to(device)(torch.rand(1, 3, 16, 16, device=device))
+        except Exception as error:  # whatever it is, it is reported
+            reason, _, _ = str(error).partition("\n")
+            # of the fused ones, one is enough; `auto` takes what there is
+            yield name, f"fails: {type(error).__name__}: {reason}", name == "Naive"
+        else:
+            yield name, "works", False
 
 
 def _basicsr() -> Findings:
-    found = _copies()
+    found = copies()
     if not found:
         yield "installed", "no: the networks work, training and testing do not (pip install basicsr)", False
         return
@@ -144,7 +136,7 @@ def _basicsr() -> Findings:
         yield (
             "another one",
             f"{other}: it is shadowed by the first. What is registered with one is unknown to the other "
-            "('No object named ... found'): remove one of them",
+            "('No object named ... found'): remove one of them, or start in another folder",
             True,
         )
     try:
@@ -158,14 +150,8 @@ def _basicsr() -> Findings:
         missing = [name for name in names if name not in own]
         message = f"without {', '.join(missing)}" if missing else ", ".join(names)
         yield f"{kind} registry", message, bool(missing)
+    spec = importlib.util.find_spec(functional_tensor.NAME)
+    if spec is not None and spec.origin is None:  # provided by no file, but by ours
+        yield "patched", f"{functional_tensor.NAME}: BasicSR imports it, torchvision has removed it.", False
     for patch in patches.active():
         yield "patched", f"{patch.name}: {patch.purpose}", False
-
-
-def _copies() -> list[Path]:
-    """Every BasicSR that Python could import, the one that it does first."""
-    places = [Path(entry or ".").resolve() / "basicsr" for entry in sys.path]
-    # 'pip install --editable' may leave a finder instead of a path
-    specs = (getattr(finder, "find_spec", lambda *_: None)("basicsr", None) for finder in sys.meta_path)
-    places += [Path(spec.origin).resolve().parent for spec in specs if spec is not None and spec.origin]
-    return list(dict.fromkeys(place for place in places if (place / "__init__.py").is_file()))

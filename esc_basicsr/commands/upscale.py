@@ -9,7 +9,9 @@ are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one 
 
 import argparse
 import glob
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +19,24 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import make_folder_of
+from esc_basicsr.common.files import check_writable
 from esc_basicsr.common.log import logger
+from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import find_images
-from esc_basicsr.upscale.image_file import FORMATS, ImageFile, read_image, write_image
+from esc_basicsr.upscale.image_file import FORMATS
+from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
+from esc_basicsr.upscale.write_image import fitted, write_image
 from esc_basicsr.weights.shipped import model_list
+from esc_basicsr.weights.shown import shown
 
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-_UNWRITTEN = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".psd")
+_UNWRITTEN = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd")
+_UNREAD = {*_UNWRITTEN, ".j2k", ".jpx", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"} - {
+    ".bmp"
+}
 _LISTED = 5
+_NAME = 40  # characters of a file's name beside the bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="to work in (default: most of what is available)"
     )
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=MOST_PIXELS / 10**6,
+        metavar="N",
+        help="refuse larger inputs, whose few bytes may unpack to more than the memory (default: 1000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,63 +88,62 @@ def run(args: argparse.Namespace) -> int:
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"--memory must be above 0 GiB, got {args.memory}.")
     images = _find(args.input)
+    if not 0 < args.max_megapixels < float("inf"):
+        raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
     memory = None if args.memory is None else int(args.memory * 2**30)
     upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
     targets = _name_targets(images, args.output, upscaler.scale, args.format)
-    existing = [path for path in targets.values() if path.exists()]
+    existing = [path for path in targets.values() if os.path.lexists(path)]
     if args.skip_existing:
-        targets = {source: path for source, path in targets.items() if not path.exists()}
+        targets = {source: path for source, path in targets.items() if path not in existing}
     elif existing and not args.overwrite:
         raise UserError(
             f"{len(existing)} of {len(targets)} files exist already: {_few(existing)}. Add --overwrite to "
             "replace them, --skip-existing to leave them as they are, or name another folder."
         )
+    for folder in {target.parent for target in targets.values()}:
+        check_writable(folder)
     problems = []
-    title = f"×{upscaler.scale} by {Path(upscaler.name).name}"
+    title = f"×{upscaler.scale} by {shown(Path(upscaler.name).name)}"
     with logging_redirect_tqdm(), tqdm(targets.items(), desc=title, unit="image") as bar:
         for source, target in bar:
-            bar.set_postfix_str(source.name)
+            bar.set_postfix_str(_short(source.name))
             try:
-                upscale_file(upscaler, source, target, args.quality)
+                upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6))
             except UserError as error:
                 problems.append(str(error))
+            except Exception as error:  # of one image; the others are still to be done
+                reason = (
+                    "there is not enough memory"
+                    if is_out_of_memory(error)
+                    else f"{type(error).__name__}: {error}"
+                )
+                problems.append(f"{source}: {reason}")
     done = len(targets) - len(problems)
     skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
-    print(f"{args.output}: {done} of {len(targets)} images upscaled{skipped}.")
+    print(f"{shown(args.output)}: {done} of {len(targets)} images upscaled{skipped}.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
 
 
-def upscale_file(upscaler: Upscaler, source: Path, target: Path, quality: int = 95) -> None:
+def upscale_file(
+    upscaler: Upscaler, source: Path, target: Path, quality: int = 95, most_pixels: int = MOST_PIXELS
+) -> None:
     """Upscale one image file, with what belongs to it.
 
     Raises:
         UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
     """
-    image = read_image(source)
-    pixels = upscaler(image.pixels)
+    image = fitted(target, read_image(source, most_pixels), upscaler.scale)
+    pixels = upscaler(image.visible_colours())
     alpha = image.alpha
     if alpha is not None:
         # a constant one stays what it is; the network would come close
         is_constant = bool((alpha == alpha.flat[0]).all())
         size = tuple(side * upscaler.scale for side in alpha.shape)
         alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
-    make_folder_of(target)
-    write_image(target, _fit(image.enlarged(pixels, alpha), target), quality)
-
-
-def _fit(image: ImageFile, target: Path) -> ImageFile:
-    """Round ``image`` to 8 bits where the format that was asked for has no more."""
-    if image.pixels.dtype == np.uint8 or FORMATS[target.suffix.lower()] in ("PNG", "TIFF"):
-        return image
-    logger.warning("%s holds 8 bits: the image's 16 are rounded.", target)
-    pixels, alpha = (
-        None if values is None else ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        for values in (image.pixels, image.alpha)
-    )
-    assert pixels is not None
-    return image.enlarged(pixels, alpha)
+    write_image(target, replace(image, pixels=pixels, alpha=alpha), quality)
 
 
 def _find(inputs: Sequence[str]) -> dict[Path, Path]:
@@ -136,6 +152,9 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
+            unread = [one for one in path.rglob("*") if one.suffix.lower() in _UNREAD and one.is_file()]
+            if unread:
+                logger.warning("Of a format that is not read, and left out: %s.", _few(unread))
             found |= {path / relative: relative for relative in find_images(path, recursive=True)}
         elif path.is_file():
             found[path] = Path(path.name)
@@ -176,6 +195,12 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
     return {source: target for source, target in targets.items() if source not in sources}
 
 
+def _short(name: str) -> str:
+    """Shorten a file's name for the bar, and take out what steers a terminal or cannot be printed."""
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    return name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
+
+
 def _few(paths: Sequence[Path]) -> str:
     more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
-    return ", ".join(map(str, paths[:_LISTED])) + more
+    return ", ".join(map(shown, paths[:_LISTED])) + more

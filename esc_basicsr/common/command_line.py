@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from esc_basicsr.common.errors import UserError
 
@@ -33,6 +35,15 @@ def run_command(module_name: str, arguments: Sequence[str], prog: str) -> int:
         if not error.name or error.name.startswith("esc_basicsr"):
             raise
         package = error.name.split(".")[0]
+        found = importlib.util.find_spec(package)
+        if package != error.name and found is not None and found.origin is not None:
+            print(
+                f"error: {prog} finds {package} at {Path(found.origin).parent}, which lacks {error.name}: it "
+                "is a copy that was not installed, and hides an installed one. Start in another folder, or "
+                "install the copy.",
+                file=sys.stderr,
+            )
+            return 2
         means = _INSTALLED_BY.get(package, "pip")
         print(f"error: {prog} needs the package {package}: install it with {means}.", file=sys.stderr)
         return 2

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from esc_basicsr.common.errors import UserError
-
-__all__ = ["is_file", "is_folder", "make_folder_of", "written_whole"]
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -33,20 +33,38 @@ def make_folder_of(path: Path) -> None:
         raise UserError(f"{path.parent} cannot be made: {error.strerror or error}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, and those above it, and see that files can be written into it.
+
+    Raises:
+        UserError: It cannot be made, or nothing be written into it.
+    """
+    make_folder_of(folder / "file")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: nothing can be written here: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Lend a file to write to; it takes the name ``target`` once it is complete and on the disk.
 
     Until then, and for good if anything fails or the process is killed, what bears that name stays as it is.
-    A killed process may leave ``<target>.partial``, which the next writing of ``target`` replaces.
+    Each writer has a file of its own, so that the last of several wins with a whole one; a killed process may
+    leave it: ``.<random>.partial``, hidden, in the same folder.
 
     Raises:
-        UserError: The disk is full, or the file cannot be written for another reason.
+        UserError: The disk is full, the file cannot be written for another reason, or what bears the name is
+            no plain file.
     """
     path = Path(target)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        with partial.open("wb") as file:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file, and is not replaced: give another name.")
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,12 +1,26 @@
 """Logging that ends up in BasicSR's log file where BasicSR runs, and works without it."""
 
 import logging
+import sys
 
 # A child of BasicSR's logger "basicsr": same handlers, same level on each rank.
 logger = logging.getLogger("basicsr.esc")
 
 
 _logged: set[str] = set()
+
+
+def report_log_errors_once() -> None:
+    """Have a log that cannot be written, as on a full disk, say so once, and without a traceback."""
+    reported: list[object] = []
+
+    def report(self: logging.Handler, record: logging.LogRecord) -> None:
+        if self not in reported:
+            reported.append(self)
+            name = getattr(self, "baseFilename", "the log")
+            print(f"{name} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+    logging.Handler.handleError = report  # type: ignore[method-assign]
 
 
 def info_once(message: str) -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__ = ["available_memory", "is_out_of_memory"]
-
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # What errors say that have no type of their own for it.

@@ -16,8 +16,6 @@ import torch
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["end_with_main_process", "parallel_map"]
-
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 

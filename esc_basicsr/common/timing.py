@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import torch
 from tqdm import tqdm
 
-__all__ = ["median_times", "times_in_turn"]
-
 
 def times_in_turn(
     calls: Mapping[str, Callable[[], object]],
@@ -39,7 +37,7 @@ def times_in_turn(
                 bar.update()
                 if name in once:
                     continue
-                seconds = _time_cuda(call) if device.type == "cuda" else _time_cpu(call)
+                seconds = _seconds(call, device)
                 if number == 0 and seconds > once_above:
                     once.add(name)
                 if number >= warmup or name in once:
@@ -55,13 +53,11 @@ def median_times(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _time_cpu(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _time_cuda(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()

@@ -66,7 +66,8 @@ class FastNetwork(nn.Module):
 
     def upscale(self, x: Tensor) -> Tensor:
         """Upscale a batch of images, without gradients."""
-        return _add(map_in_chunks(self._to_image, self.features(x)), self.net.upscale_input(x))
+        net: Any = self.net
+        return _add(map_in_chunks(self._to_image, self.features(x)), net.upscale_input(x))
 
     def features(self, x: Tensor) -> Tensor:
         """Compute what the network makes its image of, (B, dim, H, W)."""

@@ -1,5 +1,7 @@
 """ESCReal and ESCRealM without gradients: their skips and upsamplers go chunk by chunk, too."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,12 +31,13 @@ class FastRealNetwork(FastNetwork):
         return _enlarge(self.net.to_img, out)[:, :, :height, :width]
 
 
-def _add_skip(out: Tensor, skip: nn.Sequential, x: Tensor) -> Tensor:
+def _add_skip(out: Tensor, skip: nn.Module, x: Tensor) -> Tensor:
     """Compute ``out + skip(x)`` in ``out``'s place.
 
     To reflect before the 1×1 convolution is to reflect after it, with fewer channels.
     """
-    *first, conv, depthwise, activation, last = skip
+    layers: list[Any] = list(skip.children())
+    *first, conv, depthwise, activation, last = layers
     border = depthwise.kernel_size[0] // 2
     padded = reflect_border(nn.Sequential(*first)(x), border)
 

@@ -14,108 +14,20 @@ position biases, 3,840 weights of normalisations and 40 temperatures, for which 
 SRFormer-light is in neither package, and is not built.
 """
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["BASELINES", "Baseline"]
+import yaml
 
 
 class Baseline(NamedTuple):
     """A published network."""
 
-    network: Mapping[str, Any]  # `network_g` without the scale
-    scale_key: str = "upscale"  # the option that takes the scale
+    network: dict[str, Any]  # `network_g` without the scale
+    scale_key: str  # the option that takes the scale
 
 
 BASELINES = {
-    "SwinIR-light": Baseline(
-        {
-            "type": "PaddedSwinIR",
-            "img_size": 64,
-            "window_size": 8,
-            "embed_dim": 60,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [6, 6, 6, 6],
-            "mlp_ratio": 2,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
-    ),
-    "RCAN": Baseline(
-        {
-            "type": "RCAN",
-            "num_in_ch": 3,
-            "num_out_ch": 3,
-            "num_feat": 64,
-            "num_group": 10,
-            "num_block": 20,
-            "squeeze_factor": 16,
-            "res_scale": 1,
-            "img_range": 255.0,
-            "rgb_mean": [0.4488, 0.4371, 0.4040],
-        }
-    ),
-    "HiT-SRF": Baseline(
-        {
-            "type": "HiT_SRF",
-            "embed_dim": 60,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [6, 6, 6, 6],
-            "base_win_size": [8, 8],
-            "hier_win_ratios": [0.5, 1, 2, 4, 6, 8],
-            "mlp_ratio": 2.0,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
-    ),
-    "MambaIRv2-light": Baseline(
-        {
-            "type": "MambaIRv2Light",
-            "embed_dim": 48,
-            "d_state": 8,
-            "depths": [5, 5, 5, 5],
-            "num_heads": [4, 4, 4, 4],
-            "window_size": 16,
-            "inner_rank": 32,
-            "num_tokens": 64,
-            "convffn_kernel_size": 5,
-            "mlp_ratio": 1.0,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
-    ),
-    "ATD-light": Baseline(
-        {
-            "type": "Spandrel",
-            "architecture": "ATD",
-            "embed_dim": 48,
-            "depths": [6, 6, 6, 6],
-            "num_heads": [4, 4, 4, 4],
-            "window_size": 16,
-            "category_size": 128,
-            "num_tokens": 64,
-            "reducted_dim": 8,
-            "convffn_kernel_size": 7,
-            "mlp_ratio": 1,
-            "img_range": 1.0,
-            "upsampler": "pixelshuffledirect",
-            "resi_connection": "1conv",
-        }
-    ),
-    "OmniSR": Baseline(
-        {
-            "type": "Spandrel",
-            "architecture": "OmniSR",
-            "num_feat": 64,
-            "block_num": 1,
-            "res_num": 5,
-            "window_size": 8,
-            "pe": True,
-            "bias": True,
-        },
-        scale_key="up_scale",
-    ),
+    name: Baseline(**entry)
+    for name, entry in yaml.safe_load(Path(__file__).with_suffix(".yml").read_text()).items()
 }

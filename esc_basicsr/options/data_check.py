@@ -16,7 +16,7 @@ from PIL import Image
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file, is_folder
-from esc_basicsr.data.meta_info import read_meta_info
+from esc_basicsr.data.meta_info import Keys, read_meta_info
 from esc_basicsr.options.kinds import TEMPLATE, is_whole
 from esc_basicsr.options.schema import LOADER, SOURCE
 
@@ -27,6 +27,7 @@ Sizes = npt.NDArray[np.integer[Any]]  # (images, 2)
 GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
+_NIQE_BLOCK = 96  # pixels, whose statistics BasicSR's NIQE takes
 _LONGEST_SIDE = 10**9  # pixels
 _ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
 
@@ -42,24 +43,20 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
     backend = _backend(dataset)
     if backend == "memcached":
         return
-    found = True
-    for key in ("dataroot_gt", "dataroot_lq"):
-        if isinstance(dataset.get(key), str):
-            for problem in _root_problems(key, dataset[key], backend):
-                found = False
-                yield problem
+    roots = [key for key in ("dataroot_gt", "dataroot_lq") if isinstance(dataset.get(key), str)]
+    problems = [problem for key in roots for problem in _root_problems(key, dataset[key], backend)]
+    listing = dataset.get("meta_info_file")
+    if isinstance(listing, str) and not (is_file(listing) and os.access(listing, os.R_OK)):
+        problems.append(("meta_info_file", f"there is no list of images '{listing}'."))
+    yield from problems
+    is_pairs = dataset.get("type") == "PairedImageDataset" and len(roots) == 2
+    if is_pairs and not problems and (listing is None or backend == "lmdb"):
+        yield from _pair_problems(dataset, backend, scale, is_training_set)
     for index, root, _ in _sources(dataset):
-        key = f"sources[{index}].dataroot_gt"
-        problems = [*_lmdb_problems(key, root)]
+        problems = [*_lmdb_problems(f"sources[{index}].dataroot_gt", root)]
         yield from problems
         if not problems and is_training_set:
-            yield from _crop_problems(root, *read_meta_info(_list_of(root)), dataset.get("gt_size"))
-    listing = dataset.get("meta_info_file")
-    if isinstance(listing, str) and not is_file(listing):
-        found = False
-        yield "meta_info_file", f"there is no list of images '{listing}'."
-    if found and dataset.get("type") == "PairedImageDataset" and (listing is None or backend == "lmdb"):
-        yield from _pair_problems(dataset, backend, scale, is_training_set)
+            yield from _crop_problems(root, *_listed(root), dataset.get("gt_size"))
 
 
 def count_images(dataset: Mapping[str, Any]) -> int | None:
@@ -74,7 +71,7 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
     if backend == "lmdb":
         return _count_listed(root)
     if isinstance(dataset.get("meta_info_file"), str):
-        return _count_lines(Path(dataset["meta_info_file"]))
+        return sum(1 for line in Path(dataset["meta_info_file"]).read_bytes().splitlines() if line.strip())
     return len(_image_names(expand(root)))
 
 
@@ -104,6 +101,46 @@ def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterat
             "samples an epoch, less than one batch, and incomplete batches are dropped: nothing would be "
             "trained on. Lower it or raise dataset_enlarge_ratio.",
         )
+
+
+def result_problems(
+    dataset: Mapping[str, Any], scale: Any, saves_images: bool, niqe_border: int | None
+) -> Iterator[Problem]:
+    """Find what ends or spoils validation: results of one name, images too small for NIQE.
+
+    Args:
+        dataset: A section to validate or test on, whose data exists.
+        scale: ``scale`` of the file.
+        saves_images: Whether results are saved, under the names of the LR images.
+        niqe_border: What NIQE crops on each side of a result; None if it is not measured.
+    """
+    root, backend = dataset.get("dataroot_lq"), _backend(dataset)
+    if not isinstance(root, str) or backend == "memcached":
+        return
+    names = _listed(root)[0] if backend == "lmdb" else sorted(_image_names(expand(root)))
+    first: dict[str, str] = {}
+    for name in names if saves_images and backend == "disk" else ():
+        if (other := first.setdefault(Path(name).stem, name)) != name:
+            message = (
+                f"results of '{other}' and '{name}' of '{root}' would have one name. Rename one of them."
+            )
+            yield "dataroot_lq", message
+            break
+    if niqe_border is None or not is_whole(scale):
+        return
+    try:
+        sizes = _listed(root)[1] if backend == "lmdb" else (_file_size(expand(root) / name) for name in names)
+        for name, size in zip(names, sizes, strict=True):
+            if min(size) * scale - 2 * niqe_border < _NIQE_BLOCK:
+                height, width = (int(side) * scale for side in size)
+                yield (
+                    "dataroot_lq",
+                    f"the result of '{name}' of '{root}' is {_say_size((height, width))}, and calculate_niqe "
+                    f"needs {_NIQE_BLOCK} pixels a side within crop_border. Leave out this metric or set.",
+                )
+                break
+    except UserError as error:
+        yield "dataroot_lq", str(error)
 
 
 def _backend(dataset: Mapping[str, Any]) -> str:
@@ -145,13 +182,10 @@ def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
         yield key, f"there is no LMDB folder '{root}'."
     elif absent:
         lacking = " and no ".join(absent)
-        yield (
-            key,
-            f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew.",
-        )
+        yield key, f"got '{root}', which has no {lacking}: no complete LMDB of images. Build it anew."
     else:
         try:
-            read_meta_info(_list_of(root))
+            _listed(root)
         except UserError as error:
             yield key, f"{error}."
 
@@ -160,51 +194,38 @@ def _pair_problems(
     dataset: Mapping[str, Any], backend: str, scale: Any, is_training_set: bool
 ) -> Iterator[Problem]:
     """Find where HR and LR do not belong together one to one, which BasicSR notices late or never."""
-    gt, lq, template = (
-        dataset.get("dataroot_gt"),
-        dataset.get("dataroot_lq"),
-        dataset.get("filename_tmpl", "{}"),
-    )
-    if not (isinstance(gt, str) and isinstance(lq, str) and TEMPLATE.accepts(template)):
-        return
+    gt, lq, template = dataset["dataroot_gt"], dataset["dataroot_lq"], dataset.get("filename_tmpl", "{}")
+    names: Sequence[str]
     if backend == "lmdb":
-        yield from _lmdb_pair_problems(gt, lq, scale, is_training_set, dataset.get("gt_size"))
-        return
-    names, lq_names = _image_names(expand(gt)), _image_names(expand(lq))
-    lq_of = {name: template.replace("{}", Path(name).stem) + Path(name).suffix for name in names}
-    problems = [*_match_problems(lq_of, lq_names, lq, template)]
-    if problems:
-        yield from problems
-        return
-    looked_at = sorted(names)[:_PAIRS_LOOKED_AT]
-    files = {"dataroot_gt": looked_at, "dataroot_lq": [lq_of[name] for name in looked_at]}
-    sizes: dict[str, Sizes] = {}
-    for (key, of_root), root in zip(files.items(), (gt, lq), strict=True):
-        try:
-            sizes[key] = np.array([_file_size(expand(root) / name) for name in of_root])
-        except UserError as error:
-            yield key, str(error)
-            return
-    yield from _scale_problems(looked_at, sizes["dataroot_gt"], sizes["dataroot_lq"], scale, is_training_set)
-    if is_training_set:
-        yield from _crop_problems(gt, looked_at, sizes["dataroot_gt"], dataset.get("gt_size"))
-
-
-def _lmdb_pair_problems(
-    gt: str, lq: str, scale: Any, is_training_set: bool, gt_size: Any
-) -> Iterator[Problem]:
-    keys, sizes = read_meta_info(_list_of(gt))
-    lq_keys, lq_sizes = read_meta_info(_list_of(lq))
-    if keys != lq_keys:  # as they are for sets that were made together
-        problems = [*_match_problems({key: key for key in keys}, {*lq_keys}, lq, None)]
-        if problems:
+        names, sizes = _listed(gt)
+        lq_names, lq_sizes = _listed(lq)
+        if names != lq_names:  # as they are for sets that were made together
+            if problems := [*_match_problems({name: name for name in names}, {*lq_names}, lq, None)]:
+                yield from problems
+                return
+            position_of = {name: position for position, name in enumerate(lq_names)}
+            lq_sizes = lq_sizes[[position_of[name] for name in names]]
+    elif TEMPLATE.accepts(template):
+        lq_of = {name: _lq_name(name, template) for name in sorted(_image_names(expand(gt)))}
+        if problems := [*_match_problems(lq_of, _image_names(expand(lq)), lq, template)]:
             yield from problems
             return
-        position_of = {key: position for position, key in enumerate(lq_keys)}
-        lq_sizes = lq_sizes[[position_of[key] for key in keys]]
-    yield from _scale_problems(keys, sizes, lq_sizes, scale, is_training_set)
+        names = [*lq_of][:_PAIRS_LOOKED_AT]
+        try:
+            sizes = np.array([_file_size(expand(gt) / name) for name in names])
+            lq_sizes = np.array([_file_size(expand(lq) / lq_of[name]) for name in names])
+        except UserError as error:
+            yield "dataroot_gt" if f"'{expand(gt)}/" in str(error) else "dataroot_lq", str(error)
+            return
+    else:
+        return
+    yield from _scale_problems(names, sizes, lq_sizes, scale, is_training_set)
     if is_training_set:
-        yield from _crop_problems(gt, keys, sizes, gt_size)
+        yield from _crop_problems(gt, names, sizes, dataset.get("gt_size"))
+
+
+def _lq_name(name: str, template: str) -> str:
+    return template.format(Path(name).stem) + Path(name).suffix
 
 
 def _match_problems(
@@ -272,14 +293,15 @@ def _crop_problems(root: str, names: Sequence[str], sizes: Sizes, gt_size: Any) 
         )
 
 
-def _list_of(root: str) -> Path:
-    return expand(root) / "meta_info.txt"
+def _listed(root: str) -> tuple[Keys, Sizes]:
+    """Read names and sizes of an LMDB's images. Raises UserError if they cannot be read."""
+    return read_meta_info(expand(root) / "meta_info.txt")
 
 
 def _count_listed(root: str) -> int:
     """Count the images of an LMDB; 0 where its list cannot be read, which is reported elsewhere."""
     try:
-        return len(read_meta_info(_list_of(root))[0])
+        return len(_listed(root)[0])
     except UserError:
         return 0
 
@@ -306,14 +328,6 @@ def _image_names(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
 
 
-def _count_lines(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError:
-        return 0
-
-
 def _process_count(opt: Mapping[str, Any]) -> int:
     """Count training processes: as BasicSR counted them, or as torchrun announces them."""
     count = str(opt.get("world_size") or os.environ.get("WORLD_SIZE", "1"))
@@ -321,7 +335,5 @@ def _process_count(opt: Mapping[str, Any]) -> int:
 
 
 def _device_count(opt: Mapping[str, Any]) -> int:
-    count = opt.get("num_gpu")
-    if count == "auto":
-        return max(1, torch.cuda.device_count())
+    count = torch.cuda.device_count() if opt.get("num_gpu") == "auto" else opt.get("num_gpu")
     return max(1, count) if is_whole(count) else 1

@@ -1,8 +1,11 @@
 """Kinds of values that options take: in words, as a test, and in JSON Schema."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeGuard
+
+import yaml
 
 
 class Kind(NamedTuple):
@@ -83,10 +86,16 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 ANYTHING = Kind("anything", lambda value: True)
 TEXT = Kind("text", lambda value: isinstance(value, str) and value != "", {"type": "string", "minLength": 1})
+LABEL = Kind(
+    "text of at most 200 bytes",
+    lambda value: TEXT.accepts(value) and len(value.encode(errors="replace")) <= 200,
+    {"type": "string", "minLength": 1, "maxLength": 200},
+)
+_TEMPLATE = r"^[^{}]*\{0?(:s)?\}[^{}]*$"
 TEMPLATE = Kind(
-    "text with {} for the HR name",
-    lambda value: isinstance(value, str) and "{}" in value,
-    {"type": "string", "pattern": r"\{\}"},
+    "text with one {} for the HR name",
+    lambda value: isinstance(value, str) and re.search(_TEMPLATE, value) is not None,
+    {"type": "string", "pattern": _TEMPLATE},
 )
 FOLDER_NAME = Kind(
     "a name fit for a folder, without slashes",
@@ -114,6 +123,11 @@ AMP = Kind(
     lambda value: value in ("bf16", "fp16") or value is None or value is False,
     {"enum": ["bf16", "fp16", False, None]},
 )
+NAMES = Kind(
+    "a name, a list of names, or ~",
+    lambda value: value is None or TEXT.accepts(value) or list_of(TEXT).accepts(value),
+    {"anyOf": [TEXT.json, list_of(TEXT).json, {"type": "null"}]},
+)
 GPUS = Kind(
     "auto, or a whole number of at least 0",
     lambda value: value == "auto" or WHOLE.accepts(value),
@@ -125,3 +139,38 @@ SOURCES = Kind(
     {"type": "array", "minItems": 1},
 )
 SECTION = Kind("a section of 'key: value' lines", lambda value: isinstance(value, dict), {"type": "object"})
+
+
+def misfit(value: Any, kind: Kind) -> str:
+    """Say what was given, what is expected, and how to write a number that YAML took for text."""
+    number = _number_for(value, kind)
+    why = "YAML 1.1 reads that as text" if "e" in str(value).lower() else "In quotes it is text"
+    remedy = "" if number is None else f" {why}: write {number}."
+    return f"got {shown(value)}, expected {kind.expected}.{remedy}"
+
+
+def _number_for(value: Any, kind: Kind) -> str | None:
+    """Write the number that the text ``value`` shows, if ``kind`` accepts it; else None."""
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return None
+    if math.isfinite(number) and number == int(number) and kind.accepts(int(number)):
+        return str(int(number))
+    return yaml.safe_dump(number).split()[0] if kind.accepts(number) else None
+
+
+def shown(value: Any) -> str:
+    """Write ``value`` as an option file would hold it, and what it is where that could be overlooked."""
+    if isinstance(value, Mapping):
+        return "a section"
+    if value is None:
+        return "nothing (~)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value) if str(value).isprintable() else repr(value)[1:-1]
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    if isinstance(value, str):
+        looks_otherwise = _number_for(value, NUMBER) is not None or value.lower() in ("true", "false")
+        return f"the text '{text}'" if looks_otherwise else f"'{text}'"
+    return text

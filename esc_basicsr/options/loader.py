@@ -14,7 +14,7 @@ import yaml
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
-from esc_basicsr.options.schema import known_keys
+from esc_basicsr.options.release import translate
 
 MAX_BYTES = 100_000
 _SHOWN = 200  # characters of an override that a message repeats
@@ -25,8 +25,7 @@ _MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 # A key and a value that YAML takes for one text.
-_NO_SPACE = re.compile(r"\s*(?:- +)?(\w+:[^\s/].*?)\s*(?:#.*)?$")
-_NOTHING = re.compile(r"\s*(#.*)?$")
+_NO_SPACE = re.compile(r"\w+:[^\s/]")
 _SYNTAX_ERRORS = (yaml.scanner.ScannerError, yaml.parser.ParserError)
 
 
@@ -95,7 +94,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> "OrderedDic
         path: A YAML file.
         overrides: Entries of BasicSR's ``--force_yml``: keys separated by ':', '=', a value, such as
             ``train:ema_decay=0.999``. The value is read as YAML (a number, text, true, none, a list);
-            nothing is evaluated. Any key can be set that the file has or `esc_basicsr.options.schema` knows.
+            nothing is evaluated. Keys and sections that the file lacks are added.
 
     Raises:
         UserError: The file cannot be read, or an override does not fit; with file and line or key.
@@ -105,7 +104,8 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> "OrderedDic
         found = "nothing" if options is None else f"a {type(options).__name__}"
         raise UserError(f"{path}: expected 'key: value' lines, got {found}. Is this an option file?")
     for entry in overrides:
-        _override(options, entry, path)
+        _override(options, entry)
+    translate(options)
     return options
 
 
@@ -121,8 +121,10 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
     except FileNotFoundError:
         siblings = [file.name for file in path.parent.glob("*.yml")] if path.parent.is_dir() else []
-        message = f"{path}: no such option file (working directory: {Path.cwd()})."
-        raise UserError(_sentences(message, hint(path.name, siblings))) from None
+        message = (
+            f"{path}: no such option file (working directory: {Path.cwd()}). {hint(path.name, siblings)}"
+        )
+        raise UserError(message.rstrip()) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the option file: {error}") from None
     try:
@@ -165,9 +167,12 @@ def _spaceless_line(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] |
     if error.problem_mark is None or not isinstance(error, _SYNTAX_ERRORS):
         return None
     lines = [*enumerate(text.splitlines()[: error.problem_mark.line], start=1)]
-    number, line = next((pair for pair in reversed(lines) if not _NOTHING.match(pair[1])), (0, ""))
-    match = _NO_SPACE.match(line)
-    return None if match is None else (number, match[1])
+    for number, line in reversed(lines):
+        # No regular expression: on a long line of spaces it tries every one as a beginning.
+        content = f" {line}".partition(" #")[0].strip().removeprefix("- ").strip()
+        if content:
+            return (number, content) if _NO_SPACE.match(content) else None
+    return None
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
@@ -186,31 +191,21 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     return number
 
 
-def _override(options: "OrderedDict[str, Any]", entry: str, path: str | Path) -> None:
-    """Set one value, as ``section:key=value`` says."""
+def _override(options: "OrderedDict[str, Any]", entry: str) -> None:
+    """Set one value, as ``section:key=value`` says; `check_options` tells whether there are such keys."""
     where = f"--force_yml {entry if len(entry) <= _SHOWN else f'{entry[:_SHOWN]}...'}"
     names, equals, text = entry.partition("=")
-    keys = [name.strip() for name in names.split(":")]
-    if not equals or not all(keys):
+    *parents, key = (name.strip() for name in names.split(":"))
+    if not equals or not all([*parents, key]):
         raise UserError(f"{where}: expected keys and a value, such as train:ema_decay=0.999")
-    section: Any = options
-    for depth, key in enumerate(keys):
-        parent = f"'{':'.join(keys[:depth])}' of {path}" if depth else str(path)
-        if not isinstance(section, dict):
-            raise UserError(f"{where}: {parent} is not a section, so it has no '{key}'.")
-        known = known_keys(keys[:depth], options)
-        if key not in section and known is not None and key not in known:
-            near = hint(key, [*map(str, section), *known])
-            raise UserError(_sentences(f"{where}: {parent} has no key '{key}'.", near))
-        if depth < len(keys) - 1:
-            if section.get(key) is None and known and key in known and known[key].kind.accepts({}):
-                section[key] = OrderedDict()
-            section = section.get(key)
     value = None if text.strip().lower() == "none" else _parse(text.strip(), _OverrideLoader, where)
     if isinstance(value, Mapping):
         raise UserError(f"{where}: expected one value or a list, got 'key: value'. Set one key at a time.")
-    section[keys[-1]] = value
-
-
-def _sentences(*parts: str) -> str:
-    return " ".join(part for part in parts if part)
+    section: Any = options
+    for name in parents:
+        if section.get(name) is None:
+            section[name] = OrderedDict()
+        section = section[name]
+        if not isinstance(section, dict):
+            raise UserError(f"{where}: '{name}' is not a section, so it has no other keys.")
+    section[key] = value

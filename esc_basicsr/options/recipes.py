@@ -4,13 +4,17 @@ Each file is complete and flat, for BasicSR's own parser and for people to copy,
 come from the tables below and from `VARIANTS`; the recipe is the release's (arXiv:2503.06671, Sec. 4.1).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from string import Template
+from textwrap import indent
 from typing import Any
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
 from esc_basicsr.options.baselines import BASELINES
+
+_TEMPLATES = Path(__file__).with_name("templates")
 
 PHOTOGRAPHS = "photographs"  # what the networks that ship were trained on (docs/models.md)
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
@@ -47,31 +51,19 @@ ABLATION: dict[str, tuple[dict[str, Any], str]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a network is trained, and by what batches; the published one if nothing is given.
+    """How long a network is trained, and by what batches; the published one if nothing is given."""
 
-    Attributes:
-        lr_patch: Side of a training patch, in LR pixels.
-        batch: Patches of a step, on all GPUs.
-        batch_per_gpu: Patches at a time.
-        enlarge: How often an epoch visits each image.
-        iterations: Steps.
-        warmup: Steps in which the learning rate rises.
-        learning_rate: Largest.
-        milestones: Steps at which it is halved; if there are none it falls by half a cosine.
-        ema_decay: Of the averaged weights.
-        every: Steps between checkpoints, and between validations.
-    """
-
-    lr_patch: int = 64
-    batch: int = 64  # published: 16 on each of 4 GPUs
-    batch_per_gpu: int = 16
-    enlarge: int = 1
+    lr_patch: int = 64  # side of a training patch, in LR pixels
+    batch: int = 64  # patches of a step, on all GPUs; published: 16 on each of 4
+    batch_per_gpu: int = 16  # patches at a time
+    enlarge: int = 1  # how often an epoch visits each image
     iterations: int = 500_000
-    warmup: int = 20_000
-    learning_rate: float = 5e-4
+    warmup: int = 20_000  # iterations in which the learning rate rises
+    learning_rate: float = 5e-4  # the largest
+    # when it is halved; if there are none it falls by half a cosine
     milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000, 490_000)
     ema_decay: float = 0.999
-    every: int = 5_000
+    every: int = 5_000  # iterations between checkpoints, and between validations
 
 
 # For an hour on two CPU cores; a GPU has time for more (docs/models.md).
@@ -164,218 +156,84 @@ def option_files() -> dict[PurePosixPath, str]:
 
 def training_text(recipe: Recipe) -> str:
     """Write the file to train ``recipe`` with."""
-    schedule = recipe.schedule
-    data = (_dflip if recipe.data == "DFLIP" else _pairs)(recipe)
-    sections = [
-        _head(recipe, "train"),
-        f"datasets:\n{_indent(data)}\n\n{_indent(_benchmark('val', 'Set5', recipe.scale))}",
-        _network(recipe.network),
-        _start(recipe),
-        _training(schedule),
-        f"val:\n  val_freq: {schedule.every}\n  save_img: false\n  pbar: true\n{_METRICS}",
-        _logger(schedule),
-        _DISTRIBUTED,
-    ]
-    return "\n\n".join(sections) + "\n"
+    schedule, scale = recipe.schedule, recipe.scale
+    if recipe.data == "DFLIP":
+        data = [
+            "type: DFLIPDataset # LR is made of each HR patch on the fly",
+            "sources: # weight: how often an epoch visits each image of the set",
+            *(f"  - dataroot_gt: datasets/{name}_sub.lmdb\n    weight: 1.0" for name in DFLIP_SOURCES),
+        ]
+    else:
+        prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
+        data = [
+            "type: PairedImageDataset",
+            f"dataroot_gt: {prefix}_HR_sub.lmdb",
+            f"dataroot_lq: {prefix}_LR_bicubic_X{scale}_sub.lmdb",
+            "io_backend:",
+            "  type: lmdb",
+        ]
+    start = ["pretrain_network_g: ~"]
+    if scale != 2:
+        first = replace(recipe, scale=2).name
+        start = [
+            f"# ×{scale} starts from the trained ×2; ~ trains from scratch.",
+            f"pretrain_network_g: experiments/{first}/models/net_g_latest.pth",
+        ]
+    if schedule.milestones:
+        fall = ["type: MultiStepLR", f"milestones: {[*schedule.milestones]}", "gamma: 0.5"]
+    else:
+        periods = f"periods: [{schedule.iterations}] # as total_iter"
+        fall = ["type: CosineAnnealingRestartLR", periods, "restart_weights: [1]", "eta_min: 1.0e-6"]
+    mantissa, _, exponent = f"{schedule.learning_rate:.1e}".partition("e")
+    kernels = "cpu_kernels: true # without a GPU: three times as fast; needs a C++ compiler\n"
+    values = {
+        **asdict(schedule),
+        "gt_size": schedule.lr_patch * scale,
+        "learning_rate": f"{mantissa}e{int(exponent)}",
+        "kernels": kernels if recipe.data == PHOTOGRAPHS else "",
+        "training_set": _lines([f"name: {recipe.data}", *data], 4),
+        "sets": _benchmark("val", "Set5", scale),
+        "start": _lines(start, 2),
+        "scheduler": _lines(fall, 4),
+    }
+    return _filled("train", recipe, values)
 
 
 def benchmark_text(recipe: Recipe) -> str:
     """Write the file to measure ``recipe`` on the benchmarks with."""
     names = BENCHMARKS[:2] if recipe.data == PHOTOGRAPHS else BENCHMARKS
-    sets = [_indent(_benchmark(f"test_{number}", name, recipe.scale)) for number, name in enumerate(names, 1)]
+    sets = [_benchmark(f"test_{number}", name, recipe.scale) for number, name in enumerate(names, 1)]
     checkpoint = f"experiments/{recipe.name}/models/net_g_latest.pth" if recipe.data else "~"
     if recipe.variant in BASELINES:
         released = "BasicSR's model zoo has it" if recipe.variant == "RCAN" else "its authors released it"
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:
         checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
-    sections = [
-        _head(recipe, "test"),
-        "datasets:\n" + "\n\n".join(sets),
-        _network(recipe.network, recipe.scale_key),
-        _path(checkpoint),
-        f"val:\n  save_img: false # true: into results/{recipe.name}/visualization\n"
-        f"  suffix: ~ # of the images' names; ~: the name above\n  pbar: true\n{_METRICS}",
-        _DISTRIBUTED,
-    ]
-    return "\n\n".join(sections) + "\n"
+    return _filled("test", recipe, {"sets": "\n\n".join(sets), "checkpoint": checkpoint})
 
 
-def _head(recipe: Recipe, command: str) -> str:
-    file = f"options/{command}/{recipe.folder}/{recipe.name}.yml"
-    is_for_cpus = recipe.data == PHOTOGRAPHS and command == "train"
-    kernels = (
-        "\ncpu_kernels: true # without a GPU: three times as fast; needs a C++ compiler"
-        if is_for_cpus
-        else ""
-    )
-    return f"""\
-# yaml-language-server: $schema=../../schema.json
-# Generated by: python -m esc_basicsr options --write options. Copy it under another name to change it.
-# {recipe.title}.
-# python -m esc_basicsr {command} -opt {file}
-# datasets/README.md says how to get the data.
-
-name: {recipe.name}
-model_type: ESCModel
-scale: &scale {recipe.scale}
-num_gpu: auto # all GPUs there are; 0: the CPU
-manual_seed: 0{kernels}"""
-
-
-def _pairs(recipe: Recipe) -> str:
-    name = recipe.data
-    prefix = f"datasets/{name}/{'DIV2K_train' if name == 'DIV2K' else name}"
-    return f"""\
-train:
-  name: {name}
-  type: PairedImageDataset
-  dataroot_gt: {prefix}_HR_sub.lmdb
-  dataroot_lq: {prefix}_LR_bicubic_X{recipe.scale}_sub.lmdb
-  io_backend:
-    type: lmdb
-{_indent(_patches(recipe))}"""
-
-
-def _dflip(recipe: Recipe) -> str:
-    sources = "\n".join(
-        f"    - dataroot_gt: datasets/{source}_sub.lmdb\n      weight: 1.0" for source in DFLIP_SOURCES
-    )
-    return f"""\
-train:
-  name: DFLIP
-  type: DFLIPDataset # LR is made of each HR patch on the fly
-  sources: # weight: how often an epoch visits each image of the set
-{sources}
-{_indent(_patches(recipe))}"""
-
-
-def _patches(recipe: Recipe) -> str:
-    schedule = recipe.schedule
-    return f"""\
-gt_size: {schedule.lr_patch * recipe.scale} # {schedule.lr_patch} × scale
-use_hflip: true
-use_rot: true
-global_batch_size: {schedule.batch} # on any number of GPUs that divides it
-batch_size_per_gpu: {schedule.batch_per_gpu} # at a time: less needs less memory, the steps are the same
-num_worker_per_gpu: 8
-persistent_workers: true
-pin_memory: true
-prefetch_mode: ~
-dataset_enlarge_ratio: {schedule.enlarge}"""
+def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
+    """Fill a template; what has several lines comes with its indentation."""
+    options = {"type": recipe.network["type"], recipe.scale_key: "*scale", **recipe.network}
+    network = [f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()]
+    if options["type"] in ("ESC", "ESCFP"):
+        network.append("attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
+    head = {key: getattr(recipe, key) for key in ("name", "title", "folder", "scale")}
+    template = Template((_TEMPLATES / f"{kind}.yml").read_text(encoding="utf-8"))
+    return template.substitute(head, network=_lines(network, 2), **values)
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:
     return f"""\
-{phase}:
-  name: {name}
-  type: PairedImageDataset
-  dataroot_gt: datasets/{name}/HR/X{scale}
-  dataroot_lq: datasets/{name}/LR_bicubic/X{scale}
-  filename_tmpl: '{{}}x{scale}'
-  io_backend:
-    type: disk"""
+  {phase}:
+    name: {name}
+    type: PairedImageDataset
+    dataroot_gt: datasets/{name}/HR/X{scale}
+    dataroot_lq: datasets/{name}/LR_bicubic/X{scale}
+    filename_tmpl: '{{}}x{scale}'
+    io_backend:
+      type: disk"""
 
 
-def _network(network: Mapping[str, Any], scale_key: str = "upscaling_factor") -> str:
-    options = {"type": network["type"], scale_key: "*scale", **network}
-    lines = [f"  {key}: {_scalar(value)}" for key, value in options.items()]
-    if network["type"] in ("ESC", "ESCFP"):
-        lines.append("  attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
-    return "\n".join(["network_g:", *lines])
-
-
-def _start(recipe: Recipe) -> str:
-    if recipe.scale == 2:
-        return f"{_path('~')}\n{_RESUME}"
-    first = Recipe(recipe.variant, 2, recipe.data, recipe.network, recipe.row)
-    comment = f"  # ×{recipe.scale} starts from the trained ×2; ~ trains from scratch."
-    path = _path(f"experiments/{first.name}/models/net_g_latest.pth")
-    return path.replace("path:\n", f"path:\n{comment}\n") + f"\n{_RESUME}"
-
-
-def _path(checkpoint: str) -> str:
-    return f"""\
-path:
-  pretrain_network_g: {checkpoint}
-  param_key_g: params_ema
-  strict_load_g: true"""
-
-
-def _scalar(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" if line else line for line in text.split("\n"))
-
-
-_RESUME = "  resume_state: ~"
-
-
-def _training(schedule: Schedule) -> str:
-    if schedule.milestones:
-        fall = f"""\
-    type: MultiStepLR
-    milestones: [{", ".join(map(str, schedule.milestones))}]
-    gamma: 0.5"""
-    else:
-        fall = f"""\
-    type: CosineAnnealingRestartLR
-    periods: [{schedule.iterations}] # as total_iter
-    restart_weights: [1]
-    eta_min: 1.0e-6"""
-    mantissa, _, exponent = f"{schedule.learning_rate:.1e}".partition("e")
-    return f"""\
-train:
-  total_iter: {schedule.iterations}
-  warmup_iter: {schedule.warmup} # -1: none
-  ema_decay: {schedule.ema_decay}
-
-  optim_g:
-    type: AdamW
-    lr: {mantissa}e{int(exponent)}
-    weight_decay: 0
-    betas: [0.9, 0.9]
-
-  scheduler:
-{fall}
-
-  # L1 on luma, with a light chroma term: luma alone leaves colours free, and edges get tints (docs/loss.md).
-  pixel_opt: {{type: YChannelL1Loss, chroma_weight: 0.2, loss_weight: 1.0, reduction: mean}}
-  # Instead, the paper's, luma alone:
-  # pixel_opt: {{type: YChannelL1Loss, loss_weight: 1.0, reduction: mean}}
-  # Instead, that of the authors' released files, RGB:
-  # pixel_opt: {{type: L1Loss, loss_weight: 1.0, reduction: mean}}"""
-
-
-def _logger(schedule: Schedule) -> str:
-    return f"""\
-logger:
-  print_freq: 100
-  save_checkpoint_freq: {schedule.every}
-  keep_checkpoints: ~ # all; a number: the newest ones
-  safetensors: true # beside each .pth, its EMA weights
-  use_tb_logger: true
-  wandb:
-    project: ~
-    resume_id: ~"""
-
-
-_METRICS = """\
-  metrics: # on luma, a border of scale pixels cropped
-    psnr:
-      type: calculate_psnr
-      crop_border: *scale
-      test_y_channel: true
-      better: higher
-    ssim:
-      type: calculate_ssim
-      crop_border: *scale
-      test_y_channel: true
-      better: higher"""
-
-_DISTRIBUTED = """\
-dist_params:
-  backend: nccl
-  port: 29500"""
+def _lines(lines: Iterable[str], indentation: int) -> str:
+    return indent("\n".join(lines), " " * indentation)

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esc_basicsr.options.kinds import Kind
-from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, IO_BACKENDS, LOADER, SECTIONS, UNSET, Option
-
-__all__ = ["json_schema", "reference"]
+from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, LOADER, SECTIONS, UNSET, Option
 
 _DATASET = "datasets.NAME"
 
@@ -30,6 +28,9 @@ page.
 * `--force_yml train:clip_grad_norm=1` sets any of these keys for one run, whether the file has it or not.
 * The first line of a shipped file names `options/schema.json`, by which editors complete and check what you
   write (VS Code: the extension YAML). In a file elsewhere, let it name the path of the schema from there.
+
+Files of BasicSR are read as they are, and those of the authors' release: `ESRModel` is `ESCModel` here, and
+`DownsampleImageDataset` of an LMDB is `DFLIPDataset`.
 
 A network, an optimizer, a loss or a metric takes the arguments of its class or function; these sections list
 only what is known better than from its signature. "required" keys have no default. Keys that BasicSR sets
@@ -130,8 +131,6 @@ def _properties(where: str, table: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def _value(where: str, kind: Kind) -> Mapping[str, Any]:
-    if where == f"{_DATASET}.io_backend":
-        return {"type": "object", "required": ["type"], "properties": {"type": {"enum": [*IO_BACKENDS]}}}
     if where == f"{_DATASET}.sources":
         return {**kind.json, "items": _section(f"{where}[]")}
     if where not in (*SECTIONS, *CALLED, "datasets", "val.metrics"):

@@ -6,7 +6,7 @@ this package read; options of networks and of other packages' classes are declar
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esc_basicsr.options.kinds import (
@@ -19,6 +19,8 @@ from esc_basicsr.options.kinds import (
     GPUS,
     INTEGER,
     ITERATIONS,
+    LABEL,
+    NAMES,
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
@@ -39,8 +41,6 @@ from esc_basicsr.options.kinds import (
 
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
-
-__all__ = ["DATASETS", "SECTIONS", "Option", "fill_defaults", "filled", "known_keys", "required_keys"]
 
 UNSET = object()  # there is no default: left out, the key is not there
 
@@ -63,9 +63,6 @@ class Option(NamedTuple):
 # Models whose every key is known. Other models may read more: what they add is left alone.
 KNOWN_MODELS = ("SRModel", "ESCModel")
 
-# Stock BasicSR has Adam alone (BaseModel.get_optimizer).
-OPTIMIZERS = {"SRModel": ("Adam",), "ESCModel": ("Adam", "AdamW")}
-
 # type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
 SCHEDULERS = {
     "MultiStepLR": "MultiStepRestartLR",
@@ -73,22 +70,27 @@ SCHEDULERS = {
     "CosineAnnealingRestartLR": "CosineAnnealingRestartLR",
 }
 
-IO_BACKENDS = ("disk", "lmdb", "memcached")
-
 # Of this package's networks, far above what trains in any memory.
 LARGEST_SIZE = 4096  # of any whole number
+LARGEST_SCALE = 64
 MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
 _ESC = "ESCModel"
-_BY_BASICSR = "Set by BasicSR; what a file says is overwritten."
+
+
+def _by_basicsr(*keys: str) -> dict[str, Option]:
+    return {key: Option(ANYTHING, "Set by BasicSR; what a file says is overwritten.") for key in keys}
+
 
 TOP_LEVEL = {
     "name": Option(FOLDER_NAME, "Name of the experiment, and of its folder.", required=ALWAYS),
     "model_type": Option(TEXT, "ESCModel, or another model of BasicSR's registry.", required=ALWAYS),
-    "scale": Option(COUNT, "How many times larger SR is than LR.", required=IN_KNOWN_MODELS),
+    "scale": Option(
+        at_most(COUNT, LARGEST_SCALE), "How many times larger SR is than LR.", required=IN_KNOWN_MODELS
+    ),
     "num_gpu": Option(GPUS, "GPUs of one process; auto: all there are, 0: the CPU.", required=ALWAYS),
     "manual_seed": Option(
-        or_none(at_most(WHOLE, 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
+        or_none(at_most(WHOLE, 4 * 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
     ),
     "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, model=_ESC),
     "cpu_kernels": Option(
@@ -106,12 +108,7 @@ TOP_LEVEL = {
     "val": Option(or_none(SECTION), "How to validate and test.", None, required=IN_TEST),
     "logger": Option(SECTION, "What is printed and saved, and how often.", required=IN_TRAINING),
     "dist_params": Option(SECTION, "How processes meet, with a launcher.", {}),
-    "dist": Option(ANYTHING, _BY_BASICSR),
-    "rank": Option(ANYTHING, _BY_BASICSR),
-    "world_size": Option(ANYTHING, _BY_BASICSR),
-    "auto_resume": Option(ANYTHING, _BY_BASICSR),
-    "is_train": Option(ANYTHING, _BY_BASICSR),
-    "root_path": Option(ANYTHING, _BY_BASICSR),
+    **_by_basicsr("dist", "rank", "world_size", "auto_resume", "is_train", "root_path"),
 }
 
 PATH = {
@@ -123,13 +120,8 @@ PATH = {
     ),
     "strict_load_g": Option(BOOL, "Refuse weights that lack some or have others.", True),
     "resume_state": Option(or_none(TEXT), "A training state to go on from.", None),
-    "ignore_resume_networks": Option(ANYTHING, "Networks whose weights are not taken from there.", None),
-    "experiments_root": Option(TEXT, _BY_BASICSR),
-    "models": Option(TEXT, _BY_BASICSR),
-    "training_states": Option(TEXT, _BY_BASICSR),
-    "log": Option(TEXT, _BY_BASICSR),
-    "visualization": Option(TEXT, _BY_BASICSR),
-    "results_root": Option(TEXT, _BY_BASICSR),
+    "ignore_resume_networks": Option(NAMES, "Networks whose weights are not taken from there.", None),
+    **_by_basicsr("experiments_root", "models", "training_states", "log", "visualization", "results_root"),
 }
 
 TRAIN = {
@@ -159,19 +151,21 @@ TRAIN = {
 
 # Narrower than what torch's signatures say.
 OPTIM = {
-    "lr": Option(POSITIVE, "Largest learning rate.", required=ALWAYS),
-    "weight_decay": Option(NOT_NEGATIVE, "Decay of the weights."),
+    "lr": Option(at_most(POSITIVE, 1000), "Largest learning rate.", required=ALWAYS),
+    "weight_decay": Option(at_most(NOT_NEGATIVE, 1000), "Decay of the weights."),
     "betas": Option(list_of(FRACTION, 2), "Decay of the averages of gradient and squared gradient."),
-    "eps": Option(NOT_NEGATIVE, "Added to the denominator."),
+    "eps": Option(at_most(NOT_NEGATIVE, 1000), "Added to the denominator."),
 }
 
 SCHEDULER = {
     "milestones": Option(list_of(ITERATIONS), "When the learning rate is lowered.", unit="iterations"),
-    "gamma": Option(POSITIVE, "Factor of the learning rate at each."),
+    "gamma": Option(at_most(POSITIVE, 1000), "Factor of the learning rate at each."),
     "periods": Option(list_of(ITERATIONS), "Lengths of the falls by half a cosine.", unit="iterations"),
     "restarts": Option(list_of(RESTARTS), "When the learning rate starts anew.", unit="iterations"),
-    "restart_weights": Option(list_of(NUMBER), "Factor of the learning rate of each restart or period."),
-    "eta_min": Option(NOT_NEGATIVE, "Smallest learning rate."),
+    "restart_weights": Option(
+        list_of(at_most(NUMBER, 1000)), "Factor of the learning rate of each restart or period."
+    ),
+    "eta_min": Option(at_most(NOT_NEGATIVE, 1000), "Smallest learning rate."),
     "last_epoch": Option(INTEGER, "Set by BasicSR when it resumes."),
 }
 
@@ -207,6 +201,8 @@ METRIC = {
     "better": Option(one_of("higher", "lower"), "Which value is the better one.", "higher"),
     "crop_border": Option(WHOLE, "Border that is not compared; scale, in published figures.", unit="pixels"),
     "test_y_channel": Option(BOOL, "Compare luma alone, as published figures do."),
+    "input_order": Option(one_of("HWC"), "Order of an image's axes, which is always this."),
+    "convert_to": Option(one_of("y", "gray"), "What NIQE is measured on."),
 }
 
 LOGGER = {
@@ -239,10 +235,9 @@ DIST_PARAMS = {
 
 # Keys of a data set that BasicSR's pipelines and loaders read, whatever its type.
 LOADER = {
-    "name": Option(TEXT, "Name in logs and tables.", required=ALWAYS),
+    "name": Option(LABEL, "Name in logs, tables and of the results' folder.", required=ALWAYS),
     "type": Option(TEXT, "A data set of BasicSR's registry.", required=ALWAYS),
-    "phase": Option(TEXT, _BY_BASICSR),
-    "scale": Option(COUNT, _BY_BASICSR),
+    **_by_basicsr("phase", "scale"),
     "batch_size_per_gpu": Option(
         at_most(COUNT, 10**6), "Samples at a time on each GPU.", unit="samples", required=IN_TRAINING
     ),
@@ -269,8 +264,15 @@ LOADER = {
     "use_shuffle": Option(BOOL, "Nothing reads it: training sets are shuffled."),
 }
 
+IO_BACKEND = {
+    "type": Option(one_of("disk", "lmdb", "memcached"), "Where images lie.", required=ALWAYS),
+    "server_list_cfg": Option(TEXT, "Of memcached: list of its servers."),
+    "client_cfg": Option(TEXT, "Of memcached: settings of its client."),
+    "sys_path": Option(or_none(TEXT), "Of memcached: where its Python client lies."),
+}
+
 _IMAGES = {
-    "io_backend": Option(SECTION, f"How images are read: type: {', '.join(IO_BACKENDS)}.", required=ALWAYS),
+    "io_backend": Option(SECTION, "How images are read.", required=ALWAYS),
     "mean": Option(or_none(list_of(NUMBER)), "Subtracted from each channel.", None),
     "std": Option(or_none(list_of(NUMBER)), "Divides each channel.", None),
     "color": Option(or_none(TEXT), "y: luma alone.", None),
@@ -322,6 +324,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "logger.wandb": WANDB,
     "dist_params": DIST_PARAMS,
     "datasets.NAME": LOADER,
+    "datasets.NAME.io_backend": IO_BACKEND,
     "datasets.NAME.sources[]": SOURCE,
 }
 # sections that a function is called with, whose signature knows their other keys and their defaults
@@ -335,16 +338,19 @@ def required_keys(table: Mapping[str, Option], is_train: bool, is_known_model: b
     return [key for key, option in table.items() if now.get(option.required)]
 
 
-def known_keys(where: Sequence[str], opt: Mapping[str, Any]) -> Mapping[str, Option] | None:
-    """Return the keys that the section at ``where`` may have; None if that is for another to say."""
-    match [*where]:
-        case ["datasets", name]:
-            kind = str(opt["datasets"][name].get("type"))
-            return {**LOADER, **DATASETS[kind]} if kind in DATASETS else None
-        case ["datasets", _, "io_backend"] | ["val", "metrics", _]:
-            return None
-    name = ".".join(where)
-    return None if name in CALLED else SECTIONS.get(name, {})
+def lookup(opt: Mapping[str, Any], where: str) -> Any:
+    """Return the value at ``where``, such as ``train.optim_g.lr``; None if there is none."""
+    value: Any = opt
+    for name in where.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def sound(section: Any, table: Mapping[str, Option]) -> dict[str, Any]:
+    """Give what of a section is as it is declared, or its default; the rest is reported elsewhere."""
+    section = section if isinstance(section, Mapping) else {}
+    values = {key: section.get(key, option.default) for key, option in table.items()}
+    return {key: value for key, value in values.items() if table[key].kind.accepts(value)}
 
 
 def filled(opt: Mapping[str, Any]) -> "ConfigDict":

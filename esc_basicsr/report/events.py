@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.report.curves import Curves, joined, put
+from esc_basicsr.report.curves import Curves, first_begun_first, first_iteration, joined, put
 
 __all__ = ["Comparison", "Events", "event_files", "read_events"]
 
@@ -57,8 +57,7 @@ def read_events(files: Sequence[Path]) -> Events:
     Raises:
         UserError: A file cannot be read.
     """
-    runs: list[Curves] = []
-    comparisons: dict[tuple[str, int], Comparison] = {}
+    runs: list[tuple[Curves, dict[tuple[str, int], Comparison]]] = []
     for path in files:
         curves: Curves = {}
         own: dict[tuple[str, int], Comparison] = {}
@@ -71,12 +70,12 @@ def read_events(files: Sequence[Path]) -> Events:
                         own[value.tag, event.step] = Comparison(event.step, path, offset, value.tag)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-        runs.append(curves)
-        begin = min([*(min(curve) for curve in curves.values()), *(step for _, step in own)], default=None)
-        if begin is not None:
-            comparisons = {key: known for key, known in comparisons.items() if key[1] < begin}
-        comparisons |= own
-    return Events(joined(runs), sorted(comparisons.values()))
+        runs.append((curves, own))
+    begins = [min([first_iteration(curves), *(step for _, step in own)]) for curves, own in runs]
+    comparisons: dict[tuple[str, int], Comparison] = {}
+    for (_, own), begin in first_begun_first([*zip(runs, begins, strict=True)], begins):
+        comparisons = {key: known for key, known in comparisons.items() if key[1] < begin} | own
+    return Events(joined(curves for curves, _ in runs), sorted(comparisons.values()))
 
 
 def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:

@@ -1,6 +1,7 @@
 """An experiment as its folder has it: logs, TensorBoard's events, tables."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,10 @@ def read_experiment(folder: Path) -> Experiment:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected an experiment's, such as experiments/NAME.")
     folder = folder.resolve()
-    logs = sorted(folder.glob("train_*.log"))
+    logs = sorted(path for path in folder.glob("train_*.log") if path.is_file())
     events = event_files(folder) or event_files(folder.parent.parent / "tb_logger" / folder.name)
     history = folder / "metrics" / "history.csv"
-    if not (logs or events or history.exists()):
+    if not (logs or events or history.is_file()):
         raise UserError(
             f"{folder} is no experiment's folder: it has neither train_*.log nor metrics/history.csv, and "
             f"there are no TensorBoard events in it or in tb_logger/{folder.name} beside "
@@ -81,12 +82,12 @@ def read_experiment(folder: Path) -> Experiment:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Read a table's rows; none if the file does not exist."""
+    """Read a table's rows; none if there is no such file."""
+    if not path.is_file():
+        return []
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
@@ -97,9 +98,11 @@ def _numbers(row: Mapping[str, Any], other: Sequence[str]) -> dict[str, float]:
         if key in other or not isinstance(text, str):
             continue
         try:
-            numbers[key] = float(text)
+            value = float(text)
         except ValueError:
             continue  # a metric that was not measured there
+        if math.isfinite(value):
+            numbers[key] = value
     return numbers
 
 
@@ -127,7 +130,7 @@ def _read_images(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _read_options(folder: Path) -> dict[str, str]:
     """Read the experiment's copy of its option file; nothing if there is not exactly one."""
-    files = sorted(folder.glob("*.yml"))
+    files = sorted(path for path in folder.glob("*.yml") if path.is_file())
     if len(files) != 1:
         return {}
     return _flat(load_options(files[0]))

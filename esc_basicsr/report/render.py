@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import warn_once
 from esc_basicsr.common.version import __version__
 from esc_basicsr.metrics.comparison_images import WITH_GT, WITHOUT_GT, Panel, cut
 from esc_basicsr.report.events import Comparison
@@ -108,7 +110,8 @@ def _thinned(curve: Mapping[int, float]) -> dict[str, Any]:
     return {
         "each": each,
         "x": [round(sum(x for x, _ in group) / len(group)) for group in groups],
-        "y": [_short(math.fsum(y for _, y in group) / len(group)) for group in groups],
+        # divided first: the sum of large values may be none
+        "y": [_short(math.fsum(y / len(group) for _, y in group)) for group in groups],
     }
 
 
@@ -128,8 +131,19 @@ def _images(experiments: Sequence[Experiment]) -> tuple[list[str], list[dict[str
     room = MAX_IMAGE_BYTES
     for done, (number, comparison) in enumerate(comparisons):
         kinds, _, image = comparison.tag.partition("/")
-        with Image.open(io.BytesIO(comparison.png())) as png:
-            panels = cut(np.asarray(png.convert("RGB")), kinds)
+        try:
+            # no other reader of Pillow's is let loose on a log
+            with Image.open(io.BytesIO(comparison.png()), formats=("PNG", "JPEG")) as png:
+                panels = cut(np.asarray(png.convert("RGB")), kinds)
+            if min(panels[0].image.shape) == 0:
+                raise ValueError("too small")
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged image raises has no limits
+            warn_once(
+                f"{comparison.file}: {comparison.tag} cannot be shown ({type(error).__name__}: {error})."
+            )
+            continue
         keys = [hashlib.sha256(panel.image.tobytes()).digest() for panel in panels]
         for key, panel in zip(keys, panels, strict=True):
             if key not in urls:  # bicubic and GT are the same every time

@@ -12,15 +12,18 @@ __all__ = ["TextLog", "read_logs"]
 
 _MESSAGE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+: (.*)")
 _PROGRESS = re.compile(
-    r"\[[^]]*\]\[epoch: *\d+, iter: *([\d,]+), lr:\(([^,)]*).*?\)\] "
-    r"(?:\[eta: .*?, time \(data\): ([\d.]+) \([\d.]+\)\] )?(.*)"
+    r"\[[^]]*\]\[epoch: *\d+, iter: *(\d[\d,]{0,18}), lr:\(([^,)]*).*?\)\] "
+    r"(?:\[eta: .*?, time \(data\): (\d+(?:\.\d+)?) \([\d.]+\)\] )?(.*)"
 )
-_ENTRY = re.compile(r"(\w+): (\S+)")
+_ENTRY = re.compile(r"\b(\w+): (\S+)")
 _VALIDATION = re.compile(r"Validation (.+)$")
 _METRIC = re.compile(r"\t # (\w+): (\S+)")
-_START = re.compile(r"Start training from epoch: \d+, iter: (\d+)")
+_START = re.compile(r"Start training from epoch: \d+, iter: (\d{1,18})")
 _SECTION = re.compile(r" +(\w+):\[$")
 _OPTION = re.compile(r" +(\w+): (.*)$")
+
+
+_LONGEST = 10_000  # characters of a line; expressions take time that grows faster than the line
 
 
 class TextLog(NamedTuple):
@@ -52,7 +55,7 @@ def read_logs(files: Sequence[Path]) -> TextLog:
 def _read(lines: Iterable[str]) -> TextLog:
     log = _Reader()
     for line in lines:
-        log.take(line.rstrip("\n"))
+        log.take(line[:_LONGEST].rstrip("\n"))
     return TextLog(log.curves, log.options)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.files import check_writable, written_whole
 from esc_basicsr.common.log import logger
 from esc_basicsr.training.ranks import on_first_rank
 from esc_basicsr.weights.read import read_weights, refuse_bombs
@@ -42,6 +42,7 @@ _NEEDED = {"epoch": _COUNT, "iter": _COUNT, "optimizers": list, "schedulers": li
 _OURS = {
     "data": dict.fromkeys(("seed", "samples", "batch", "epoch", "done"), _COUNT),  # the sampler's
     "sha256": {str: str},
+    "options": str,
     "random": list,
     "skipped": {str: int},
     "metrics": {
@@ -80,11 +81,14 @@ def prune(opt: Mapping[str, Any], kept: int) -> None:
     """Remove all but the ``kept`` newest checkpoints. ``net_g_latest`` and what others put there stays."""
     models = Path(opt["path"]["models"])
     for state in _states(opt)[kept:]:
-        # The state first: none is ever without its weights.
-        state.unlink(missing_ok=True)
+        # First of all it is no state any more: none is ever without its weights. Where this is interrupted,
+        # the next call finds what was left.
+        state.replace(state.with_suffix(".pruned"))
+    for state in Path(opt["path"]["training_states"]).glob("*.pruned"):
         for label in _labels(opt):
             for suffix in (".pth", ".safetensors"):
                 (models / f"net_{label}_{state.stem}{suffix}").unlink(missing_ok=True)
+        state.unlink()
 
 
 def _set_aside_newer(opt: Mapping[str, Any], iteration: int) -> None:
@@ -142,6 +146,9 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
         UserError: ``path.resume_state`` is not whole, or none of the experiment's states is; or training is
             to start anew in an experiment that has states, which BasicSR would archive.
     """
+    if (opt.get("logger") or {}).get("use_tb_logger"):
+        folder = Path(opt["path"]["experiments_root"]).parent.parent / "tb_logger"
+        on_first_rank(lambda: check_writable(folder))  # BasicSR would raise what it meets, later
     # One process chooses: on another node a file may be there a little later.
     found = on_first_rank(lambda: _find_resume_state(opt))
     if found is None:
@@ -190,7 +197,9 @@ def _states(opt: Mapping[str, Any]) -> list[Path]:
     """List the experiment's training states, newest first."""
     files = Path(opt["path"]["training_states"]).glob("*.state")
     return sorted(
-        (file for file in files if file.stem.isdecimal()), key=lambda file: int(file.stem), reverse=True
+        (file for file in files if file.stem.isdecimal() and file.is_file()),
+        key=lambda file: int(file.stem),
+        reverse=True,
     )
 
 

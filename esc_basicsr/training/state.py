@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.training import checkpoints
+from esc_basicsr.training.changed_options import (
+    load_optimizer,
+    load_scheduler,
+    report_changes,
+)
 from esc_basicsr.training.metric_records import MetricRecords
 from esc_basicsr.training.ranks import gather, on_first_rank
 from esc_basicsr.training.skipped_steps import SkippedSteps
@@ -31,6 +36,7 @@ class TrainingState:
 
     Args:
         opt: All options.
+        options: What `options_of` wrote down of them.
         optimizers: The training's.
         schedulers: The training's.
         scaler: Of gradients; its scale is part of the state if it is enabled.
@@ -44,6 +50,7 @@ class TrainingState:
     def __init__(
         self,
         opt: dict[str, Any],
+        options: str,
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Any],
         scaler: torch.amp.GradScaler,
@@ -51,6 +58,7 @@ class TrainingState:
         skipped: SkippedSteps,
     ) -> None:
         self._opt = opt
+        self._options = options
         self._optimizers = optimizers
         self._schedulers = schedulers
         self._scaler = scaler
@@ -130,6 +138,7 @@ class TrainingState:
             "random": gather(checkpoints.random_state()),
             "metrics": self._records.state(),
             "skipped": self._skipped.counts,
+            "options": self._options,
         }
         return state | ({"grad_scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {})
 
@@ -143,12 +152,13 @@ class TrainingState:
         """
         path, randoms = self._opt["path"].get("resume_state"), state.get("random", [])
         try:
+            if "options" in state:
+                report_changes(self._options, state["options"])
             self._check(state)
-            for part, found in (
-                *zip(self._optimizers, state["optimizers"], strict=True),
-                *zip(self._schedulers, state["schedulers"], strict=True),
-            ):
-                part.load_state_dict(found)
+            for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
+                load_optimizer(optimizer, found)
+            for scheduler, found in zip(self._schedulers, state["schedulers"], strict=True):
+                load_scheduler(scheduler, found)
             if "grad_scaler" in state:
                 self._scaler.load_state_dict(state["grad_scaler"])
             if len(randoms) == self._opt["world_size"]:

@@ -16,7 +16,7 @@ from esc_basicsr.common.memory import available_memory, is_out_of_memory
 from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
-__all__ = ["PRECISIONS", "Upscaler"]
+__all__ = ["BORDER", "PRECISIONS", "Upscaler", "mirrored"]
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
@@ -28,6 +28,10 @@ _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
+# Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
+# them gain nothing (docs/upscale.md).
+BORDER = 4
+_MOST_OF_FLOAT = 1.5  # floats in [0, 1] may overshoot a little; those in [0, 255] are a mistake
 
 # Converts a part of the result, (N, 3, H, W) in [0, 1], to the type in which it is kept.
 Finish = Callable[[Tensor], Tensor]
@@ -41,7 +45,8 @@ class Upscaler:
 
     Images of any size are worked through in row chunks inside each layer, which gives what the network
     gives and needs a few feature maps (`esc_basicsr.fast.row_chunks`). What is too large even for that is cut
-    into tiles that lie on the grid of the network's windows; the log says so.
+    into tiles that lie on the grid of the network's windows; the log says so. Beyond its edges an image goes
+    on as its mirror image.
 
     Args:
         model: A checkpoint file (.pth or .safetensors, of the release or of this package), or the name of a
@@ -75,13 +80,17 @@ class Upscaler:
             raise UserError(f"{trained.name} is a network of scale ×{trained.scale}, not ×{scale}.")
         if precision != "auto" and precision not in PRECISIONS:
             raise UserError(f"precision must be auto or one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        channels = {trained.options.get(key, 3) for key in ("in_channels", "out_channels")}
+        if channels != {3}:
+            raise UserError(f"{trained.name} is no network for RGB: run it by esc_basicsr.fast.prepare.")
         self.scale = trained.scale
         self.name = trained.name
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
         self._network = _prepare(trained.network.to(self.device), self.device)
-        self._window = int(trained.options.get("window_size", 1))
+        # in pixels of the image, of which some networks make one of their features
+        self._window = trained.options.get("window_size", 1) * getattr(trained.network, "unshuffle", 1)
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values
@@ -109,6 +118,7 @@ class Upscaler:
                     "expected a tensor of floats in [0, 1] of the shape (3, H, W) or (N, 3, H, W), got "
                     f"{images.dtype} {tuple(images.shape)}."
                 )
+            _check_range(images)
             batch = images if images.ndim == 4 else images[None]
             out = self._upscale(batch.float(), False, lambda sr: sr.to(images.dtype)).to(images.device)
             return out if images.ndim == 4 else out[0]
@@ -126,6 +136,8 @@ class Upscaler:
                 "expected an array of uint8, uint16 or floats in [0, 1] of the shape (H, W), (H, W, 3) or "
                 f"(N, H, W, 3), got {images.dtype} {images.shape}."
             )
+        if is_float:
+            _check_range(torch.from_numpy(np.ascontiguousarray(images)))
         colour = np.repeat(images[..., None], 3, axis=-1) if is_gray else images
         values = torch.from_numpy(np.ascontiguousarray(colour).astype(np.float32) / levels)
         batch = (values if values.ndim == 4 else values[None]).permute(0, 3, 1, 2)
@@ -143,6 +155,11 @@ class Upscaler:
         """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
         if 0 in batch.shape:
             raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
+        edge = BORDER * self.scale
+        sr = self._upscale_bordered(mirrored(batch), is_8_bit, finish)
+        return sr[:, :, edge:-edge, edge:-edge]
+
+    def _upscale_bordered(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
         *_, height, width = batch.shape
         while True:
             at_once = self._pixels_at_once()
@@ -152,7 +169,9 @@ class Upscaler:
                 if len(batch) * height * width <= at_once:
                     return finish(self._run(batch, dtype))
                 if len(batch) > 1:
-                    return torch.cat([self._upscale(image[None], is_8_bit, finish).cpu() for image in batch])
+                    return torch.cat(
+                        [self._upscale_bordered(image[None], is_8_bit, finish).cpu() for image in batch]
+                    )
                 return self._run_tiles(batch, dtype, finish)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -173,9 +192,10 @@ class Upscaler:
         pixel = finish(torch.zeros(1, 3, 1, 1))
         size = height * width * self.scale**2 * pixel.numel() * pixel.element_size()
         available = available_memory(torch.device("cpu"))
+        image_height, image_width = (side - 2 * BORDER for side in (height, width))
         if size > available:
             raise UserError(
-                f"a result of {width * self.scale} × {height * self.scale} pixels takes "
+                f"a result of {image_width * self.scale} × {image_height * self.scale} pixels takes "
                 f"{size / 2**30:,.1f} GiB of memory, and {available / 2**30:,.1f} are available: cut the "
                 "image into parts, or close other programs."
             )
@@ -183,7 +203,7 @@ class Upscaler:
         logger.warning(
             "%d × %d pixels are too many for the memory: they are worked through in tiles of %d × %d, which "
             "differs a little from the whole (docs/upscale.md).",
-            *(width, height, side, side),
+            *(image_width, image_height, side, side),
         )
         return run_in_tiles(
             lambda part: finish(self._run(part, dtype)), image, self.scale, side, self._window
@@ -232,6 +252,30 @@ class Upscaler:
             return torch.float16
         info_once(f"fp16 differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Mirror images at their edges by `BORDER` pixels, the outermost ones twice, at whatever size.
+
+    As LR is made of HR, whose mirror image MATLAB's bicubic reads beyond the edges.
+
+    Shape:
+        Input: (N, C, H, W), any H, W >= 1. Output: (N, C, H + 2·BORDER, W + 2·BORDER).
+    """
+    for axis in (2, 3):
+        size = images.shape[axis]
+        index = torch.arange(-BORDER, size + BORDER, device=images.device) % (2 * size)
+        images = images.index_select(axis, torch.minimum(index, 2 * size - 1 - index))
+    return images
+
+
+def _check_range(values: Tensor) -> None:
+    """Refuse floats that are not in [0, 1], such as those in [0, 255]."""
+    if values.numel() and not (values.abs().max() <= _MOST_OF_FLOAT):  # not a number is not, either
+        raise UserError(
+            f"expected floats in [0, 1], got values from {float(values.min()):.4g} to "
+            f"{float(values.max()):.4g}: divide them by 255, or by what is white."
+        )
 
 
 def _middle(length: int) -> slice:

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import re
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.basicsr_host import patches
+from esc_basicsr.basicsr_host import functional_tensor, patches
+from esc_basicsr.basicsr_host.copies import warn_of_shadowing
 from esc_basicsr.commands import doctor
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.version import __version__
@@ -30,7 +32,11 @@ def test_sound_installation_is_found_sound(capsys: pytest.CaptureFixture[str]) -
     assert len(names) > 10
     for name in names:
         assert f"\n  {name} " in said
-    assert said.count("  patched") == len(patches.active())
+    spec = importlib.util.find_spec(functional_tensor.NAME)
+    assert spec is not None
+    is_provided = spec.origin is None
+    assert said.count("  patched") == len(patches.active()) + is_provided
+    assert (f"patched          {functional_tensor.NAME}: " in said) == is_provided
     assert said.endswith("All is well.\n")
 
 
@@ -39,7 +45,7 @@ def test_it_enters_basicsr_from_a_fresh_process() -> None:
     code = "from esc_basicsr.commands import doctor; print(*doctor._basicsr(), sep='\\n')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("'patched'") == len(patches.active())
+    assert all(f"{patch.name}: " in result.stdout for patch in patches.active())
 
 
 def test_shadowed_basicsr_is_found(tmp_path: Path) -> None:
@@ -59,6 +65,37 @@ def test_shadowed_basicsr_is_found(tmp_path: Path) -> None:
     assert "it is shadowed by the first" in ended.stdout
     assert "Wrong:" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_training_beside_a_clone_of_basicsr_says_so(tmp_path: Path) -> None:
+    (tmp_path / "basicsr").mkdir()
+    (tmp_path / "basicsr" / "__init__.py").write_text("from .version import __version__\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "esc_basicsr", "train", "-opt", "mine.yml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    message = f"finds basicsr at {tmp_path / 'basicsr'}, which lacks basicsr.version"
+    assert message in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_clone_that_is_whole_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("basicsr").propagate = True
+    monkeypatch.syspath_prepend("")
+    monkeypatch.chdir(tmp_path)
+    warn_of_shadowing()
+    assert caplog.text == ""
+    (tmp_path / "basicsr").mkdir()
+    (tmp_path / "basicsr" / "__init__.py").touch()
+    warn_of_shadowing()
+    assert f"imported from the working directory, {tmp_path / 'basicsr'}, and not from" in caplog.text
 
 
 def test_editable_copy_that_is_found_by_no_path_is_found(
@@ -88,7 +125,7 @@ def test_what_can_be_done_without_is_not_wrong(
 
     monkeypatch.setattr(kernels, "load", fail)
     monkeypatch.setattr(doctor, "_EXTRAS", {"none_such": "nothing"})
-    monkeypatch.setattr(doctor, "_copies", list)
+    monkeypatch.setattr(doctor, "copies", list)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "do not work, networks run without: no C++ compiler" in said

@@ -151,17 +151,14 @@ def test_exif_orientation_is_applied(bgr, kind, orientation, turns):
     assert np.abs(image.astype(int) - expected).mean() < (4 if kind == "JPEG" else 0.001)
 
 
-def test_16_bits_turned_by_exif_are_refused(bgr):
-    data = _encoded(".png", bgr.astype(np.uint16))
+def test_16_bits_turned_by_exif_are_turned(bgr):
+    data = _encoded(".png", bgr.astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
     chunk = exif.tobytes().removeprefix(b"Exif\0\0")
     body = b"eXIf" + chunk
     data = data[:33] + struct.pack(">I", len(chunk)) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
-    with pytest.raises(
-        UserError, match="has 16 bits and is turned by EXIF, which is not read: save it upright"
-    ):
-        decode_source_image(data, "it")
+    np.testing.assert_array_equal(_decode(data), np.rot90(bgr, -1))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])

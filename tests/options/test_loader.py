@@ -1,6 +1,7 @@
 """Option files are read as BasicSR reads them, safely, and mistakes are reported with file and line."""
 
 import os
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -216,22 +217,21 @@ def test_overrides_set_values_of_each_kind(tmp_path):
             "datasets:val:filename_tmpl='{}x2'",
             {"datasets": {"val": {"type": "PairedImageDataset", "filename_tmpl": "{}x2"}}},
         ),
+        ("val:metrics:niqe:type=calculate_niqe", {"val": {"metrics": {"niqe": {"type": "calculate_niqe"}}}}),
+        (
+            "datasets:val_2:name=Set14",
+            {"datasets": {"val": {"type": "PairedImageDataset"}, "val_2": {"name": "Set14"}}},
+        ),
         (
             "datasets:val:io_backend:type=disk",
             {"datasets": {"val": {"type": "PairedImageDataset", "io_backend": {"type": "disk"}}}},
         ),
     ],
 )
-def test_an_override_sets_any_known_key_that_the_file_lacks(tmp_path, entry, changes):
+def test_an_override_sets_any_key_that_the_file_lacks(tmp_path, entry, changes):
     text = "train: {lr: 1.0}\nlogger: {wandb: ~}\nnetwork_g: {type: ESC}\n"
     path = write(tmp_path, f"{text}datasets: {{val: {{type: PairedImageDataset}}}}\n")
     assert load_options(path, [entry]) == {**load_options(path), **changes}
-
-
-@pytest.mark.parametrize("kind", ["[PairedImageDataset]", "Mine"])
-def test_keys_of_an_unknown_data_set_are_its_own(tmp_path, kind):
-    path = write(tmp_path, f"datasets: {{val: {{type: {kind}}}}}\n")
-    assert load_options(path, ["datasets:val:mine=1"])["datasets"]["val"]["mine"] == 1
 
 
 @pytest.mark.parametrize(
@@ -247,13 +247,7 @@ def test_override_numbers_are_read_as_python_reads_them(tmp_path, text, value):
         ("train:ema_decay", "expected keys and a value"),
         ("=3", "expected keys and a value"),
         ("train::lr=3", "expected keys and a value"),
-        ("trian:lr=3", "has no key 'trian'. Did you mean 'train'?"),
-        ("train:lrr=3", "has no key 'lrr'. Did you mean 'lr'?"),
-        ("train:clip_grad_nrom=1", "has no key 'clip_grad_nrom'. Did you mean 'clip_grad_norm'?"),
-        ("val:metrics:psnr:crop_border=4", "has no key 'psnr'"),
-        ("datasets:test_1:name=Set5", "has no key 'test_1'"),
-        ("dist_params:prot=1", "has no key 'prot'. Did you mean 'port'?"),
-        ("name:lr=3", "is not a section, so it has no 'lr'"),
+        ("name:lr=3", "'name' is not a section"),
         ("train={lr: 3}", "expected one value or a list"),
         ("name=[1", "while parsing a flow sequence"),
         ("name=!!python/object/apply:os.getcwd []", "is not allowed"),
@@ -270,3 +264,10 @@ def test_an_override_evaluates_nothing(tmp_path, monkeypatch):
     options = load_options(write(tmp_path, "a: 1\n"), ["a=[__import__('os').mkdir('ran')]"])
     assert options == {"a": ["__import__('os').mkdir('ran')"]}
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("line", [" " * 90_000 + "x y", "a:b" + " " * 90_000 + "c", " " * 90_000 + "#"])
+def test_long_lines_of_spaces_are_read_at_once(tmp_path, line):
+    before = time.process_time()
+    refusal(write(tmp_path, f"{line}\nb: c: d\n"))
+    assert time.process_time() - before < 5

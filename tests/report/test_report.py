@@ -1,6 +1,8 @@
 """The page: what it is made from, what it holds, what is refused."""
 
+import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -343,3 +346,88 @@ def test_browser_draws_reads_and_compares(tmp_path: Path, width: int) -> None:
     assert (text["lines"], text["left"]) == ("3", "2")
     assert text["label"] == "Set5: PSNR (dB). Last values: one 31 at iteration 3."
     assert (text["wide"], text["drawn"]) == ("false", "true")
+
+
+def image_event(training: Training, content: bytes, tag: str = "bicubic_SR_GT/Set5/a") -> None:
+    """Write an event with an image of any bytes."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    training.events({1: 0.5})
+    (file,) = event_files(training.tb)
+    image = Summary.Image(height=1, width=1, colorspace=3, encoded_image_string=content)
+    event = Event(step=1, summary=Summary(value=[Summary.Value(tag=tag, image=image)])).SerializeToString()
+    head = struct.pack("<Q", len(event))
+    checksums = (struct.pack("<I", masked_crc32c(data)) for data in (head, event))
+    file.write_bytes(file.read_bytes() + head + next(checksums) + event + next(checksums))
+
+
+def encoded(kind: str, size: tuple[int, int] = (40, 40)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"no image",
+        b"",
+        encoded("GIF"),
+        encoded("PNG")[:-20],
+        encoded("PNG", (3, 2)),
+    ],
+    ids=["PostScript", "text", "nothing", "GIF", "cut short", "too small"],
+)
+def test_images_that_are_none_are_passed_over(
+    training: Training, content: bytes, esc_log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("a program was started")
+    )
+    image_event(training, content)
+    page = report(training.folder)
+    assert curve(page, "losses/l_pix") == {1: 0.5}
+    assert any("bicubic_SR_GT/Set5/a cannot be shown" in message for message in esc_log)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1.7e308", "-1.7e308", "x", "", "9" * 5000])
+@pytest.mark.parametrize("column", ["iter", "psnr"])
+def test_tables_with_numbers_beyond_sense_are_read_or_refused(
+    training: Training, value: str, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.log({"name": "run"}, {1: 0.5})
+    folder = training.folder / "metrics"
+    folder.mkdir()
+    row = {"iter": "2", "set": "Set5", "images": "5", "psnr": "30"} | {column: value}
+    (folder / "history.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n" * 1)
+    (folder / "Set5.csv").write_text(f"image,iter,psnr\na,{value},{value}\n")
+    output = training.folder.parent / "page.html"
+    code = main(["report", str(training.folder), "-o", str(output)])
+    assert code in (0, 2)
+    if code == 0:
+        assert curve(output.read_text(), "losses/l_pix") == {1: 0.5}
+    else:
+        assert "no history of validations" in capsys.readouterr().err
+
+
+def test_large_values_have_a_mean(training: Training) -> None:
+    training.log({"name": "run"}, dict.fromkeys(range(1, 2 * render.MAX_POINTS + 1), 1.7e308))
+    assert set(curve(report(training.folder), "losses/l_pix").values()) == {1.7e308}
+
+
+def test_what_is_no_plain_file_is_not_waited_for(training: Training) -> None:
+    training.log({"name": "run"}, {1: 0.5})
+    (training.folder / "metrics").mkdir()
+    for name in ("train_run_2.log", "run.yml", "metrics/history.csv", "metrics/Set5.csv"):
+        os.mkfifo(training.folder / name)
+    assert curve(report(training.folder), "losses/l_pix") == {1: 0.5}
+
+
+def test_events_of_a_clock_that_was_set_back_lose_nothing(training: Training) -> None:
+    training.events({1: 1.0, 2: 2.0}, comparisons(2), number=1)
+    training.events({3: 3.0, 4: 4.0}, comparisons(4), number=0)
+    events = read_events(event_files(training.tb))
+    assert events.curves["losses/l_pix"] == {1: 1, 2: 2, 3: 3, 4: 4}
+    assert [comparison.iteration for comparison in events.comparisons] == [2, 4]

@@ -1,5 +1,6 @@
 """BasicSR's text logs: what can be read from them alone."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,35 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(tmp_path: Path) -> None:
     curves = read(tmp_path, first, second + said(progress(80))[:60]).curves  # the last line was cut short
     assert curves["losses/l_pix"] == {10: 10, 20: 20, 40: -40, 60: -60}
     assert curves["metrics/Set5/psnr"] == {30: 9}
+
+
+def test_a_clock_that_was_set_back_loses_nothing(tmp_path: Path) -> None:
+    """The resumed run's log is then the first by name."""
+    first = said(start(0), *(progress(n, f"l_pix: {n} ") for n in (10, 20, 30)))
+    resumed = said(start(30), *(progress(n, f"l_pix: {n} ") for n in (40, 50)))
+    curves = read(tmp_path, resumed, first).curves
+    assert curves["losses/l_pix"] == {10: 10, 20: 20, 30: 30, 40: 40, 50: 50}
+
+
+HOSTILE = {
+    "an iteration of commas": progress(10).replace("iter:      10", "iter: ,,,"),
+    "an iteration of 5,000 digits": progress(10).replace("iter:      10", f"iter: {'9' * 5000}"),
+    "a time that is none": progress(10, "l_pix: 0.5 ", time=0.5).replace("0.500", "1.2.3"),
+    "no number": progress(10, "l_pix: nan l_a: inf l_b: -inf "),
+    "a start of 5,000 digits": f"Start training from epoch: 0, iter: {'9' * 5000}",
+    "a word of 200,000 letters": "w" * 200_000,
+    "progress with a word of 200,000 letters": progress(10, "w" * 200_000),
+    "200,000 brackets": "[" * 200_000,
+    "200,000 blanks": progress(10, " " * 200_000),
+    "entries without end": progress(10, "a: 1 " * 40_000),
+    "a validation of nothing": "Validation ",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_odd_lines_are_passed_over_in_no_time(tmp_path: Path, kind: str) -> None:
+    sound = said(start(0), progress(10, "l_pix: 0.5 "))
+    began = time.process_time()
+    curves = read(tmp_path, sound + said(HOSTILE[kind]) + said(progress(20, "l_pix: 0.25 "))).curves
+    assert time.process_time() - began < 20  # minutes, if time grew with the square
+    assert {n: v for n, v in curves["losses/l_pix"].items() if n in (10, 20)} == {10: 0.5, 20: 0.25}

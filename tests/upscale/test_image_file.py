@@ -12,12 +12,20 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.sample_images import load_sample_image
-from esc_basicsr.upscale.image_file import ImageFile, read_image, write_image
+from esc_basicsr.data.source_image import to_8_bits
+from esc_basicsr.upscale.image_file import ImageFile
+from esc_basicsr.upscale.read_image import read_image
+from esc_basicsr.upscale.write_image import fitted
+from esc_basicsr.upscale.write_image import write_image as write_fitted
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
 TEXTS = {"Title": "Cup", "Comment": "Hot"}
 LOSSLESS = ("png", "tif", "tiff")
+
+
+def write_image(path: Path, image: ImageFile) -> None:
+    write_fitted(path, fitted(path, image))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,13 @@ def exif() -> Image.Exif:
 @pytest.mark.parametrize("is_gray", [False, True])
 @pytest.mark.parametrize("has_alpha", [False, True])
 def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
-    tmp_path: Path, rgb: np.ndarray, suffix: str, depth: int, is_gray: bool, has_alpha: bool
+    tmp_path: Path,
+    rgb: np.ndarray,
+    suffix: str,
+    depth: int,
+    is_gray: bool,
+    has_alpha: bool,
+    esc_log: list[str],
 ) -> None:
     pixels = rgb[..., 1] if is_gray else rgb
     alpha = (
@@ -55,17 +69,18 @@ def test_what_is_written_is_read_again_with_all_that_belongs_to_it(
         pixels, alpha = deep(pixels), None if alpha is None else deep(alpha)
     image = ImageFile(np.ascontiguousarray(pixels), alpha, ICC, exif(), XMP, (300.0, 150.0), TEXTS)
     file = tmp_path / f"image.{suffix}"
-    impossible = (has_alpha and suffix in ("jpg", "jpeg")) or (depth == 16 and suffix not in LOSSLESS)
-    if impossible:
-        with pytest.raises(UserError, match=r"image\.\w+: \w+ holds (no transparency|8 bits)"):
+    if has_alpha and suffix in ("jpg", "jpeg"):
+        with pytest.raises(UserError, match=r"image\.\w+: JPEG holds no transparency"):
             write_image(file, image)
         assert not list(tmp_path.iterdir())
         return
     write_image(file, image)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     again = read_image(file)
-    is_colour_again = is_gray and (suffix == "webp" or (depth == 16 and has_alpha))
-    expected = np.dstack([pixels] * 3) if is_colour_again else pixels
+    if depth == 16 and suffix not in LOSSLESS:
+        pixels, alpha = to_8_bits(pixels), None if alpha is None else to_8_bits(alpha)
+        assert any("16 are rounded" in message for message in esc_log)
+    expected = np.dstack([pixels] * 3) if is_gray and suffix == "webp" else pixels
     assert (again.pixels.shape, again.pixels.dtype) == (expected.shape, expected.dtype)
     assert (again.alpha is None) is (alpha is None)
     if suffix in LOSSLESS:
@@ -124,26 +139,42 @@ def test_orientation_in_xmp_is_not_applied_twice(tmp_path: Path, rgb: np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"planarconfig": "separate", "photometric": "rgb"}, "plane by plane"),
-        ({"photometric": "miniswhite"}, "white to black"),
-        ({"photometric": "rgb", "extrasamples": ["assocalpha"]}, "multiplied by alpha"),
-    ],
+    "form", ["planes", "white to black", "premultiplied", "big-endian", "gray with alpha"]
 )
-def test_deep_tiff_of_a_form_that_would_be_misread_is_refused(
-    tmp_path: Path, rgb: np.ndarray, options: dict[str, Any], reason: str
+def test_deep_tiffs_of_every_form_are_read_as_they_are_meant(
+    tmp_path: Path, rgb: np.ndarray, form: str
 ) -> None:
     pixels = deep(rgb)
-    if options["photometric"] == "miniswhite":
+    alpha = np.linspace(1000, 65535, pixels[..., 0].size).reshape(pixels.shape[:2]).astype(np.uint16)
+    file = tmp_path / "a.tif"
+    if form == "planes":
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        tifffile.imwrite(file, planes, planarconfig="separate", photometric="rgb")
+    elif form == "white to black":
+        tifffile.imwrite(file, 65535 - pixels[..., 0], photometric="miniswhite")
         pixels = pixels[..., 0]
-    elif "extrasamples" in options:
-        pixels = np.dstack([pixels, pixels[..., 0]])
+    elif form == "premultiplied":
+        product = np.rint(pixels * (alpha[..., None] / 65535)).astype(np.uint16)
+        tifffile.imwrite(file, np.dstack([product, alpha]), photometric="rgb", extrasamples=["assocalpha"])
+    elif form == "big-endian":
+        tifffile.imwrite(file, pixels, photometric="rgb", byteorder=">")
     else:
-        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
-    with pytest.raises(UserError, match=reason):
-        read_image(tmp_path / "a.tif")
+        gray = np.dstack([pixels[..., 0], alpha])
+        tifffile.imwrite(
+            file, gray, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
+        )
+        pixels = pixels[..., 0]
+    image = read_image(file)
+    assert image.pixels.dtype == np.uint16
+    if form == "premultiplied":
+        # a colour times a small alpha has few levels
+        assert (np.abs(image.pixels.astype(int) - pixels) <= 1 + 65535 / alpha[..., None]).all()
+    else:
+        np.testing.assert_array_equal(image.pixels, pixels)
+    if "alpha" in form or form == "premultiplied":
+        np.testing.assert_array_equal(image.alpha, alpha)
+    else:
+        assert image.alpha is None
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> ImageFile:
@@ -178,7 +209,7 @@ def test_deep_tiff_of_others_is_read(tmp_path: Path, rgb: np.ndarray) -> None:
 
 def test_exif_learns_the_new_size(rgb: np.ndarray) -> None:
     image = ImageFile(rgb, exif=exif())
-    large = image.enlarged(np.zeros((48, 64, 3), np.uint8), None)
+    large = image.scaled(2)
     assert [large.exif.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)] == [64, 48]
     assert image.exif.get_ifd(0x8769)[0xA002] == 32
 
@@ -197,7 +228,7 @@ GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
     ("name", "bits", "has_alpha", "is_kept"),
     [
         *(("a.png", 8, False, True), ("a.png", 8, True, True), ("a.jpg", 8, False, True)),
-        *(("a.webp", 8, False, False), ("a.png", 16, True, False), ("a.tiff", 16, False, True)),
+        *(("a.webp", 8, False, False), ("a.png", 16, True, True), ("a.tiff", 16, False, True)),
     ],
 )
 def test_gray_profile_is_not_given_to_colours(
@@ -224,7 +255,7 @@ def test_want_of_memory_is_not_called_damage(
     def fail(*arguments: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("esc_basicsr.upscale.image_file._pixels", fail)
+    monkeypatch.setattr("esc_basicsr.upscale.read_image.decoded", fail)
     with pytest.raises(UserError, match=r"a\.png cannot be decoded: there is not enough memory"):
         read_image(tmp_path / "a.png")
 

@@ -1,0 +1,178 @@
+"""Reading image files with all that belongs to an image."""
+
+import io
+import math
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
+from esc_basicsr.common.memory import available_memory
+from esc_basicsr.data.source_image import RefusedImageError, decoded, exif_of, open_image, refusing
+from esc_basicsr.upscale.image_file import ImageFile, Pixels
+
+__all__ = ["MOST_PIXELS", "png_chunks", "read_image"]
+
+MOST_PIXELS = 10**9  # of an image, by default
+_DECODING = 3  # copies of an image that decoding takes, at most
+
+_ORIENTATION = 0x0112
+_DESCRIPTION = 270
+_XMP_TAG, _ICC_TAG = 700, 34675
+_IPTC_TAGS = (33723, 34377)
+_IPTC = 0x0404  # among a JPEG's resources of Photoshop
+# Tags of a TIFF that say how its pixels are stored, which EXIF data of it have too.
+_STORAGE = {
+    *(
+        254,
+        255,
+        256,
+        257,
+        258,
+        259,
+        262,
+        263,
+        264,
+        265,
+        266,
+        273,
+        277,
+        278,
+        279,
+        280,
+        281,
+        282,
+        283,
+        284,
+        292,
+    ),
+    *(293, 296, 297, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 336, 337, 338, 339, 340, 341, 347),
+    *(529, 530, 531, 532, _XMP_TAG, _ICC_TAG),
+}
+_TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
+_PNG_COLOUR = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
+_GAIN_MAP = re.compile(rb"hdrgm:|HDRGainMap|Container:Directory")
+
+
+def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
+    """Read a PNG, JPEG, WebP, BMP or TIFF file, upright as EXIF says, with 8 or 16 bits.
+
+    Palettes become colours; CMYK becomes sRGB by its colour profile where it has one. The log names what
+    cannot be kept.
+
+    Args:
+        path: The file.
+        most_pixels: An image of more is refused.
+
+    Raises:
+        UserError: The file cannot be read, is no such image, is damaged, animated, of several pages, or
+            larger than the memory or ``most_pixels``.
+    """
+    available = available_memory(torch.device("cpu"))
+    try:
+        size = path.stat().st_size
+        if size > available:
+            raise UserError(f"{path}: its {size / 2**30:,.1f} GiB do not fit into the memory")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    with refusing(str(path), most_pixels), open_image(data) as image:
+        width, height = image.size
+        if (needed := _DECODING * width * height * len(image.getbands())) > available:
+            raise RefusedImageError(
+                f"has {width} × {height} pixels, which take {needed / 2**30:,.1f} GiB to decode, and "
+                f"{available / 2**30:,.1f} are available: cut it into parts, or close other programs"
+            )
+        exif = exif_of(image)
+        transposed = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        pixels, alpha = decoded(image, data)
+        icc = image.info.get("icc_profile")
+        if pixels.ndim == 3 and pixels.shape[2] == 4:
+            pixels, icc = _to_srgb(pixels, icc), None
+        colour = {kind: content for kind, content in png_chunks(data) if kind in _PNG_COLOUR}
+        return ImageFile(
+            pixels,
+            alpha,
+            icc,
+            _kept_exif(exif, image, str(path)),
+            _kept_xmp(image, str(path)),
+            _resolution(image, transposed),
+            _texts(image),
+            colour if image.format == "PNG" else {},
+            str(path),
+        )
+
+
+def _kept_exif(exif: Image.Exif, image: Image.Image, name: str) -> Image.Exif:
+    """Take out of EXIF data what says how the file's pixels were stored."""
+    lost = [word for tag, word in _TIFF_COLOUR.items() if tag in exif]
+    photoshop = image.info.get("photoshop")
+    if exif.keys() & set(_IPTC_TAGS) or (isinstance(photoshop, dict) and _IPTC in photoshop):
+        lost.append("IPTC")
+    if lost:
+        logger.warning("%s: %s cannot be kept.", name, ", ".join(lost))
+    for tag in {_ORIENTATION, *_STORAGE, *_TIFF_COLOUR, *_IPTC_TAGS} & exif.keys():
+        del exif[tag]
+    if str(exif.get(_DESCRIPTION)).startswith('{"shape": '):  # tifffile's, of the size that it was
+        del exif[_DESCRIPTION]
+    return exif
+
+
+def _kept_xmp(image: Image.Image, name: str) -> bytes | None:
+    """Reset the orientation in XMP, which readers would apply once more; drop what tells of a gain map."""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if not xmp:
+        return None
+    xmp = xmp.encode("utf-8") if isinstance(xmp, str) else bytes(xmp)
+    if _GAIN_MAP.search(xmp):
+        logger.warning("%s: its HDR gain map cannot be kept, nor XMP, which says that there is one.", name)
+        return None
+    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    if isinstance(comment := image.info.get("comment"), bytes):
+        return {"Comment": comment.decode("utf-8", "replace")}
+    texts = getattr(image, "text", None) or {}
+    return {key: str(value) for key, value in texts.items() if key != "XML:com.adobe.xmp"}
+
+
+def _resolution(image: Image.Image, transposed: bool) -> tuple[float, float] | None:
+    try:
+        horizontal, vertical = (float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # none, or none that makes sense
+        return None
+    if not all(math.isfinite(value) and value > 0 for value in (horizontal, vertical)):
+        return None
+    return (vertical, horizontal) if transposed else (horizontal, vertical)
+
+
+def _to_srgb(pixels: Pixels, icc: bytes | None) -> Pixels:
+    image = Image.fromarray(pixels, "CMYK")
+    if icc is None:
+        return np.asarray(image.convert("RGB"))
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        converted = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise RefusedImageError(
+            f"is CMYK, and its colour profile does not fit it ({error}): save it as RGB"
+        ) from error
+    return np.asarray(converted)
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and content of a PNG's chunks; of another file's bytes nothing that means something."""
+    start = 8
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        yield kind, data[start + 8 : start + 8 + length]
+        start += 12 + length
