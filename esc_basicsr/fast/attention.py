@@ -31,7 +31,8 @@ def attend_by_kernels(net: nn.Module) -> None:
     Raises:
         UserError: The kernels cannot be compiled.
     """
-    cpp.load()
+    if next(net.parameters()).device.type == "cpu":
+        cpp.load()
     for layer in net.modules():
         if isinstance(layer, WindowAttention):
             layer.attn_type = _KERNELS

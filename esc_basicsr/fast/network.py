@@ -57,7 +57,7 @@ class FastNetwork(nn.Module):
         super().__init__()
         self.net = net
         self.kernels = kernels
-        if kernels:
+        if kernels and next(net.parameters()).device.type == "cpu":
             cpp.load()
 
     def forward(self, x: Tensor) -> Tensor:
