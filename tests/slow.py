@@ -2,6 +2,7 @@
 
 # Folders and files whose tests train, start processes or measure; a file of quick tests marks single ones.
 SLOW = (
+    "basicsr_host/test_models.py",
     "basicsr_host/test_train_test_entry.py",
     "commands/test_bench.py",
     "commands/test_compare.py",

@@ -24,8 +24,6 @@ from esc_basicsr.options.schema import filled
 from esc_basicsr.training import experiment_lock, heartbeat, meeting
 from esc_basicsr.training.ranks import on_first_rank
 
-__all__ = ["add_arguments", "given", "parse_options"]
-
 # The command line, where a command of this package has parsed it; a copy of BasicSR's train.py has not.
 given: ContextVar[argparse.Namespace | None] = ContextVar("given", default=None)
 
