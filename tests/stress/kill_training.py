@@ -2,9 +2,9 @@
 
 The training is the demonstration's, on real photographs, made shorter. It is started with --auto_resume again
 and again, in processes that are killed (most by SIGKILL, some by SIGTERM) at a random instant after their
-start; now and then the newest state is damaged, too. With --ranks 2 torchrun starts two ranks, and one of the
-agent, the ranks and their data workers is killed. After each kill all processes that the training has made must
-be gone within 15 seconds; those that are not are counted, and ended. Once it has ended, everything that it left
+start; now and then the newest state is damaged, too. With --ranks 2 torchrun starts two ranks, and any of its
+processes is killed: the agent, a rank, a data worker. After each kill all processes of the training must end
+within 15 seconds; those that do not are counted, and ended. Once the training has ended, everything it left
 is compared bit for bit: weights, EMA, optimizer, schedule, random numbers, metrics, best records.
 
   python tests/stress/kill_training.py --kills 100 -o docs
@@ -201,7 +201,7 @@ def torment(
 
 
 def main() -> int:
-    """Run rounds until there were enough kills. 0 if every one ended as the run left in peace did, and left nothing."""
+    """Run rounds until there were enough kills; 0 if all ended as the one in peace, leaving nothing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
