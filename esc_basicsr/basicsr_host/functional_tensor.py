@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["NAME", "provide_functional_tensor"]
-
 NAME = "torchvision.transforms.functional_tensor"
 
 

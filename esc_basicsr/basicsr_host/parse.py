@@ -21,10 +21,8 @@ from esc_basicsr.options.check import check_options
 from esc_basicsr.options.kinds import FOLDER_NAME
 from esc_basicsr.options.loader import load_options
 from esc_basicsr.options.schema import filled
-from esc_basicsr.training import experiment_lock, heartbeat
+from esc_basicsr.training import experiment_lock, heartbeat, meeting
 from esc_basicsr.training.ranks import on_first_rank
-
-__all__ = ["add_arguments", "given", "parse_options"]
 
 # The command line, where a command of this package has parsed it; a copy of BasicSR's train.py has not.
 given: ContextVar[argparse.Namespace | None] = ContextVar("given", default=None)
@@ -172,8 +170,9 @@ def _join(launcher: str, options: dict[str, Any]) -> None:
     if options.get("num_gpu") == 0:
         params["backend"] = "gloo"
     limit = params.pop("timeout", heartbeat.DEFAULT_LIMIT)
-    importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
-    heartbeat.start(limit)
+    with meeting.bounded(limit):
+        importlib.import_module("basicsr.utils.dist_util").init_dist(launcher, **params)
+        heartbeat.start(limit)
 
 
 def _difference(texts: Sequence[str]) -> str | None:

@@ -10,7 +10,8 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -20,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
-
-__all__ = ["PATCHES", "Patch", "active", "apply", "patch_copied_script"]
+from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.log import logger
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,30 @@ class Patch:
     apply: Callable[[], None]
 
 
+PATCHES: list[Patch] = []
 _active: list[Patch] = []
 
 
+def _patch(
+    name: str, where: str, purpose: str, is_needed: Callable[[], bool]
+) -> Callable[[Callable[[], None]], None]:
+    """Add the function below to `PATCHES`."""
+    return lambda function: PATCHES.append(Patch(name, where, purpose, is_needed, function))
+
+
 def apply() -> None:
-    """Patch what of BasicSR needs it. Idempotent."""
+    """Patch what of BasicSR needs it. Idempotent; a patch that does not fit this BasicSR is a warning."""
     for patch in PATCHES:
-        if patch.is_needed():
-            patch.apply()
-            _active.append(patch)
+        try:
+            if patch.is_needed():
+                patch.apply()
+                _active.append(patch)
+        except (ImportError, AttributeError, LookupError, TypeError, ValueError) as error:
+            message = (
+                f"This BasicSR is not patched: {patch.name} ({patch.where}: {error}). {patch.purpose} "
+                "esc_basicsr knows BasicSR 1.4.2."
+            )
+            warnings.warn(message, stacklevel=2)
 
 
 def active() -> tuple[Patch, ...]:
@@ -150,22 +166,7 @@ def _init_dist_pytorch(backend: str, port: int | None = None, **kwargs: Any) -> 
             "or leave --launcher out for a single process."
         )
     _take_gpu(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
-    dist.init_process_group(backend=_backend_for(backend), **_store_of_this_attempt(), **kwargs)
-
-
-def _store_of_this_attempt() -> dict[str, Any]:
-    """Say where ranks that torchrun has restarted meet, as arguments of ``init_process_group``.
-
-    torchrun gives them the store of the attempt before, in which torch 2.15 finds addresses of dead ranks.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world_size = next(rendezvous("env://"))
-    attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']} of {world_size} ranks"
-    return {"store": PrefixStore(attempt, store), "rank": rank, "world_size": world_size}
+    dist.init_process_group(backend=_backend_for(backend), **kwargs)
 
 
 def _init_dist_slurm(backend: str, port: int | None = None) -> None:
@@ -211,6 +212,12 @@ def _first_slurm_node(node_list: str) -> str:
     return said.split()[0]
 
 
+@_patch(
+    "distributed set-up on a CPU",
+    "basicsr/utils/dist_util.py",
+    "``--launcher pytorch`` and ``slurm`` need a GPU: rank % 0, and the backend is always nccl.",
+    lambda: _needs_gpu(_host("utils.dist_util")._init_dist_pytorch),
+)
 def _patch_dist() -> None:
     # init_dist, which other modules have bound, looks these up when it is called.
     module = _host("utils.dist_util")
@@ -218,6 +225,12 @@ def _patch_dist() -> None:
     module._init_dist_slurm = _init_dist_slurm
 
 
+@_patch(
+    "DDP on a CPU",
+    "basicsr/models/base_model.py",
+    "A distributed network on a CPU fails: it is given the current CUDA device.",
+    lambda: _needs_gpu(_host("models.base_model").BaseModel.model_to_device),
+)
 def _patch_ddp() -> None:
     base_model = _host("models.base_model").BaseModel
     stock = base_model.model_to_device
@@ -234,6 +247,12 @@ def _patch_ddp() -> None:
 # Options
 
 
+@_patch(
+    "options",
+    "basicsr/utils/options.py; BasicSR #626",
+    "Option files and --force_yml can run code; torch.distributed.launch's --local-rank is unknown.",
+    lambda: _mentions(_host("utils.options").parse_options, "exec", "eval"),
+)
 def _patch_options() -> None:
     def parse_options(root_path: str, is_train: bool = True) -> Any:
         from esc_basicsr.basicsr_host import parse
@@ -253,6 +272,12 @@ def _is_resume_broken(function: Callable[..., Any]) -> bool:
     return not _is_ours(function) and (_needs_gpu(function) or _mentions(function, "experiments"))
 
 
+@_patch(
+    "resume",
+    "basicsr/train.py",
+    "Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file.",
+    lambda: _is_resume_broken(_host("train").load_resume_state),
+)
 def _patch_resume() -> None:
     _host("train").load_resume_state = _ours_of_training("load_resume_state")
 
@@ -263,8 +288,12 @@ def _patch_resume() -> None:
 class _TorchThatSavesWhole:
     """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
 
-    def save(self, content: object, path: str) -> None:
-        _ours_of_training("write_torch")(path, content)
+    def save(self, obj: object, f: Any, *args: Any, **options: Any) -> None:
+        if isinstance(f, str | os.PathLike):
+            with written_whole(f) as file:
+                torch.save(obj, file, *args, **options)
+        else:
+            torch.save(obj, f, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -273,13 +302,25 @@ class _TorchThatSavesWhole:
 def _is_saved_in_place() -> bool:
     module = _host("models.base_model")
     is_patched = isinstance(module.torch, _TorchThatSavesWhole)
-    return not is_patched and not _mentions(module.BaseModel.save_training_state, "replace", "rename")
+    return not is_patched and not _mentions(module.BaseModel.save_network, "replace", "rename")
 
 
+@_patch(
+    "whole checkpoints",
+    "basicsr/models/base_model.py",
+    "Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file.",
+    _is_saved_in_place,
+)
 def _patch_saving() -> None:
     _host("models.base_model").torch = _TorchThatSavesWhole()
 
 
+@_patch(
+    "option file's copy",
+    "basicsr/utils/options.py",
+    "Every rank copies the option file, its folder there or not; the experiment's own copy is an error.",
+    lambda: not _mentions(_host("train").copy_opt_file, "samefile"),
+)
 def _patch_copy_opt_file() -> None:
     stock = _host("train").copy_opt_file
 
@@ -292,9 +333,94 @@ def _patch_copy_opt_file() -> None:
     _replace_in_train("copy_opt_file", copy_opt_file)
 
 
+# Models
+
+
+def _ours_of_models() -> Any:
+    from esc_basicsr.basicsr_host import models  # imports BasicSR
+
+    return models
+
+
+def _put_in_place(cls: Any, *names: str) -> None:
+    for name in names:
+        setattr(cls, name, getattr(_ours_of_models(), name))
+
+
+@_patch(
+    "checkpoints and optimizers of every model",
+    "basicsr/models/base_model.py",
+    "Models read .pth alone, no network by its name, none of another scale; they know no optimizer but Adam.",
+    lambda: not _is_ours(_host("models.base_model").BaseModel.load_network),
+)
+def _patch_loading() -> None:
+    _put_in_place(_host("models.base_model").BaseModel, "load_network", "get_optimizer")
+
+
+@_patch(
+    "states of every model",
+    "basicsr/models/base_model.py",
+    "A state lacks random numbers and the position in the data: a resumed training goes another way.",
+    lambda: not _is_ours(_host("models.base_model").BaseModel.save_training_state),
+)
+def _patch_states() -> None:
+    models = _ours_of_models()
+    base = _host("models.base_model").BaseModel
+    base.__init__ = models.noting_options(base.__init__)
+    _put_in_place(base, "save_training_state", "resume_training")
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("basicsr.models."):
+            for cls in vars(module).values():
+                if isinstance(cls, type) and cls.__module__ == module_name and "feed_data" in vars(cls):
+                    cls.feed_data = models.noting_position(vars(cls)["feed_data"])
+
+
+@_patch(
+    "validation of every model",
+    "basicsr/models/sr_model.py",
+    "One rank validates while the others wait; HR images that a set lacks are an error.",
+    lambda: not _is_ours(_host("models.sr_model").SRModel.nondist_validation),
+)
+def _patch_validation() -> None:
+    cls, ours = _host("models.sr_model").SRModel, _ours_of_models()
+    ours.nondist_validation.__wrapped__ = cls.nondist_validation  # tests compare with it
+    cls.dist_validation, cls.nondist_validation = ours.dist_validation, ours.nondist_validation
+
+
+@_patch(
+    "degradations",
+    "basicsr/models/realesrnet_model.py, realesrgan_model.py; basicsr/utils/img_process_util.py",
+    "RealESRNetModel and RealESRGANModel need a GPU, and blur images alone that are contiguous.",
+    lambda: any(_needs_cuda(cls) for cls in _real_world_models()),
+)
+def _patch_degradations() -> None:
+    for cls in filter(_needs_cuda, _real_world_models()):
+        for name in ("__init__", "_dequeue_and_enqueue"):
+            setattr(cls, name, _ours_of_models().on_its_device(vars(cls)[name]))
+    blur = _host("utils.img_process_util").filter2D
+    _rebind("filter2D", blur, lambda img, kernel: blur(img.contiguous(), kernel))
+
+
+def _real_world_models() -> list[Any]:
+    return [
+        _host("models.realesrnet_model").RealESRNetModel,
+        _host("models.realesrgan_model").RealESRGANModel,
+    ]
+
+
+def _needs_cuda(cls: Any) -> bool:
+    return not _is_ours(cls.__init__) and _mentions(cls.__init__, "cuda")
+
+
 # Logging
 
 
+@_patch(
+    "TensorBoard",
+    "basicsr/utils/logger.py",
+    "TensorBoard shows twice what a resumed run repeats, and NaN as if it were a number.",
+    lambda: not _is_ours(_host("utils.logger").init_tb_logger),
+)
 def _patch_tensorboard() -> None:
     module = _host("utils.logger")
 
@@ -309,6 +435,12 @@ def _patch_tensorboard() -> None:
 # Data
 
 
+@_patch(
+    "data order",
+    "basicsr/train.py",
+    "A resumed run begins its epoch anew, with other random numbers, which depend on the workers.",
+    lambda: not _is_ours(_host("train").create_train_val_dataloader),
+)
 def _patch_data_order() -> None:
     from esc_basicsr.data.loaders import create_train_val_dataloader
 
@@ -323,6 +455,12 @@ def _is_dataloader_broken() -> bool:
     return False
 
 
+@_patch(
+    "persistent_workers",
+    "basicsr/data/__init__.py",
+    "``persistent_workers`` of a validation set, which has no workers, is an error.",
+    _is_dataloader_broken,
+)
 def _patch_dataloader() -> None:
     stock = _host("data").build_dataloader
 
@@ -334,22 +472,40 @@ def _patch_dataloader() -> None:
     _rebind("build_dataloader", stock, build_dataloader)
 
 
+@_patch(
+    "CUDAPrefetcher",
+    "basicsr/data/prefetch_dataloader.py",
+    "``prefetch_mode: cuda`` fails without a GPU.",
+    lambda: _needs_gpu(_host("data.prefetch_dataloader").CUDAPrefetcher.__init__),
+)
 def _patch_prefetcher() -> None:
     module = _host("data.prefetch_dataloader")
+    cuda, cpu = module.CUDAPrefetcher, module.CPUPrefetcher
+    stock = {name: getattr(cuda, name) for name in ("__init__", "next", "reset")}
 
-    def new(cls: type, loader: Any, opt: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def init(self: Any, loader: Any, opt: dict[str, Any]) -> None:
+        self.opt, self.stream = opt, None
         if opt["num_gpu"] == 0 or not torch.cuda.is_available():
-            return module.CPUPrefetcher(loader)
-        return object.__new__(cls)
+            cpu.__init__(self, loader)
+        else:
+            stock["__init__"](self, loader, opt)
 
-    # A class that makes something else: its name is bound in other modules already.
-    module.CUDAPrefetcher.__new__ = new
+    def step(name: str) -> Callable[[Any], Any]:
+        return lambda self: (getattr(cpu, name) if self.stream is None else stock[name])(self)
+
+    cuda.__init__, cuda.next, cuda.reset = init, step("next"), step("reset")
 
 
 def _is_lmdb_bound_to_its_process() -> bool:
     return not {"__getstate__", "__reduce__"} & vars(_host("utils.file_client").LmdbBackend).keys()
 
 
+@_patch(
+    "LMDB clients",
+    "basicsr/utils/file_client.py",
+    "A data set whose LMDB was read cannot go to spawned workers; two cannot share an LMDB.",
+    _is_lmdb_bound_to_its_process,
+)
 def _patch_lmdb() -> None:
     from esc_basicsr.data.lmdb_reader import shared_environment
 
@@ -363,15 +519,17 @@ def _patch_lmdb() -> None:
             raise ValueError(f"expected as many client_keys as db_paths, got {keys} and {paths}")
         self.db_paths = [str(path) for path in paths]
         self._keys = keys
-        self._client, self._pid = {}, None
+        open_here(self)
+
+    def open_here(self: Any) -> None:
+        self._client = {
+            key: shared_environment(Path(path)) for key, path in zip(self._keys, self.db_paths, strict=True)
+        }
+        self._pid = os.getpid()
 
     def get(self: Any, filepath: Any, client_key: str) -> Any:
-        if self._pid != os.getpid():
-            self._client = {
-                key: shared_environment(Path(path))
-                for key, path in zip(self._keys, self.db_paths, strict=True)
-            }
-            self._pid = os.getpid()
+        if self._pid != os.getpid():  # a process that was forked, or that this was sent to
+            open_here(self)
         with self._client[client_key].begin() as transaction:
             return transaction.get(str(filepath).encode("ascii"))
 
@@ -383,85 +541,24 @@ def _patch_lmdb() -> None:
     backend.__getstate__ = getstate
 
 
-PATCHES = (
-    Patch(
-        "distributed set-up on a CPU",
-        "basicsr/utils/dist_util.py",
-        "``--launcher pytorch`` and ``slurm`` need a GPU: rank % 0, and the backend is always nccl.",
-        lambda: _needs_gpu(_host("utils.dist_util")._init_dist_pytorch),
-        _patch_dist,
-    ),
-    Patch(
-        "DDP on a CPU",
-        "basicsr/models/base_model.py",
-        "A distributed network on a CPU fails: it is given the current CUDA device.",
-        lambda: _needs_gpu(_host("models.base_model").BaseModel.model_to_device),
-        _patch_ddp,
-    ),
-    Patch(
-        "options",
-        "basicsr/utils/options.py; BasicSR #626",
-        "Option files and --force_yml can run code; torch.distributed.launch's --local-rank is unknown.",
-        lambda: _mentions(_host("utils.options").parse_options, "exec", "eval"),
-        _patch_options,
-    ),
-    Patch(
-        "resume",
-        "basicsr/train.py",
-        "Resuming needs a GPU; --auto_resume looks under the working directory, and fails at half a file.",
-        lambda: _is_resume_broken(_host("train").load_resume_state),
-        _patch_resume,
-    ),
-    Patch(
-        "whole checkpoints",
-        "basicsr/models/base_model.py",
-        "Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file.",
-        _is_saved_in_place,
-        _patch_saving,
-    ),
-    Patch(
-        "option file's copy",
-        "basicsr/utils/options.py",
-        "Every rank copies the option file, its folder there or not; the experiment's own copy is an error.",
-        lambda: not _mentions(_host("train").copy_opt_file, "samefile"),
-        _patch_copy_opt_file,
-    ),
-    Patch(
-        "TensorBoard",
-        "basicsr/utils/logger.py",
-        "TensorBoard shows twice what a resumed run repeats, and NaN as if it were a number.",
-        lambda: not _is_ours(_host("utils.logger").init_tb_logger),
-        _patch_tensorboard,
-    ),
-    Patch(
-        "data order",
-        "basicsr/train.py",
-        "A resumed run begins its epoch anew, with other random numbers, which depend on the workers.",
-        lambda: not _is_ours(_host("train").create_train_val_dataloader),
-        _patch_data_order,
-    ),
-    Patch(
-        "persistent_workers",
-        "basicsr/data/__init__.py",
-        "``persistent_workers`` of a validation set, which has no workers, is an error.",
-        _is_dataloader_broken,
-        _patch_dataloader,
-    ),
-    Patch(
-        "CUDAPrefetcher",
-        "basicsr/data/prefetch_dataloader.py",
-        "``prefetch_mode: cuda`` fails without a GPU.",
-        lambda: (
-            not _is_ours(_host("data.prefetch_dataloader").CUDAPrefetcher.__new__)
-            and _needs_gpu(_host("data.prefetch_dataloader").CUDAPrefetcher.__init__)
-        ),
-        _patch_prefetcher,
-    ),
-    Patch(
-        "LMDB clients",
-        "basicsr/utils/file_client.py",
-        "A data set whose LMDB was read cannot go to spawned workers; two cannot share an LMDB.",
-        _is_lmdb_bound_to_its_process,
-        _patch_lmdb,
-    ),
+@_patch(
+    "pairs of folders",
+    "basicsr/data/data_util.py",
+    "An LR image with another suffix than its HR image has no partner; a stray file counts as an image.",
+    lambda: not _is_ours(_host("data.data_util").paired_paths_from_folder),
 )
+def _patch_pairing() -> None:
+    from esc_basicsr.data.image_pairs import pair_folders, stray_names
+
+    def paired_paths_from_folder(
+        folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
+    ) -> list[dict[str, str]]:
+        (lq, gt), (lq_key, gt_key) = map(Path, folders), keys
+        for folder in (lq, gt):
+            if strays := stray_names(folder):
+                logger.warning("%s: no images, and left out: %s", folder, ", ".join(strays))
+        pairs = pair_folders(gt, lq, filename_tmpl)
+        return [{f"{lq_key}_path": str(lq / pairs[name]), f"{gt_key}_path": str(gt / name)} for name in pairs]
+
+    for module in ("data_util", "paired_image_dataset", "realesrgan_paired_dataset"):
+        _host(f"data.{module}").paired_paths_from_folder = paired_paths_from_folder

@@ -4,19 +4,19 @@ import argparse
 import contextlib
 import errno
 import importlib
+import os
+import signal
 from pathlib import Path
 from unittest import mock
 
 from esc_basicsr.basicsr_host import parse, patches
 from esc_basicsr.basicsr_host.copies import warn_of_shadowing
-from esc_basicsr.common import signals as stopping
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger, report_log_errors_once
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.common.version import __version__
 from esc_basicsr.training import experiment_lock, heartbeat
-
-__all__ = ["run"]
 
 # full, over a quota or a limit, read-only, forbidden, no folder
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR}
@@ -36,9 +36,11 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         return stock_info()
 
     report_log_errors_once()
-    signals = stopping.watched_for() if is_train else contextlib.nullcontext()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # an agent that is killed ends none of its ranks
+        signals.sent_with_parent(signal.SIGTERM)
+    watched = signals.watched_for() if is_train else contextlib.nullcontext()
     token = parse.given.set(args)
-    with signals, heartbeat.watched(), mock.patch.object(module, "get_env_info", get_env_info):
+    with watched, heartbeat.watched(), mock.patch.object(module, "get_env_info", get_env_info):
         try:
             getattr(module, f"{name}_pipeline")(str(Path.cwd()))
         except (MemoryError, RuntimeError) as error:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["add_to_registries", "register"]
-
 
 def register(basicsr: ModuleType) -> None:
     """Patch BasicSR, and register ESC's networks, model, loss and data set: all, or none with a warning."""

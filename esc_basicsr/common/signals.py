@@ -4,6 +4,8 @@ A cluster that preempts a job sends SIGTERM, and kills some seconds later.
 """
 
 import contextlib
+import ctypes
+import os
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Sooner than that a second Ctrl-C is no second wish: torchrun passes on the one that the terminal sent.
 _PATIENCE = 2.0  # seconds
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 _wish: signal.Signals | None = None
 _wished_at = 0.0
@@ -69,6 +72,16 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def sent_with_parent(number: signal.Signals) -> None:
+    """Have the system send this process a signal when its parent ends, however that ended; on Linux alone."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:  # it has ended meanwhile
+        os.kill(os.getpid(), number)
 
 
 def ignored() -> None:

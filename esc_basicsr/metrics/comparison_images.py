@@ -10,8 +10,6 @@ from torch import Tensor
 
 from esc_basicsr.archs.resize import imresize
 
-__all__ = ["WITHOUT_GT", "WITH_GT", "ComparisonImages", "Panel", "cut"]
-
 Image = npt.NDArray[np.uint8]
 
 # Panels side by side: a comparison's tag is these, joined by "_", "/", its set, "/", its image.

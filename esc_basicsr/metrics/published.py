@@ -8,16 +8,6 @@ import csv
 from importlib import resources
 from typing import NamedTuple
 
-__all__ = [
-    "ABLATION_FIGURES",
-    "PUBLICATION",
-    "TRAINING_SETS",
-    "AblationFigures",
-    "Costs",
-    "published_costs",
-    "published_figures",
-]
-
 PUBLICATION = "arXiv:2503.06671"
 
 # DFLIP is DIV2K + Flickr2K + LSDIR + DiverSeg-IP.

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from esc_basicsr.common.files import make_folder_of, written_whole
 
-__all__ = ["file_name", "write_csv", "write_text"]
-
 
 def file_name(text: str) -> str:
     """Turn ``text`` into the name of one file: itself, but for what would lead elsewhere or hide the file.

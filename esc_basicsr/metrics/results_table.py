@@ -10,8 +10,6 @@ from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
 from esc_basicsr.metrics.result_files import write_csv, write_text
 
-__all__ = ["ResultsTable", "SetResult"]
-
 _NOTHING = "—"
 _OTHER_NAMES = {"bsd100": "b100", "bsds100": "b100"}
 
@@ -42,6 +40,7 @@ class ResultsTable:
         variant: The published variant that the network is; None for another one.
         metrics: The options' ``val.metrics``.
         results: Measured figures, by test set.
+        is_padded: Whether LR was mirrored to multiples of the network's window (``val.pad_to_window``).
     """
 
     name: str
@@ -50,6 +49,7 @@ class ResultsTable:
     variant: str | None
     metrics: Mapping[str, Mapping[str, Any]]
     results: Mapping[str, SetResult]
+    is_padded: bool = False
 
     def write(self, folder: Path) -> None:
         """Write results.md and results.csv into ``folder``, each whole or not at all.
@@ -143,6 +143,13 @@ class ResultsTable:
         counts = ", ".join(f"{_one_line(name)} {result.images}" for name, result in self.results.items())
         measured = " / ".join(map(_one_line, self._measured())) or "nothing measured"
         notes = [f"Each cell: {measured}, means over all images of a set ({counts})."]
+        if self.is_padded:
+            notes.append(
+                "LR images are mirrored at bottom and right to multiples of the window, and results "
+                "cropped, as the release evaluates (val.pad_to_window: true)."
+            )
+        else:
+            notes.append("LR images go through the network as they are (val.pad_to_window: false).")
         published = {row.trained_on: None for row in rows if row.figures_from != "measured"}
         if published:
             notes.append(

@@ -25,8 +25,7 @@ from esc_basicsr.options.kinds import SECTION, is_whole
 from esc_basicsr.options.schema import Option, lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, keys_read, registered
 from esc_basicsr.weights.fit import check_fit
-from esc_basicsr.weights.infer import infer_network_options
-from esc_basicsr.weights.read import is_safetensors, read_weights
+from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import weights_file
 
 _REPORTED = 30  # problems
@@ -68,7 +67,6 @@ class _Check(SectionCheck):
         self.resumes = is_train and (resumes or lookup(opt, "path.resume_state") is not None)
         self.notes: dict[str, None] = {}  # written once, after the problems, in this order
         self.model: Any = None  # the class that model_type names
-        self.compares = False  # whether a metric compares with HR images
         self.channels: int | None = None  # that network_g takes, if that is known
         self.network_g: torch.nn.Module | None = None  # on the meta device, if sound and of this package
 
@@ -131,7 +129,7 @@ class _Check(SectionCheck):
         if where == "network_g":
             cls = registered(ARCH_REGISTRY).get(str(name))
             self.channels = None if cls is None else _channels_of(section, cls)
-            self.network_g = network if self.is_known_model else None
+            self.network_g = network if self.knows("load_network") is not None else None
 
     def check_path(self) -> None:
         for key, value in (self.section("path") or {}).items():
@@ -148,12 +146,6 @@ class _Check(SectionCheck):
                 remedy = "Train what it comes from first, or give another."
                 self.add(where, f"there is no checkpoint '{value}'. {remedy}")
                 self.note_paths()
-            elif self.opt.get("model_type") == "SRModel" and is_safetensors(file):
-                self.add(
-                    where,
-                    f"{value} is a .safetensors file, and SRModel reads .pth alone. "
-                    "With model_type: ESCModel it is read.",
-                )
             elif key == "pretrain_network_g" and self.network_g is not None:
                 self.check_weights(where, file, self.network_g)
 
@@ -169,17 +161,6 @@ class _Check(SectionCheck):
                     check_fit(network, weights, file)
         except UserError as error:
             self.add(where, str(error))
-            return
-        scale, own_scale = (
-            (infer_network_options(state) or {}).get("upscaling_factor")
-            for state in (weights, network.state_dict())
-        )
-        if scale != own_scale and is_strict and self.opt["model_type"] == "SRModel":
-            self.add(
-                where,
-                f"{file} is of scale ×{scale}, network_g of ×{own_scale}, and SRModel does not convert it. "
-                "With model_type: ESCModel it is converted.",
-            )
 
     def knows(self, method: str) -> set[str] | None:
         """Collect the texts in a method of the model and of its parents; None if a third party wrote it."""
@@ -196,8 +177,8 @@ class _Check(SectionCheck):
         for where in ("network_d", "train.optim_d", "train.gan_opt"):
             if where.removeprefix("train.") in read and self.section(where) is None:
                 self.add(where, f"missing; expected {SECTION.expected}.")
-        feed = getattr(self.model, "feed_data", None)
-        if feed and feed.__module__.startswith("basicsr.") and self.opt.get("high_order_degradation", True):
+        feed = inspect.unwrap(getattr(self.model, "feed_data", None) or dict)
+        if feed.__module__.startswith("basicsr.") and self.opt.get("high_order_degradation", True):
             for key in sorted(keys_read(feed) - self.opt.keys()):
                 self.add(key, f"missing; {self.model.__name__} reads it to degrade images.")
 
@@ -207,8 +188,7 @@ class _Check(SectionCheck):
             # One that names none looks them up in torch.optim.
             names = {text for text in known if hasattr(torch.optim, text)} or {*dir(torch.optim)}
             what = f"optimizer of {self.opt['model_type']}"
-            remedy = "With model_type: ESCModel it is." if name == "AdamW" else ""
-            name = self.look_up(where, section, names, what, remedy)
+            name = self.look_up(where, section, names, what)
         optimizer = getattr(torch.optim, name, None) if isinstance(name, str) else None
         if isinstance(optimizer, type):
             if "lr" not in section:
@@ -274,7 +254,6 @@ class _Check(SectionCheck):
                     other = function.__name__.removesuffix("_pt")
                     self.add(f"{where}.type", f"is for tensors, and results are arrays. Write {other}.")
                 self.check_call(where, metric, function, ["img", "img2"], schema.METRIC)
-                self.compares |= "img2" in inspect.signature(function).parameters
 
     def niqe_border(self) -> int | None:
         """Tell what NIQE crops on each side of an image; None if it is not measured."""
@@ -337,13 +316,6 @@ class _Check(SectionCheck):
         else:
             saves_images = lookup(self.opt, "val.save_img") is True
             problems += result_problems(dataset, scale, saves_images, self.niqe_border())
-        # BasicSR's validation calls every metric with HR images, ours those alone that need none.
-        is_ours = "esc_basicsr." in getattr(getattr(self.model, "validation", None), "__module__", "")
-        if dataset["type"] == "SingleImageDataset" and not is_training_set and self.compares and not is_ours:
-            message = (
-                "has no HR images, and val.metrics compare with them. Leave out the set or these metrics."
-            )
-            problems.append(("type", message))
         channels = 1 if dataset.get("color") == "y" else 3
         if self.channels not in (None, channels):
             images = "luma alone, 1 channel" if channels == 1 else "colours, 3 channels"

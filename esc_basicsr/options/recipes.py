@@ -209,7 +209,10 @@ def benchmark_text(recipe: Recipe) -> str:
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:
         checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
-    return _filled("test", recipe, {"sets": "\n\n".join(sets), "checkpoint": checkpoint})
+    is_esc = recipe.network["type"] in ("ESC", "ESCFP") and recipe.data != PHOTOGRAPHS
+    padding = "true # as the published figures are measured" if is_esc else "false"
+    values = {"sets": "\n\n".join(sets), "checkpoint": checkpoint, "padding": padding}
+    return _filled("test", recipe, values)
 
 
 def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:

@@ -29,6 +29,9 @@ page.
 * The first line of a shipped file names `options/schema.json`, by which editors complete and check what you
   write (VS Code: the extension YAML). In a file elsewhere, let it name the path of the schema from there.
 
+Files of BasicSR are read as they are, and those of the authors' release: `ESRModel` is `ESCModel` here, and
+`DownsampleImageDataset` of an LMDB is `DFLIPDataset`.
+
 A network, an optimizer, a loss or a metric takes the arguments of its class or function; these sections list
 only what is known better than from its signature. "required" keys have no default. Keys that BasicSR sets
 itself are left out.

@@ -192,6 +192,12 @@ VAL = {
     "pbar": Option(BOOL, "Show progress.", False),
     "metrics": Option(or_none(SECTION), "Metrics by a name of your own: their types and options.", None),
     "amp": Option(AMP, "Validate and test in half precision.", False, model=_ESC),
+    "pad_to_window": Option(
+        BOOL,
+        "Mirror LR at bottom and right to multiples of window_size, and crop, as the release evaluates.",
+        False,
+        model=_ESC,
+    ),
     "batch_size": Option(
         COUNT, "Most images of one size that go through the network together.", 1, "images", model=_ESC
     ),

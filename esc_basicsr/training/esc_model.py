@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
@@ -26,9 +26,6 @@ from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.training.throughput import Throughput
-from esc_basicsr.weights.fit import load_weights
-from esc_basicsr.weights.read import read_weights
-from esc_basicsr.weights.shipped import weights_file
 
 __all__ = ["AMP_DTYPES", "ESCModel"]
 
@@ -255,18 +252,25 @@ class ESCModel(SRModel):
 
     def test(self) -> None:
         """Upscale what was fed, in float32 unless ``val.amp`` is set; ``output`` is float32."""
-        with self._autocast((self.opt.get("val") or {}).get("amp")):
+        val, lq = self.opt.get("val") or {}, self.lq
+        if val.get("pad_to_window"):
+            self.lq = _padded(lq, self._window())
+        with self._autocast(val.get("amp")):
             try:
                 self._infer()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 self._test_in_tiles()
-        self.output = self.output.float()
+        height, width = (size * self.opt["scale"] for size in lq.shape[-2:])
+        self.output, self.lq = self.output[..., :height, :width].float(), lq
+
+    def _window(self) -> int:
+        return self.opt["network_g"].get("window_size", _WINDOW)
 
     def _test_in_tiles(self) -> None:
         """Upscale what is too large for the memory, even by row chunks, in tiles that fit."""
-        whole, window = self.lq, self.opt["network_g"].get("window_size", _WINDOW)
+        whole, window = self.lq, self._window()
         least = tile_side(1, window)
         side = max(tile_side(whole.shape[-1] * whole.shape[-2] // 2, window), least)
 
@@ -339,14 +343,6 @@ class ESCModel(SRModel):
         waits = isinstance(self.net_g, DistributedDataParallel) and not is_last
         return self.net_g.no_sync() if waits else contextlib.nullcontext()
 
-    def get_optimizer(
-        self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
-    ) -> torch.optim.Optimizer:
-        """Build the optimizer of ``train.optim_g``: AdamW, or one that BasicSR knows."""
-        if optim_type == "AdamW":
-            return torch.optim.AdamW(params, lr, **kwargs)
-        return super().get_optimizer(optim_type, params, lr, **kwargs)
-
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Set an iteration's learning rate; or, if all ranks have agreed to stop, save a checkpoint and exit.
 
@@ -359,22 +355,11 @@ class ESCModel(SRModel):
         self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         super().update_learning_rate(current_iter, warmup_iter)
 
-    def load_network(
-        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load a checkpoint into a network, wrapped for several GPUs or not.
 
-        Weights of another scale are converted, so that ×3 and ×4 can start from ×2.
-
-        Args:
-            net: The network.
-            load_path: A ``.pth`` or ``.safetensors`` file, or the name of a network that ships.
-            strict: Whether every key must fit. If not, what does not fit keeps its value.
-            param_key: Which of the file's state dicts; ``params`` is read where it has no ``params_ema``.
-
-        Raises:
-            UserError: The file cannot be read, or does not fit.
-        """
-        logger.info("Loading %s from %s (%s).", type(self.get_bare_model(net)).__name__, load_path, param_key)
-        weights = read_weights(weights_file(load_path), param_key)
-        load_weights(self.get_bare_model(net), weights, load_path, strict)
+def _padded(images: Tensor, multiple: int) -> Tensor:
+    """Mirror (B, C, H, W) at bottom and right to multiples of a size, several times where they are small."""
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(size), (0, -size % multiple), mode="reflect")).to(images.device)
+        for size in images.shape[-2:]
+    )
+    return images[:, :, rows][..., columns]

@@ -182,7 +182,7 @@ class SharedValidation:
         ``comparisons`` get what they take.
         """
         rank, ranks = own_rank(), dist.get_world_size() if dist.is_initialized() else 1
-        name, size = dataloader.dataset.opt["name"], self._opt["val"]["batch_size"]
+        name, size = dataloader.dataset.opt["name"], self._opt["val"].get("batch_size", 1)
         positions = range(len(order))
         shares = [positions[first : first + size] for first in positions[::size]][rank::ranks]
         label = name if ranks == 1 else f"{name} (1/{ranks} of it)"
@@ -219,7 +219,10 @@ class SharedValidation:
             try:
                 measured[metric] = float(calculate_metric(images, options))
             except Exception as error:  # BasicSR's own are assertions and whatever OpenCV raises
-                raise UserError(f"{label}: {metric} cannot be measured: {described(error)}") from error
+                message = f"{label}: {metric} cannot be measured: {described(error)}"
+                if not self._opt["is_train"] or _needs_reference(options):
+                    raise UserError(message) from error
+                logger.error("%s; training goes on without it.", message)  # heard from every rank
         return measured
 
     def _image_path(self, name: str, image: str, save_as: Any) -> Path:
@@ -259,7 +262,11 @@ class SharedValidation:
         on_first_rank(report)
 
     def _log(self, name: str, current_iter: Any, tb_logger: Any) -> None:
-        skipped = [metric for metric in self._metrics if metric not in self.means]
+        skipped = [
+            metric
+            for metric, options in self._metrics.items()
+            if metric not in self.means and _needs_reference(options)
+        ]
         if skipped:
             logger.warning("%s has no HR images: %s not measured.", name, ", ".join(skipped))
         lines = [f"Validation {name}"]
@@ -305,6 +312,7 @@ class SharedValidation:
             variant=self._variant,
             metrics=self._metrics,
             results=self._test_results,
+            is_padded=self._opt["val"].get("pad_to_window", False),
         )
         table.write(root)
         if {options["name"] for options in self._opt["datasets"].values()} <= self._test_results.keys():

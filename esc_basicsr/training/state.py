@@ -117,7 +117,7 @@ class TrainingState:
 
         def write() -> None:
             checkpoints.write_state(self._opt, {**state, "sha256": self._sha256})
-            kept = self._opt["logger"]["keep_checkpoints"]
+            kept = (self._opt.get("logger") or {}).get("keep_checkpoints")
             if kept is not None:
                 checkpoints.prune(self._opt, kept)
 

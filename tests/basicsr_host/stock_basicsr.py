@@ -215,6 +215,100 @@ def cuda_prefetcher_without_a_gpu():
     assert [prefetcher.next() for _ in range(3)] == [1, 2, None]
 
 
+def cuda_prefetcher_derived_from():
+    from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+
+    class Doubling(CUDAPrefetcher):
+        def __init__(self, factor, loader, opt):
+            super().__init__(loader, opt)
+            self.factor = factor
+
+        def next(self):
+            item = super().next()
+            return None if item is None else self.factor * item
+
+    prefetcher = Doubling(2, [1, 2], opt={"num_gpu": 0})
+    assert [prefetcher.next() for _ in range(3)] == [2, 4, None]
+    prefetcher.reset()
+    assert prefetcher.next() == 2
+
+
+def _sr_model(**opt):
+    from basicsr.models.sr_model import SRModel
+
+    options = {"num_gpu": 0, "is_train": False, "dist": False, "path": {}, "name": "run", **opt}
+    network = {"type": "SRVGGNetCompact", "num_feat": 4, "num_conv": 1, "upscale": 2}
+    return SRModel({"network_g": network, "rank": 0, "world_size": 1, "scale": 2, **options})
+
+
+def safetensors_in_a_model_of_basicsr():
+    import safetensors.torch
+
+    net = _sr_model().net_g
+    weights = {key: torch.zeros_like(value) for key, value in net.state_dict().items()}
+    safetensors.torch.save_file(weights, "zeros.safetensors")
+    loaded = _sr_model(path={"pretrain_network_g": "zeros.safetensors"}).net_g
+    assert not any(value.any() for value in loaded.state_dict().values())
+
+
+def adamw_in_a_model_of_basicsr():
+    model = _sr_model()
+    for name in ("Adam", "AdamW", "SGD"):
+        optimizer = model.get_optimizer(name, [torch.zeros(1, requires_grad=True)], 0.5)
+        assert (type(optimizer).__name__, optimizer.defaults["lr"]) == (name, 0.5)
+
+
+def state_of_a_model_of_basicsr():
+    model = _sr_model(path={"training_states": "."}, logger={}, train={}, val=None)
+    position = {"seed": 0, "samples": 4, "batch": 2, "epoch": 0, "done": 1}
+    model.feed_data({"lq": torch.zeros(1, 3, 4, 4), "position": position})
+    torch.manual_seed(5)
+    model.save_training_state(0, 8)
+    expected = torch.rand(3)
+    state = torch.load("8.state", weights_only=True)
+    model.resume_training(state)
+    assert torch.equal(torch.rand(3), expected)
+    assert state["data"] == position
+
+
+def validation_without_hr_images():
+    from basicsr.data import build_dataloader, build_dataset
+
+    Path("lq").mkdir()
+    importlib.import_module("cv2").imwrite("lq/0.png", torch.zeros(4, 4, 3, dtype=torch.uint8).numpy())
+    section = {"name": "set", "type": "SingleImageDataset", "dataroot_lq": "lq", "phase": "val"}
+    dataset = build_dataset({**section, "io_backend": {"type": "disk"}})
+    metrics = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+    model = _sr_model(
+        val={"metrics": metrics, "save_img": True, "suffix": None},
+        datasets={"test_1": section},
+        path={"results_root": ".", "visualization": "images"},
+    )
+    model.validation(build_dataloader(dataset, section), "run", None, True)
+    assert [file.name for file in Path("images/set").iterdir()] == ["0_run.png"]
+
+
+def real_world_model_on_a_cpu():
+    from basicsr.models.realesrnet_model import RealESRNetModel
+
+    opt = {"num_gpu": 0, "is_train": False, "dist": False, "path": {}, "queue_size": 2}
+    network = {"type": "SRVGGNetCompact", "num_feat": 4, "num_conv": 1, "upscale": 2}
+    model = RealESRNetModel({"network_g": network, **opt})
+    for _ in range(3):
+        model.lq, model.gt = torch.ones(1, 3, 4, 4), torch.ones(1, 3, 8, 8)
+        model._dequeue_and_enqueue()
+    assert (model.lq.device.type, float(model.lq.mean())) == ("cpu", 1)
+
+
+def blur_of_channels_last_images():
+    from basicsr.models.realesrgan_model import filter2D
+
+    image = torch.rand(2, 3, 8, 8)
+    kernel = torch.rand(2, 5, 5)
+    strided = filter2D(image.to(memory_format=torch.channels_last), kernel)
+    assert torch.equal(strided, filter2D(image, kernel))
+
+
 def _lmdb(name):
     import lmdb
 
@@ -237,6 +331,24 @@ def two_clients_of_one_lmdb():
     assert [clients[0].get("key", "lq"), clients[1].get("key")] == [b"value"] * 2
 
 
+def _paired(*names):
+    for folder in ("gt", "lq"):
+        Path(folder).mkdir()
+    for name in names:
+        Path(name).touch()
+    pair = importlib.import_module("basicsr.data.data_util").paired_paths_from_folder
+    return [(Path(p["lq_path"]), Path(p["gt_path"])) for p in pair(["lq", "gt"], ["lq", "gt"], "{}")]
+
+
+def pairs_of_other_suffixes():
+    pairs = _paired("gt/b.png", "gt/a.png", "lq/a.jpg", "lq/b.png")
+    assert pairs == [(Path("lq/a.jpg"), Path("gt/a.png")), (Path("lq/b.png"), Path("gt/b.png"))]
+
+
+def stray_file_beside_images():
+    assert len(_paired("gt/a.png", "lq/a.png", "gt/Thumbs.db")) == 1
+
+
 SYMPTOMS = {
     launcher_pytorch_without_a_gpu: "distributed set-up on a CPU",
     launcher_slurm_without_a_gpu: "distributed set-up on a CPU",
@@ -252,8 +364,17 @@ SYMPTOMS = {
     tensorboard_of_a_resumed_run: "TensorBoard",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",
+    cuda_prefetcher_derived_from: "CUDAPrefetcher",
+    safetensors_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
+    adamw_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
+    state_of_a_model_of_basicsr: "states of every model",
+    validation_without_hr_images: "validation of every model",
+    real_world_model_on_a_cpu: "degradations",
+    blur_of_channels_last_images: "degradations",
     lmdb_pickles_after_reading: "LMDB clients",
     two_clients_of_one_lmdb: "LMDB clients",
+    pairs_of_other_suffixes: "pairs of folders",
+    stray_file_beside_images: "pairs of folders",
 }
 
 

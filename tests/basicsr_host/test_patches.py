@@ -3,11 +3,13 @@
 The symptoms are shown in a process of their own, before and after the patches: see stock_basicsr.py.
 """
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,14 +95,14 @@ def test_sound_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         return torch.load(opt["path"]["resume_state"], map_location=device)
 
-    def save_aside(self: Any, epoch: int, current_iter: int) -> None:
-        path = Path(self.opt["path"]["training_states"], f"{current_iter}.state")
+    def save_aside(self: Any, net: Any, net_label: str, current_iter: int) -> None:
+        path = Path(self.opt["path"]["models"], f"{net_label}_{current_iter}.pth")
         torch.save({}, f"{path}.tmp")
         Path(f"{path}.tmp").replace(path)
 
     monkeypatch.setattr(dist_util, "_init_dist_pytorch", init)
     monkeypatch.setattr(basicsr.train, "load_resume_state", resume)
-    monkeypatch.setattr(base_model.BaseModel, "save_training_state", save_aside)
+    monkeypatch.setattr(base_model.BaseModel, "save_network", save_aside)
     monkeypatch.setattr(base_model, "torch", torch)
     before = patches.active()
     patches.apply()
@@ -208,9 +210,33 @@ def test_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_other_file(
     base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
     before = (tmp_path / "net_g_latest.pth").read_bytes()
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_torchs_save_takes_what_torchs_own_does(tmp_path: Path) -> None:
+    """Programs beside BasicSR's call it through this module, with keywords, and onto buffers."""
+    buffer, file = io.BytesIO(), tmp_path / "net.pth"
+    base_model.torch.save({"a": 1}, buffer)
+    base_model.torch.save(obj={"a": 2}, f=file, _use_new_zipfile_serialization=False)
+    assert [torch.load(each) for each in (io.BytesIO(buffer.getvalue()), file)] == [{"a": 1}, {"a": 2}]
+    assert not zipfile.is_zipfile(file)
+
+
+def test_patch_that_does_not_fit_is_a_warning_and_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = []
+
+    def fail() -> None:
+        raise AttributeError("no such thing")
+
+    strange = patches.Patch("strange", "basicsr/x.py", "It fails.", lambda: True, fail)
+    plain = patches.Patch("plain", "basicsr/y.py", "It fails.", lambda: True, lambda: applied.append("plain"))
+    monkeypatch.setattr(patches, "PATCHES", [strange, plain])
+    monkeypatch.setattr(patches, "_active", [])
+    with pytest.warns(UserWarning, match="not patched: strange .*no such thing"):
+        patches.apply()
+    assert (applied, patches.active()) == (["plain"], (plain,))
 
 
 # Data

@@ -146,3 +146,10 @@ def test_table_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").touch()
     with pytest.raises(UserError, match="folder cannot be made"):
         write_csv(tmp_path / "folder" / "a.csv", ["a"], [])
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_table_says_how_images_went_through_the_network(is_padded: bool) -> None:
+    text = table(is_padded=is_padded).markdown()
+    assert f"val.pad_to_window: {str(is_padded).lower()}" in text
+    assert ("mirrored" in text) is is_padded

@@ -57,7 +57,6 @@ def test_table_compares_with_the_first_form_of_the_same_variant():
             "--network MSRResNet: expected ESC, ESC-light, ESC-FP, or a form of one",
         ),
         (["--network", "ESC:release-flex"], "ESC:release-flex: Flex has no gradients on a CPU"),
-        (["--patch", 16], "takes images of at least 17 pixels a side, got 16x16"),
         (["--batch", 0], "must be at least 1, got 0 and 64"),
         (["--precision", "bf16"], "ESC-light:kernels: the C++ kernels are for float32"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
@@ -52,6 +53,30 @@ def build(tiny_network: dict[str, Any], tmp_path: Path) -> Callable[..., ESCMode
         return build_model(opt)
 
     return make
+
+
+@pytest.mark.parametrize("size", [(13, 30), (16, 32), (3, 19)])
+def test_release_evaluates_on_images_mirrored_to_multiples_of_the_window(
+    build: Callable[..., ESCModel], size: tuple[int, int]
+) -> None:
+    """The release pads by reflection at bottom and right, runs, and crops."""
+    model, plain = (build(scale=2, val={"pad_to_window": is_padded}) for is_padded in (True, False))
+    plain.net_g_ema.load_state_dict(model.net_g_ema.state_dict())
+    window = model.opt["network_g"]["window_size"]
+    lq = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    edges = [(0, -side % window) for side in size]
+    padded = torch.from_numpy(np.pad(lq.numpy(), [(0, 0), (0, 0), *edges], mode="reflect"))
+    outputs = []
+    for each, images in ((model, lq), (plain, padded), (plain, lq)):
+        each.feed_data({"lq": images})
+        each.test()
+        assert each.lq.shape == images.shape
+        outputs.append(each.output[..., : 2 * size[0], : 2 * size[1]])
+    released, expected, unpadded = outputs
+    assert released.shape[-2:] == (2 * size[0], 2 * size[1])
+    torch.testing.assert_close(released, expected, rtol=0, atol=1e-6)
+    is_multiple = not any(side % window for side in size)
+    assert torch.allclose(released, unpadded, rtol=0, atol=1e-6) is is_multiple
 
 
 def test_image_too_large_for_the_memory_is_validated_in_tiles(

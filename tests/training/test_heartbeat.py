@@ -263,3 +263,56 @@ def test_torchrun_restarts_a_training_that_lost_a_rank_and_it_goes_on(tmp_path: 
     assert "Resuming training from epoch: 0, iter: 2." in output
     states = tmp_path / "experiments" / "single" / "training_states"
     assert {file.name for file in states.iterdir()} == {"2.state", "4.state"}
+
+
+STEPS_FOR_EVER = """\
+import os, sys, time
+from esc_basicsr.__main__ import main
+from esc_basicsr.training.esc_model import ESCModel
+
+stock = ESCModel.optimize_parameters
+
+def optimize_parameters(self, current_iter):
+    if current_iter == 2:
+        print(f"rank {os.getpid()} steps", flush=True)
+    time.sleep(0.05)
+    stock(self, current_iter)
+
+if __name__ == "__main__":
+    ESCModel.optimize_parameters = optimize_parameters
+    sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_ranks_end_with_a_torchrun_that_is_killed_and_save_their_state(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", count=4, height=32, width=32)
+    crops = {"gt_size": 32, "use_hflip": False, "use_rot": False}
+    options = training_options(paired("Train", tmp_path / "train", ".lmdb", **crops), {})
+    options["datasets"].pop("val")
+    options["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False}
+    options["train"]["total_iter"] = 10**6
+    options["logger"]["save_checkpoint_freq"] = 10**6
+    options.pop("val")
+    (tmp_path / "steps.py").write_text(STEPS_FOR_EVER)
+    write(tmp_path / "train.yml", options)
+    agent = start_python(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "steps.py"),
+        *("-opt", "train.yml", "--launcher", "pytorch"),
+        cwd=tmp_path,
+    )
+    assert agent.stdout is not None
+    ranks: list[int] = []
+    lines = []
+    while len(ranks) < 2:
+        line = agent.stdout.readline()
+        assert line, lines
+        lines.append(line)
+        ranks += [int(pid) for pid in re.findall(r"rank (\d+) steps", line)]
+    agent.kill()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    agent.stdout.close()
+    agent.wait()
+    assert list((tmp_path / "experiments" / "single" / "training_states").glob("*.state"))

@@ -198,7 +198,7 @@ def test_figures_and_images_are_stock_basicsrs(build: Callable[..., ESCModel], i
         (root / file).unlink()
     metrics = model.shared_validation.means
     section, *_ = model.opt["datasets"].values()
-    SRModel.nondist_validation(model, loader(section), iteration, None, True)
+    SRModel.nondist_validation.__wrapped__(model, loader(section), iteration, None, True)
     assert metrics == pytest.approx(model.metric_results, rel=1e-12)
     assert ours == {file.relative_to(root): file.read_bytes() for file in root.rglob("*.*")}
     expected = Path("00", "00_4.png") if is_train else Path("Set5", "00_x.png")
@@ -356,6 +356,19 @@ def test_image_that_cannot_be_measured_is_named(build: Callable[..., ESCModel], 
         UserError, match=r"Set5: .*LR/01.png: psnr cannot be measured: .*shapes are different"
     ):
         validate(build())
+
+
+def test_niqe_on_images_too_small_for_it_ends_a_test_and_no_training(
+    build: Callable[..., ESCModel], esc_log: list[str]
+) -> None:
+    metrics = {"psnr": METRICS["psnr"], "niqe": {"type": "calculate_niqe", "crop_border": 0}}
+    model = build(metrics=metrics)
+    validate(model)
+    assert [*model.shared_validation.means] == ["psnr"]
+    assert any("00.png: niqe cannot be measured" in line for line in esc_log)
+    assert not any("no HR images" in line for line in esc_log)
+    with pytest.raises(UserError, match=r"00\.png: niqe cannot be measured"):
+        validate(build(is_train=False, metrics=metrics), "run")
 
 
 def test_files_that_cannot_be_written_are_named(build: Callable[..., ESCModel], tmp_path: Path) -> None:

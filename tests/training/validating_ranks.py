@@ -69,7 +69,7 @@ def options(root, datasets, is_train=True, **changes):
     """Give options as BasicSR's parse_options does; results go under ``root``."""
     kind = "experiments_root" if is_train else "results_root"
     opt = {
-        **{"name": "run", "scale": SCALE, "num_gpu": 0, "is_train": is_train},
+        **{"name": "run", "model_type": "ESCModel", "scale": SCALE, "num_gpu": 0, "is_train": is_train},
         **{"dist": False, "rank": 0, "world_size": 1, "auto_resume": False, "manual_seed": 0},
         "network_g": TINY,
         "datasets": datasets,

@@ -1,0 +1,139 @@
+"""Ranks meet before anything else: within a limit, and naming whom they miss.
+
+torch.distributed by itself waits up to half an hour for a rank that was never started, or died on its way.
+"""
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.signals import SIGNALS
+
+__all__ = ["bounded", "loopback_of_master"]
+
+_INTERVAL = 0.1  # seconds
+_GRACE = 1.0  # seconds in which the others read who is missing, before who keeps it ends
+
+
+@contextlib.contextmanager
+def bounded(limit: float) -> Iterator[None]:
+    """Bound by ``limit`` seconds what waits for other ranks in the block, which makes the process group.
+
+    SIGTERM and Ctrl-C end a process that waits there, which has nothing to save.
+
+    Raises:
+        UserError: A rank is missing, or goes while the ranks meet.
+    """
+    stock = dist.init_process_group
+
+    def init_process_group(backend: str, **options: Any) -> None:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _meet(rank, world, limit)
+        timeout = datetime.timedelta(seconds=limit)
+        stock(backend=backend, store=store, rank=rank, world_size=world, timeout=timeout, **options)
+
+    with _obeyed(), mock.patch.object(dist, "init_process_group", init_process_group):
+        try:
+            yield
+        except (RuntimeError, TimeoutError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"the ranks have not met within {limit:g} s, or one of them ended meanwhile: see the "
+                f"messages of all, and start again. ({reason})"
+            ) from error
+    # From here on a collective may take what torch allows.
+    dist.distributed_c10d._set_pg_timeout(dist.default_pg_timeout)
+
+
+@contextlib.contextmanager
+def _obeyed() -> Iterator[None]:
+    """Have signals end the process at once: Python does not hear of them while torch waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _meet(rank: int, world: int, limit: float) -> Store:
+    """Make the store through which ranks find one another, and see in it that all are there."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        # torchrun keeps a store for all of its attempts, in which there are addresses of dead ranks.
+        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {world} ranks"
+        store = PrefixStore(attempt, _make_store(rank, world, limit))
+        store.set(str(rank), "here")
+        deadline = time.monotonic() + limit
+        while not store.check([str(other) for other in range(world)]):
+            if store.check(["missing"]) or time.monotonic() > deadline:
+                raise UserError(_missing(store, world, limit))
+            time.sleep(_INTERVAL)
+    except RuntimeError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"rank {rank} of {world} finds no rank 0 at {where} within {limit:g} s, or it is gone: see its "
+            f"own messages, and check MASTER_ADDR and MASTER_PORT. ({str(error).partition(chr(10))[0]})"
+        ) from error
+    return store
+
+
+def _missing(store: Store, world: int, limit: float) -> str:
+    """Say who is missing, and have the others say the same: whoever keeps the store is about to end."""
+    if not store.check(["missing"]):
+        absent = [str(other) for other in range(world) if not store.check([str(other)])]
+        store.set("missing", ", ".join(absent))
+        time.sleep(_GRACE)
+    names = store.get("missing").decode()
+    return (
+        f"rank {names} of {world} did not come within {limit:g} s (dist_params.timeout): it was not started, "
+        "or died on its way. See its own messages, and start all again."
+    )
+
+
+def _make_store(rank: int, world: int, limit: float) -> TCPStore:
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    more: dict[str, Any] = {}
+    loopback = loopback_of_master()
+    if is_master and loopback is not None:
+        # No one outside this machine has to reach it; torch would listen to all.
+        family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
+        more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
+    return TCPStore(
+        address,
+        port,
+        world,
+        is_master,
+        datetime.timedelta(seconds=limit),
+        wait_for_workers=False,
+        **more,
+    )
+
+
+def loopback_of_master() -> str | None:
+    """Return the address of rank 0 if all ranks are on this machine, as its being a loopback tells."""
+    with contextlib.suppress(OSError, ValueError):
+        address = socket.getaddrinfo(os.environ["MASTER_ADDR"], None)[0][4][0]
+        if ipaddress.ip_address(address).is_loopback:
+            return str(address)
+    return None
