@@ -7,7 +7,7 @@ which bounds its memory to one head's scores.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
@@ -160,7 +160,7 @@ class _Writer:
             large_kernel = network.lk_channel, network.lk_spatial
         elif network.plk_filter is not None:
             large_kernel = (average_over_symmetries(network.plk_filter),)
-        feat = out = self._conv(x, network.proj)
+        feat = out = self._layer(x, network.proj)
         for block in network.blocks:
             assert isinstance(block, ESCBlock)
             out = self._block(out, block, large_kernel)
@@ -197,7 +197,7 @@ class _Writer:
                 pads, strides = [*layer.padding] * 2, [*layer.stride]
                 return graph.add("ConvTranspose", x, *constants, pads=pads, strides=strides)
             case nn.Upsample():
-                return self._repeat_pixels(x, int(layer.scale_factor))
+                return self._repeat_pixels(x, int(cast(float, layer.scale_factor)))
             case nn.PixelShuffle():
                 return graph.add("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
             case nn.GELU():
@@ -234,6 +234,7 @@ class _Writer:
         if not isinstance(self.network, ESCFP):
             return self._repeat_pixels(INPUT, scale)
         scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
+        mode: dict[str, Any]
         mode = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
         return self.graph.add("Resize", INPUT, "", scales, **mode)
 
