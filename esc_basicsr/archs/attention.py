@@ -16,6 +16,7 @@ __all__ = [
     "ATTN_TYPES",
     "BACKENDS",
     "WindowAttention",
+    "attend_by_sdpa",
     "expand_position_bias",
     "join_windows",
     "split_windows",
@@ -84,11 +85,15 @@ def _naive(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     return join_windows(out, qkv.shape[-2:], window_size)
 
 
-def _sdpa(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
-    q, k, v = split_windows(qkv, len(table), window_size)
-    bias = expand_position_bias(table, window_size).to(q.dtype).unsqueeze(0)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+def attend_by_sdpa(qkv: Tensor, bias: Tensor, window_size: int) -> Tensor:
+    """Attend within windows, with the bias as `expand_position_bias` lays it out."""
+    q, k, v = split_windows(qkv, len(bias), window_size)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
     return join_windows(out, qkv.shape[-2:], window_size)
+
+
+def _sdpa(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    return attend_by_sdpa(qkv, expand_position_bias(table, window_size), window_size)
 
 
 # devices on which Flex has failed in this process: a failing compilation takes long, and would fail again
@@ -138,7 +143,6 @@ def _flex(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
 
 
 # attn_type -> function of qkv (B, 3·dim, H, W), the bias table and the window's side; gives (B, dim, H, W).
-# `esc_basicsr.fast` adds its own.
 BACKENDS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"Naive": _naive, "SDPA": _sdpa, "Flex": _flex}
 
 
@@ -183,10 +187,13 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each window."""
         H, W = x.shape[-2:]
-        qkv = self.to_qkv(pad_to_multiple(x, self.window_size))
-        attend = BACKENDS[self.backend(x.device.type)]
-        out = attend(qkv, self.relative_position_bias, self.window_size)
+        out = self.attend(self.to_qkv(pad_to_multiple(x, self.window_size)))
         return self.to_out(out[:, :, :H, :W])
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attend by the backend; (B, 3·dim, H, W), whole windows, give (B, dim, H, W)."""
+        backend = BACKENDS[self.backend(qkv.device.type)]
+        return backend(qkv, self.relative_position_bias, self.window_size)
 
     def backend(self, device: str) -> str:
         """Choose the key of `BACKENDS` to attend by on a type of device, and log the choice of ``auto``."""

@@ -12,7 +12,7 @@ __all__ = ["ESCBlock"]
 
 
 class ESCBlock(nn.Module):
-    """One window attention followed by several ConvAttn layers, around a residual.
+    """One window attention followed by several ConvAttn layers, with a residual around all of them.
 
     Args:
         dim: Feature channels.

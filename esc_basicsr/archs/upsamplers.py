@@ -61,7 +61,7 @@ class DySample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x``."""
         sampled = F.grid_sample(self.grouped(x), self.points(x), padding_mode="border", align_corners=False)
-        return self.end_conv(sampled.view(len(x), -1, *sampled.shape[2:]).to(x.dtype))
+        return self.end_conv(sampled.view(x.shape[0], -1, *sampled.shape[2:]).to(x.dtype))
 
     def grouped(self, x: Tensor) -> Tensor:
         """View what is sampled by groups: (B·groups, dim / groups, H, W), in float32 at least."""
@@ -76,8 +76,8 @@ class DySample(nn.Module):
         offset = self.offset(x) * self.scope(x).sigmoid() * 0.5 + self.init_pos
         precise = torch.promote_types(x.dtype, torch.float32)
         offset = offset.to(precise).view(B, 2, -1, H, W)  # [B, (x, y), (group, point), H, W]
-        columns = torch.arange(W, dtype=precise, device=x.device) + 0.5
-        rows = torch.arange(H, dtype=precise, device=x.device) + 0.5
+        # Tensors on ``x``'s device throughout, so that a recording serves every device.
+        columns, rows = (x.new_ones(side, dtype=precise).cumsum(0) - 0.5 for side in (W, H))
         x_position = 2 * (columns + offset[:, 0]) / W - 1
         y_position = 2 * (rows[:, None] + offset[:, 1]) / H - 1
         # (B, g·s², H, W) twice -> (B·g, s·H, s·W, 2)

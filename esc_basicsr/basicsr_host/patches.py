@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.log import logger
 
 
 @dataclass(frozen=True)
@@ -518,15 +519,17 @@ def _patch_lmdb() -> None:
             raise ValueError(f"expected as many client_keys as db_paths, got {keys} and {paths}")
         self.db_paths = [str(path) for path in paths]
         self._keys = keys
-        self._client, self._pid = {}, None
+        open_here(self)
+
+    def open_here(self: Any) -> None:
+        self._client = {
+            key: shared_environment(Path(path)) for key, path in zip(self._keys, self.db_paths, strict=True)
+        }
+        self._pid = os.getpid()
 
     def get(self: Any, filepath: Any, client_key: str) -> Any:
-        if self._pid != os.getpid():
-            self._client = {
-                key: shared_environment(Path(path))
-                for key, path in zip(self._keys, self.db_paths, strict=True)
-            }
-            self._pid = os.getpid()
+        if self._pid != os.getpid():  # a process that was forked, or that this was sent to
+            open_here(self)
         with self._client[client_key].begin() as transaction:
             return transaction.get(str(filepath).encode("ascii"))
 
@@ -536,3 +539,26 @@ def _patch_lmdb() -> None:
     backend.__init__ = init
     backend.get = get
     backend.__getstate__ = getstate
+
+
+@_patch(
+    "pairs of folders",
+    "basicsr/data/data_util.py",
+    "An LR image with another suffix than its HR image has no partner; a stray file counts as an image.",
+    lambda: not _is_ours(_host("data.data_util").paired_paths_from_folder),
+)
+def _patch_pairing() -> None:
+    from esc_basicsr.data.image_pairs import pair_folders, stray_names
+
+    def paired_paths_from_folder(
+        folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
+    ) -> list[dict[str, str]]:
+        (lq, gt), (lq_key, gt_key) = map(Path, folders), keys
+        for folder in (lq, gt):
+            if strays := stray_names(folder):
+                logger.warning("%s: no images, and left out: %s", folder, ", ".join(strays))
+        pairs = pair_folders(gt, lq, filename_tmpl)
+        return [{f"{lq_key}_path": str(lq / pairs[name]), f"{gt_key}_path": str(gt / name)} for name in pairs]
+
+    for module in ("data_util", "paired_image_dataset", "realesrgan_paired_dataset"):
+        _host(f"data.{module}").paired_paths_from_folder = paired_paths_from_folder

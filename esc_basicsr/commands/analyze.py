@@ -13,6 +13,7 @@ from esc_basicsr.commands import analyze_erf as erf_command
 from esc_basicsr.commands import analyze_features as features_command
 from esc_basicsr.commands import analyze_lam as lam_command
 from esc_basicsr.commands import analyze_similarity as similarity_command
+from esc_basicsr.lab.analysis.networks import add_network_arguments
 
 _ANALYSES = {
     "lam": (lam_command, "local attribution maps and the diffusion index"),
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        add_network_arguments(analysis)
         module.add_arguments(analysis)
 
 

@@ -13,8 +13,8 @@ central parts are reduced by Pillow's bicubic filter. Writes erf.json, erf.md an
 """
 
 import argparse
-import time
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.lab.analysis.drawing import Field, draw_fields
 from esc_basicsr.lab.analysis.features import Values
 from esc_basicsr.lab.analysis.images import add_images_argument, central_lr, image_names, to_tensor
-from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, analyze, subjects_of
 from esc_basicsr.lab.analysis.receptive_field import (
     aligned_field,
     log_scaled,
@@ -45,7 +45,6 @@ _POSITIONS = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
-    add_network_arguments(parser)
     add_images_argument(parser)
     parser.add_argument("--size", type=int, default=_SIZE, help=f"side of the LR images (default: {_SIZE})")
     parser.add_argument(
@@ -81,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
     return analyze(
         args,
         "erf",
-        subjects,
-        lambda subject, bar: _measure(subject, images, positions, torch.device(args.device), bar),
+        [
+            (subject, partial(_measure, subject, images, positions, torch.device(args.device)))
+            for subject in subjects
+        ],
         steps=len(subjects) * len(images) * len(positions) ** 2,
         table=_table,
         caption=lambda rows: _caption(args, scale, min(row["images"] for row in rows), side),
@@ -102,8 +103,6 @@ def _measure(
     subject: Subject, images: Mapping[str, Image], positions: list[int], device: torch.device, bar: Bar
 ) -> tuple[Row, Field]:
     """Average one network's field over images."""
-    start = time.perf_counter()
-    bar.set_postfix_str(subject.network)
     usable: list[Values] = []
     centre = (0, 0)
     for name, image in images.items():
@@ -115,8 +114,11 @@ def _measure(
     if not usable:
         raise UserError(f"{subject.name}: no image has a finite gradient.")
     mean: Values = np.mean(usable, axis=0)
-    row: Row = {**subject.row, "images": len(usable), "positions": len(positions) ** 2}
-    row["luo_side"] = luo_side(mean, centre)
+    row: Row = {
+        "images": len(usable),
+        "positions": len(positions) ** 2,
+        "luo_side": luo_side(mean, centre),
+    }
     for kind, values in (("raw", mean), ("log", log_scaled(mean))):
         try:
             squares = smallest_squares(values, centre, SHARES)
@@ -127,7 +129,6 @@ def _measure(
         held, _ = square_shares(values, centre)
         row[kind] = {f"{share:.0%}": square._asdict() for share, square in zip(SHARES, squares, strict=True)}
         row[f"{kind}_shares"] = held.tolist()
-    row["seconds"] = time.perf_counter() - start
     return row, Field(subject.label, mean, centre)
 
 

@@ -13,7 +13,8 @@ central part is reduced by Pillow's bicubic filter. Writes features.json, featur
 import argparse
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from esc_basicsr.lab.analysis.attention_maps import (
     Seen,
     attention_names,
     attention_row,
-    has_attention,
+    known_attention,
     locate,
     match_names,
     refuse_compiled,
@@ -42,7 +43,7 @@ from esc_basicsr.lab.analysis.features import (
     relative_log_amplitude,
 )
 from esc_basicsr.lab.analysis.images import add_image_argument, central_lr, to_tensor
-from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, analyze, subjects_of
 from esc_basicsr.metrics.quality import Image
 
 # fine texture beside smooth parts
@@ -53,17 +54,8 @@ _MOST = 6  # layers of a network that are shown where none are named
 _T = TypeVar("_T")
 
 
-class Job(NamedTuple):
-    """A network, the layers whose features are shown, and these with its attention layers."""
-
-    subject: Subject
-    shown: list[str]
-    layers: list[Layer]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
-    add_network_arguments(parser)
     add_image_argument(parser, DEFAULT_IMAGE)
     parser.add_argument(
         "--layers",
@@ -94,9 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at each network's layers, print a table, write the report."""
-    jobs = [_job(subject, args) for subject in subjects_of(args)]
-    scale = jobs[0].subject.scale
-    tile = math.lcm(*(tile_of(job.subject.net, [layer.name for layer in job.layers]) for job in jobs))
+    chosen = [(subject, *_layers(subject, args)) for subject in subjects_of(args)]
+    scale = chosen[0][0].scale
+    tile = math.lcm(
+        *(tile_of(subject.net, [layer.name for layer in layers]) for subject, _, layers in chosen)
+    )
     lr = central_lr(args.image, args.size, tile, tile, scale)
     height, width = lr.shape[:2]
     # near the centre, which is a corner of windows: inside of regular and of half-shifted ones
@@ -106,9 +100,11 @@ def run(args: argparse.Namespace) -> int:
     return analyze(
         args,
         "features",
-        jobs,
-        lambda job, bar: _look(job, lr, query, torch.device(args.device), bar),
-        steps=len(jobs),
+        [
+            (subject, partial(_look, subject, shown, layers, lr, query, torch.device(args.device)))
+            for subject, shown, layers in chosen
+        ],
+        steps=len(chosen),
         table=_table,
         caption=lambda rows: _caption(args.image, scale, rows, lr, query),
         settings={"image": args.image, "lr_size": [height, width], "scale": scale, "query": [x, y]},
@@ -116,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def _job(subject: Subject, args: argparse.Namespace) -> Job:
+def _layers(subject: Subject, args: argparse.Namespace) -> tuple[list[str], list[Layer]]:
+    """Find the layers whose features are shown, and locate these and the attention layers."""
     refuse_compiled(subject)
     if args.layers is None:
         shown = stage_names(subject)
@@ -124,10 +121,10 @@ def _job(subject: Subject, args: argparse.Namespace) -> Job:
         names = [name for name, _ in subject.net.named_modules() if name]
         top = [name for name in names if name.count(".") <= 1]
         shown = match_names(subject.net, subject.name, args.layers, top)
-    attention: list[str] = []
-    if args.modules is not None or has_attention(subject.net):
+    attention = known_attention(subject.net)
+    if args.modules is not None:
         attention = attention_names(subject.net, subject.name, args.modules)
-    return Job(subject, shown, locate(subject, list(dict.fromkeys([*shown, *attention]))))
+    return shown, locate(subject, list(dict.fromkeys([*shown, *attention])))
 
 
 def stage_names(subject: Subject) -> list[str]:
@@ -161,11 +158,15 @@ def _evenly(items: Sequence[_T]) -> list[_T]:
 
 
 def _look(
-    job: Job, lr: Image, query: tuple[int, int], device: torch.device, bar: Bar
+    subject: Subject,
+    shown: list[str],
+    layers: list[Layer],
+    lr: Image,
+    query: tuple[int, int],
+    device: torch.device,
+    bar: Bar,
 ) -> tuple[Row, Featured]:
     """Measure and draw one network's layers."""
-    subject, shown, layers = job
-    bar.set_postfix_str(subject.network)
     seen = see(subject, layers, to_tensor(lr, device))
     order = [layer.name for layer in layers if layer.name in shown]
     features = {name: seen[name].features.double().cpu().numpy() for name in order}
@@ -190,8 +191,7 @@ def _look(
             }
         )
     attention = _attention(layers, seen, query)
-    row = {**subject.row, "layers": figures}
-    row["attention"] = [
+    windows = [
         {
             "layer": name,
             "window": [one.left, one.top, len(one.weights)],
@@ -201,7 +201,7 @@ def _look(
     ]
     bar.update()
     chosen = {name: attention[name] for name in _evenly(list(attention))} if attention else {}
-    return row, Featured(subject.label, lr, views, chosen)
+    return {"layers": figures, "attention": windows}, Featured(subject.label, lr, views, chosen)
 
 
 def _colours(features: dict[str, Values]) -> tuple[dict[str, Values], dict[str, Values]]:

@@ -11,7 +11,7 @@ A network is what 'python -m esc_basicsr bench --help' lists. Writes lam.json, l
 """
 
 import argparse
-import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from esc_basicsr.lab.analysis.local_attribution import (
     diffusion_index,
     relative_map,
 )
-from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, analyze, subjects_of
 from esc_basicsr.metrics.quality import Image
 
 # gray, which red shows on, with a pattern that repeats
@@ -60,7 +60,6 @@ class Scene(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
-    add_network_arguments(parser)
     add_image_argument(parser, DEFAULT_IMAGE)
     parser.add_argument(
         "--window",
@@ -99,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return analyze(
         args,
         "lam",
-        subjects,
-        lambda subject, bar: _map(subject, scene, args, bar),
+        [(subject, partial(_map, subject, scene, args)) for subject in subjects],
         steps=args.fold * len(subjects),
         table=_table,
         caption=lambda rows: _caption(args, scene, scale),
@@ -159,15 +157,12 @@ def make_scene(image: Image, name: str, window: list[int] | None, crop: int, sca
 
 def _map(subject: Subject, scene: Scene, args: argparse.Namespace, bar: Bar) -> tuple[Row, Attributed]:
     """Attribute the detail in the window to the LR image, for one network."""
-    bar.set_postfix_str(subject.network)
     lq = to_tensor(scene.lr, torch.device(args.device))
-    start = time.perf_counter()
 
     def functional(image: Tensor) -> Tensor:
         return detail(subject(image), scene.window)
 
     attribution = attribute(functional, subject.gradient, lq, args.fold, args.integration, bar.update)
-    seconds = time.perf_counter() - start
     try:
         relative = relative_map(attribution)
     except ValueError as error:
@@ -179,11 +174,9 @@ def _map(subject: Subject, scene: Scene, args: argparse.Namespace, bar: Bar) -> 
     shown = sr[0, :, top : top + size, left : left + size].clamp(0, 1).mul(255).round().byte()
     index = diffusion_index(relative)
     row = {
-        **subject.row,
         "diffusion_index": index,
         "sum": float(attribution.values.sum()),
         "detail_gained": float(gained),
-        "seconds": seconds,
     }
     return row, Attributed(subject.label, relative, index, shown.permute(1, 2, 0).cpu().numpy())
 

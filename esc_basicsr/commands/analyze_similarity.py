@@ -16,9 +16,8 @@ similarity.png.
 import argparse
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,13 +37,14 @@ from esc_basicsr.lab.analysis.attention_maps import (
 from esc_basicsr.lab.analysis.drawing import Compared, draw_similarity
 from esc_basicsr.lab.analysis.features import Values
 from esc_basicsr.lab.analysis.images import add_images_argument, central_lr, image_names, to_tensor
-from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, add_network_arguments, analyze, subjects_of
+from esc_basicsr.lab.analysis.networks import Bar, Row, Subject, analyze, subjects_of
 from esc_basicsr.lab.analysis.random_twins import random_twin
 from esc_basicsr.lab.analysis.similarity import (
     LEAST_ROWS,
     ImageCKA,
     MapSimilarity,
     PixelCKA,
+    Statistic,
     centred_cosine,
     cosine,
     uniform_cosine,
@@ -62,26 +62,19 @@ _TITLES = {
 }
 
 
-class Statistic(NamedTuple):
-    """One comparison of layers: matrices, (layers, layers); NaN where it is undefined."""
-
-    pairs: Values
-    uniform: Values | None = None  # of each layer's map with a uniform one, on the keys shared with another
-    centred: Values | None = None  # of maps, after subtracting means
-
-    def figures(self, groups: Sequence[str]) -> dict[str, float | None]:
-        """Average over pairs of layers: adjacent, adjacent within groups, two apart; None if undefined."""
-        layers = range(len(self.pairs))
-        adjacent = [(i, i + 1) for i in layers[:-1]]
-        within = [(i, j) for i, j in adjacent if groups[i] == groups[j]]
-        both_ways = adjacent + [(j, i) for i, j in adjacent]
-        return {
-            "adjacent": _mean(self.pairs, adjacent),
-            "within_groups": _mean(self.pairs, within),
-            "two_apart": _mean(self.pairs, [(i, i + 2) for i in layers[:-2]]),
-            "uniform": _mean(self.uniform, both_ways),
-            "centred": _mean(self.centred, adjacent),
-        }
+def _figures(statistic: Statistic, groups: Sequence[str]) -> dict[str, float | None]:
+    """Average over pairs of layers: adjacent, adjacent within groups, two apart; None if undefined."""
+    layers = range(len(groups))
+    adjacent = list(itertools.pairwise(layers))
+    within = [(i, j) for i, j in adjacent if groups[i] == groups[j]]
+    both_ways = adjacent + [(j, i) for i, j in adjacent]
+    return {
+        "adjacent": _mean(statistic.pairs, adjacent),
+        "within_groups": _mean(statistic.pairs, within),
+        "two_apart": _mean(statistic.pairs, [(i, i + 2) for i in layers[:-2]]),
+        "uniform": _mean(statistic.uniform, both_ways),
+        "centred": _mean(statistic.centred, adjacent),
+    }
 
 
 def _mean(matrix: Values | None, pairs: Sequence[tuple[int, int]]) -> float | None:
@@ -91,16 +84,8 @@ def _mean(matrix: Values | None, pairs: Sequence[tuple[int, int]]) -> float | No
     return mean if np.isfinite(mean) else None
 
 
-class Job(NamedTuple):
-    """A network, and its attention layers in order."""
-
-    subject: Subject
-    layers: list[Layer]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the analysis' arguments."""
-    add_network_arguments(parser)
     parser.add_argument(
         "--modules",
         nargs="+",
@@ -137,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     names = image_names(args.images)
     if args.rows == "images" and len(names) < LEAST_ROWS:
         raise UserError(f"--rows images needs at least {LEAST_ROWS} images, got {len(names)}.")
-    jobs: list[Job] = []
+    subjects: list[tuple[Subject, list[Layer]]] = []
     tiles, least = [], 1
     for subject in subjects_of(args):
         refuse_compiled(subject)
@@ -147,9 +132,8 @@ def run(args: argparse.Namespace) -> int:
         layers = locate(subject, modules)
         tiles.append(tile_of(subject.net, modules))
         least = max(least, tiles[-1] * (2 if any(layer.shift for layer in layers) else 1))
-        twin = random_twin(subject)
-        jobs += [Job(one, layers) for one in (subject, twin) if one is not None]
-    scale = jobs[0].subject.scale
+        subjects += [(one, layers) for one in (subject, random_twin(subject)) if one is not None]
+    scale = subjects[0][0].scale
     # the same parts of the images for all networks
     images = [central_lr(name, args.size, math.lcm(*tiles), least, scale) for name in names]
     sizes = sorted({image.shape[:2] for image in images})
@@ -161,9 +145,8 @@ def run(args: argparse.Namespace) -> int:
     return analyze(
         args,
         "similarity",
-        jobs,
-        lambda job, bar: _measure(job, images, args, bar),
-        steps=len(jobs) * len(images),
+        [(subject, partial(_measure, subject, layers, images, args)) for subject, layers in subjects],
+        steps=len(subjects) * len(images),
         table=_table,
         caption=lambda rows: _caption(args, rows, len(images)),
         settings={
@@ -177,31 +160,31 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def _measure(job: Job, images: Sequence[Image], args: argparse.Namespace, bar: Bar) -> tuple[Row, Compared]:
+def _measure(
+    subject: Subject, layers: list[Layer], images: Sequence[Image], args: argparse.Namespace, bar: Bar
+) -> tuple[Row, Compared]:
     """Compare one network's layers."""
-    start = time.perf_counter()
-    subject = job.subject
-    bar.set_postfix_str(subject.label)
-    names = [layer.name for layer in job.layers]
+    names = [layer.name for layer in layers]
     try:
-        statistics = _statistics(job, names, images, args, bar)
+        statistics = _statistics(subject, layers, images, args, bar)
     except ValueError as error:
         raise UserError(f"{subject.name}: {error}. Try other --modules or --images.") from error
     groups = [group_of(name) for name in names]
-    row: Row = {**subject.row, "layers": names, "groups": groups}
-    row["statistics"] = {
-        key: statistic.figures(groups) | {"pairs": _listed(statistic.pairs)}
+    figures = {
+        key: _figures(statistic, groups) | {"pairs": _listed(statistic.pairs)}
         for key, statistic in statistics.items()
     }
-    row["seconds"] = time.perf_counter() - start
-    features = "cka" if "cka" in statistics else "cka_unbiased"
-    maps = statistics.get("map_pixel", (None, None, None))
-    return row, Compared(subject.label, groups, _TITLES[features], statistics[features].pairs, *maps)
+    features = next(iter(statistics))
+    compared = Compared(
+        subject.label, groups, _TITLES[features], statistics[features].pairs, statistics.get("map_pixel")
+    )
+    return {"layers": names, "groups": groups, "statistics": figures}, compared
 
 
 def _statistics(
-    job: Job, names: list[str], images: Sequence[Image], args: argparse.Namespace, bar: Bar
+    subject: Subject, layers: list[Layer], images: Sequence[Image], args: argparse.Namespace, bar: Bar
 ) -> dict[str, Statistic]:
+    names = [layer.name for layer in layers]
     maps: MapSimilarity | None = MapSimilarity(len(names))
     pixels, wholes = PixelCKA(names), ImageCKA(names)
     whole = args.rows == "images"
@@ -209,9 +192,9 @@ def _statistics(
     for batch in np.array_split(np.arange(len(images)), count):
         kept: list[list[Tensor]] = [[] for _ in names]
         for index in batch:
-            seen = see(job.subject, job.layers, to_tensor(images[index], torch.device(args.device)))
+            seen = see(subject, layers, to_tensor(images[index], torch.device(args.device)))
             for name, features in zip(names, kept, strict=True):
-                _check_size(job.subject, name, seen[name].features, images[index])
+                _check_size(subject, name, seen[name].features, images[index])
                 features.append(seen[name].features)
             all_maps = [found for name in names if (found := seen[name].maps) is not None]
             if maps is not None and len(all_maps) == len(names):
@@ -226,7 +209,7 @@ def _statistics(
     statistics = {} if whole else {"cka": Statistic(pixels.biased())}
     statistics["cka_unbiased"] = Statistic((wholes if whole else pixels).unbiased())
     if maps is not None:
-        statistics["map_pixel"] = Statistic(maps.pixel(), maps.pixel_uniform(), maps.pixel_centred())
+        statistics["map_pixel"] = maps.pixel()
         for key, means in (("map_window", maps.window_means()), ("map_relative", maps.displacement_means())):
             uniform = np.array([[uniform_cosine(a)] * len(means) for a in means])
             statistics[key] = Statistic(_of_pairs(cosine, means), uniform, _of_pairs(centred_cosine, means))

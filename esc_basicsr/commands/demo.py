@@ -13,30 +13,27 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import mmengine
 import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 from tqdm import tqdm
 
-from esc_basicsr.archs.resize import imresize
+from esc_basicsr.archs.bicubic_arch import Bicubic
 from esc_basicsr.commands.benchmark_set import lay_out_benchmark
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.data.building.lmdb_writer import build_lmdb_sets
 from esc_basicsr.data.image_codec import encode_png
 from esc_basicsr.data.image_folder import read_rgb
 from esc_basicsr.data.sample_images import load_sample_image
-from esc_basicsr.metrics.quality import psnr_and_ssim
+from esc_basicsr.metrics.quality import Image, pairs_of_set, psnr_and_ssim, super_resolve
 from esc_basicsr.options.recipes import Recipe, benchmark_text, training_text
 from esc_basicsr.upscale import Upscaler
-
-Image = npt.NDArray[np.uint8]
 
 NAME = "ESC_demo_x2"
 SCALE = 2
@@ -56,6 +53,7 @@ LR_PATCH = 32
 SHIPPED = "ESC-light, as it ships"
 METHODS = ("bicubic", "ESC", SHIPPED)
 ZOOM = 80  # side of the detail in the pictures, in HR pixels
+Figures = dict[str, dict[str, float]]  # by method, by metric
 
 
 def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
@@ -126,16 +124,11 @@ def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
     return files
 
 
-def prepare_data(folder: Path) -> list[str]:
-    """Make the training LMDB and the test set of held-out photographs below ``folder``.
-
-    Returns:
-        The held-out photographs' names.
-    """
+def prepare_data(folder: Path) -> None:
+    """Make the training LMDB and the test set of held-out photographs below ``folder``."""
     images: dict[str, Path | Image] = {name: load_sample_image(name) for name in TRAINING_PHOTOGRAPHS}
     build_lmdb_sets(images, folder, "photographs", crop_size=240, step=120)
     lay_out_held_out(folder)
-    return list(HELD_OUT_PHOTOGRAPHS)
 
 
 def lay_out_held_out(folder: Path) -> None:
@@ -177,13 +170,7 @@ def run_pipeline(command: str, options: Path, iterations: int | None = None) -> 
         raise UserError(f"esc_basicsr.{command} failed in {options.parent}:\n" + "\n".join(last_lines))
 
 
-def upscale_bicubic(lq: Image) -> Image:
-    """MATLAB's bicubic upscaling, 8-bit."""
-    planes = imresize(torch.from_numpy(lq).permute(2, 0, 1).float(), SCALE)
-    return planes.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, float]], path: Path) -> None:
+def draw(name: str, pictures: Mapping[str, Image], figures: Figures, path: Path) -> None:
     """Draw the photograph and, side by side, its most detailed part in each of ``pictures``."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -206,21 +193,21 @@ def draw(name: str, pictures: dict[str, Image], figures: dict[str, dict[str, flo
     figure.savefig(path, dpi=100)
 
 
-def compare(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, dict[str, float]]], list[Path]]:
+def compare(folder: Path) -> tuple[dict[str, Figures], list[Path]]:
     """Measure and draw bicubic, the ESC that was trained and the one that ships, on the held-out photographs.
 
     Returns:
-        Figures by photograph and method, and the pictures' paths.
+        Figures by photograph, and the pictures' paths.
     """
     (folder / "pictures").mkdir()
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+    figures: dict[str, Figures] = {}
     paths = []
-    shipped = Upscaler(scale=SCALE)
-    for name in names:
-        hr = read_rgb(folder / f"datasets/photographs/HR/X{SCALE}/{name}.png")
-        lq = read_rgb(folder / f"datasets/photographs/LR_bicubic/X{SCALE}/{name}x{SCALE}.png")
-        sr = read_rgb(folder / f"results/{NAME}/visualization/photographs/{name}x{SCALE}_{NAME}.png")
-        pictures = {"bicubic": upscale_bicubic(lq), "ESC": sr, SHIPPED: shipped(lq), "HR": hr}
+    bicubic, shipped = Bicubic(SCALE), Upscaler(scale=SCALE)
+    for hr_file, lq_file in pairs_of_set(folder / "datasets", "photographs", SCALE):
+        name, hr, lq = hr_file.stem, read_rgb(hr_file), read_rgb(lq_file)
+        sr = read_rgb(folder / f"results/{NAME}/visualization/photographs/{lq_file.stem}_{NAME}.png")
+        by_bicubic = super_resolve(bicubic, lq, torch.device("cpu"))
+        pictures = {"bicubic": by_bicubic, "ESC": sr, SHIPPED: shipped(lq), "HR": hr}
         figures[name] = {method: psnr_and_ssim(pictures[method], hr, SCALE) for method in METHODS}
         paths.append(folder / "pictures" / f"{name}.png")
         draw(name, pictures, figures[name], paths[-1])
@@ -250,40 +237,32 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{folder} exists and is not an empty folder: remove it, or name another with -o.")
     importlib.import_module("basicsr")  # without it nothing should be begun
     (folder / "datasets").mkdir(parents=True, exist_ok=True)
-    names = prepare_data(folder / "datasets")
+    prepare_data(folder / "datasets")
     train_options, test_options = write_option_files(folder, args.iterations)
     run_pipeline("train", train_options, args.iterations)
     run_pipeline("test", test_options)
-    figures, pictures = compare(folder, names)
-    return report(folder, args.iterations, figures, pictures)
+    return report(folder, args.iterations, *compare(folder))
 
 
-def report(
-    folder: Path, iterations: int, figures: dict[str, dict[str, dict[str, float]]], pictures: Sequence[Path]
-) -> int:
+def report(folder: Path, iterations: int, figures: Mapping[str, Figures], pictures: Sequence[Path]) -> int:
     """Print the table, the verdict and the paths, and write the figures to ``results.json``."""
-    mean: dict[str, Any] = {
+    mean: Figures = {
         method: {
             key: float(np.mean([row[method][key] for row in figures.values()])) for key in ("psnr", "ssim")
         }
         for method in METHODS
     }
-    gain = mean["ESC"]["psnr"] - mean["bicubic"]["psnr"]
-    print(f"\nHeld-out photographs, ×{SCALE}, on luma:\n")
-    print(f"| photograph | bicubic | ESC | gain | {SHIPPED} |\n|---|---|---|---|---|")
+    lines = []
     for name, row in {**figures, "mean": mean}.items():
-        bicubic, esc, shipped = (
-            f"{row[method]['psnr']:.2f} dB / {row[method]['ssim']:.4f}" for method in METHODS
-        )
-        more = row["ESC"]["psnr"] - row["bicubic"]["psnr"]
-        print(f"| {name} | {bicubic} | {esc} | {more:+.2f} dB | {shipped} |")
-    mmengine.dump(
-        {"iterations": iterations, "photographs": figures, "mean": mean}, folder / "results.json", indent=1
-    )
-    verdict = f"{gain:.2f} dB above" if gain > 0 else f"NOT above bicubic: {-gain:.2f} dB below"
-    print(
-        f"\nAfter {iterations} iterations ESC is {verdict}{' bicubic' if gain > 0 else ''} in PSNR on luma."
-    )
+        bicubic, esc, shipped = (f"{row[key]['psnr']:.2f} dB / {row[key]['ssim']:.4f}" for key in METHODS)
+        gain = row["ESC"]["psnr"] - row["bicubic"]["psnr"]  # the mean's is the last
+        lines.append([name, bicubic, esc, f"{gain:+.2f} dB", shipped])
+    results = {"iterations": iterations, "photographs": figures, "mean": mean}
+    mmengine.dump(results, folder / "results.json", indent=1)
+    verdict = f"{gain:.2f} dB above bicubic" if gain > 0 else f"NOT above bicubic: {-gain:.2f} dB below"
+    print(f"\nHeld-out photographs, ×{SCALE}, on luma:\n")
+    print(markdown_table(["photograph", "bicubic", "ESC", "gain", SHIPPED], lines))
+    print(f"\nAfter {iterations} iterations ESC is {verdict} in PSNR on luma.")
     print("pictures:   " + "\n            ".join(map(str, pictures)))
     print(f"checkpoint: {folder / 'experiments' / NAME / 'models' / 'net_g_latest.pth'}")
     print(f"options:    {folder / 'train.yml'}, {folder / 'test.yml'}")

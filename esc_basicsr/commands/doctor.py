@@ -25,8 +25,8 @@ from esc_basicsr.common.version import __version__
 from esc_basicsr.fast import kernels
 
 _PACKAGES = (
-    *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "pillow"),
-    *("safetensors", "pyyaml", "addict", "tifffile", "psutil", "filelock", "tqdm", "wrapt"),
+    *("torch", "torchvision", "basicsr", "mmengine", "lmdb", "opencv-python", "numpy", "scipy", "pillow"),
+    *("safetensors", "pyyaml", "addict", "tifffile", "imagecodecs", "psutil", "filelock", "tqdm", "wrapt"),
 )
 # without them there is training alone that does not work, and BasicSR needs torchvision
 _OF_TRAINING = ("basicsr", "torchvision")

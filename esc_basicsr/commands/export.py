@@ -13,12 +13,9 @@ ONNX needs the packages onnx and onnxruntime: pip install 'esc-basicsr[onnx]'.
 
 import argparse
 import functools
-import importlib
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -31,7 +28,6 @@ from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
-from esc_basicsr.weights.write import write_safetensors
 
 Run = Callable[[Tensor], Tensor]
 
@@ -85,27 +81,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output} exists. Add --overwrite to replace it, or name another file.")
     make_folder_of(args.output)
     opset = args.opset or _DEFAULT_OPSET
-    # what is missing should be told before the work
-    onnx_file = _import_onnx() if kind == "onnx" else None
+    write, read = _writer_and_reader(kind, opset)  # what is missing is told before the work
     trained = load_network(args.model)
-    half, about = args.precision == "fp16", describe(trained, args.precision)
-    exported: Run
-    if onnx_file is not None:
-        content = onnx_file.write_onnx(trained.network, half, about, opset)
-        exported = onnx_file.read_onnx(content)
-    elif kind == "torchscript":
-        content = torch_formats.write_torchscript(trained.network, half, about)
-        exported = torch_formats.read_torchscript(content)
-    elif kind == "torch-export":
-        content = torch_formats.write_exported(trained.network, half, about)
-        exported = torch_formats.read_exported(content)
-    else:
-        content, exported = _safetensors(trained, half, about)
+    content = write(trained.network, args.precision == "fp16", describe(trained, args.precision))
+    exported = read(content)
     window = int(trained.options.get("window_size", _WINDOW))
-    for (batch, height, width), difference, allowed in verify(
-        trained.network, exported, args.precision, window
-    ):
-        shape = f"{batch}×3×{height}×{width}"
+    for shape, difference, allowed in verify(trained.network, exported, args.precision, window):
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
     with written_whole(args.output) as file:
         file.write(content)
@@ -140,47 +121,39 @@ def _size_to_time(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _import_onnx() -> ModuleType:
+def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., bytes], Callable[[bytes], Run]]:
+    """Find what writes a format, given the network, whether in half precision, and metadata; and reads it."""
+    if kind == "torchscript":
+        return torch_formats.write_torchscript, torch_formats.read_torchscript
+    if kind == "torch-export":
+        return torch_formats.write_exported, torch_formats.read_exported
+    if kind == "safetensors":
+        return torch_formats.write_weights, torch_formats.read_weights
     try:
-        return importlib.import_module("esc_basicsr.export.onnx_file")
+        from esc_basicsr.export.onnx_network import read_onnx, write_onnx
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxruntime"):
             raise
         raise UserError(
-            f"ONNX needs the package {error.name}, which is not installed: pip install 'esc-basicsr[onnx]', "
-            "or pip install onnx onnxruntime."
+            f"ONNX needs the package {error.name}, which is not installed: pip install 'esc-basicsr[onnx]'."
         ) from error
-
-
-def _safetensors(trained: TrainedNetwork, half: bool, about: dict[str, str]) -> tuple[bytes, Run]:
-    """Write a .safetensors file, and read the network back from it."""
-    dtype = torch.float16 if half else torch.float32
-    weights = {name: value.to(dtype) for name, value in trained.network.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.safetensors"
-        write_safetensors(path, weights, about)
-        return path.read_bytes(), load_network(path).network
+    return functools.partial(write_onnx, opset=opset), read_onnx
 
 
 def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, int]) -> None:
     """Print a table of what runs it, how long it takes, and how far the results are apart."""
     lr = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
     name = "ONNX Runtime" if kind == "onnx" else kind
-
     runs: dict[str, Run] = {"esc_basicsr": fast.prepare(trained.network), name: exported}
     try:
         runs["esc_basicsr, C++ kernels"] = fast.prepare(trained.network, kernels=True)
     except UserError as error:
         print(f"without the C++ kernels: {error}")
-    outputs: dict[str, Tensor] = {}
-
-    def call(name: str) -> None:
-        outputs[name] = runs[name](lr)
-
     with torch.inference_mode():
-        calls = {name: functools.partial(call, name) for name in runs}
+        calls = {name: functools.partial(run, lr) for name, run in runs.items()}
         seconds = median_times(calls, _REPEATS, warmup=1, device=lr.device)
-    own = next(iter(runs))
+        outputs = {name: run(lr) for name, run in runs.items()}
+    own = "esc_basicsr"
     print(f"\n1×3×{size[0]}×{size[1]}, CPU, {torch.get_num_threads()} threads, medians of {_REPEATS}\n")
     print("| runs by | time | ratio | largest difference |\n|---|---|---|---|")
     for name, value in seconds.items():

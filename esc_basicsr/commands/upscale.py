@@ -19,10 +19,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import check_writable
-from esc_basicsr.common.log import logger
+from esc_basicsr.common.files import check_replaceable, check_writable
 from esc_basicsr.common.memory import is_out_of_memory
-from esc_basicsr.data.image_folder import find_images
+from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, find_images
 from esc_basicsr.upscale.image_file import FORMATS
 from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
@@ -31,10 +30,6 @@ from esc_basicsr.weights.shipped import model_list
 from esc_basicsr.weights.shown import shown
 
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-_UNWRITTEN = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd")
-_UNREAD = {*_UNWRITTEN, ".j2k", ".jpx", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"} - {
-    ".bmp"
-}
 _LISTED = 5
 _NAME = 40  # characters of a file's name beside the bar
 
@@ -87,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--quality must be from 1 to 100, got {args.quality}.")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"--memory must be above 0 GiB, got {args.memory}.")
-    images = _find(args.input)
     if not 0 < args.max_megapixels < float("inf"):
         raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
+    images = _find(args.input)
     memory = None if args.memory is None else int(args.memory * 2**30)
     upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
     targets = _name_targets(images, args.output, upscaler.scale, args.format)
@@ -107,18 +102,14 @@ def run(args: argparse.Namespace) -> int:
     title = f"×{upscaler.scale} by {shown(Path(upscaler.name).name)}"
     with logging_redirect_tqdm(), tqdm(targets.items(), desc=title, unit="image") as bar:
         for source, target in bar:
-            bar.set_postfix_str(_short(source.name))
+            bar.set_postfix_str(_printable(source.name)[:_NAME])
             try:
                 upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6))
             except UserError as error:
-                problems.append(str(error))
+                problems.append(_printable(str(error)))
             except Exception as error:  # of one image; the others are still to be done
-                reason = (
-                    "there is not enough memory"
-                    if is_out_of_memory(error)
-                    else f"{type(error).__name__}: {error}"
-                )
-                problems.append(f"{source}: {reason}")
+                reason = "not enough memory" if is_out_of_memory(error) else repr(error)
+                problems.append(_printable(f"{source}: {reason}"))
     done = len(targets) - len(problems)
     skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
     print(f"{shown(args.output)}: {done} of {len(targets)} images upscaled{skipped}.")
@@ -135,6 +126,7 @@ def upscale_file(
     Raises:
         UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
     """
+    check_replaceable(target)
     image = fitted(target, read_image(source, most_pixels), upscaler.scale)
     pixels = upscaler(image.visible_colours())
     alpha = image.alpha
@@ -152,9 +144,6 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            unread = [one for one in path.rglob("*") if one.suffix.lower() in _UNREAD and one.is_file()]
-            if unread:
-                logger.warning("Of a format that is not read, and left out: %s.", _few(unread))
             found |= {path / relative: relative for relative in find_images(path, recursive=True)}
         elif path.is_file():
             found[path] = Path(path.name)
@@ -179,7 +168,7 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
         if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
             raise UserError(f"--format {kind} contradicts the name {output}: leave one out.")
         return dict.fromkeys(images, output)
-    if len(images) == 1 and suffix in _UNWRITTEN and not output.is_dir():
+    if len(images) == 1 and suffix in (".bmp", *UNREAD_SUFFIXES) and not output.is_dir():
         raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(FORMATS)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; for {len(images)} images a folder is expected.")
@@ -195,10 +184,9 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
     return {source: target for source, target in targets.items() if source not in sources}
 
 
-def _short(name: str) -> str:
-    """Shorten a file's name for the bar, and take out what steers a terminal or cannot be printed."""
-    name = name if name.isprintable() else ascii(name)[1:-1]
-    return name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
+def _printable(text: str) -> str:
+    """Write out what steers a terminal or cannot be printed."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _few(paths: Sequence[Path]) -> str:

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
@@ -47,37 +48,71 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: nothing can be written here: {error.strerror or error}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """See that a name is free, or a plain file's.
+
+    Raises:
+        UserError: It is something else's, such as a device's, or no file can have it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file, and is not replaced: give another name.")
+    except OSError as error:  # too long, for one
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Lend a file to write to; it takes the name ``target`` once it is complete and on the disk.
 
     Until then, and for good if anything fails or the process is killed, what bears that name stays as it is.
-    Each writer has a file of its own, so that the last of several wins with a whole one; a killed process may
-    leave it: ``.<random>.partial``, hidden, in the same folder.
+    Each writer has a file of its own, so that the last of several wins with a whole one: hidden, in the same
+    folder. What a killed process leaves of it is taken over by the next writer of ``target``.
 
     Raises:
         UserError: The disk is full, the file cannot be written for another reason, or what bears the name is
             no plain file.
     """
     path = Path(target)
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no plain file, and is not replaced: give another name.")
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        check_replaceable(path)
+        partial, file = _open_partial(path)
+        with file:  # to the end: its lock keeps others from the name
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if os.name == "nt":  # where open files are not renamed, and nothing is locked
+                    file.close()
+                partial.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
         _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{path} cannot be written: {error.strerror or error}. What it was before is unharmed."
-            ) from error
-        raise
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. What it was before is unharmed."
+        ) from error
+
+
+def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """Open a file beside ``path`` that no other writer has: one made of its name, or any."""
+    with contextlib.suppress(ImportError, OSError):  # Windows; another writer's; a disk without locks
+        import fcntl
+
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        partial = path.with_name(f".{name}.partial")
+        with contextlib.ExitStack() as opened:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            file = opened.enter_context(open(descriptor, "wb"))  # noqa: PTH123 - a descriptor
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), partial.stat()):  # not renamed by its writer meanwhile
+                file.truncate()  # which only plain files can be
+                opened.pop_all()
+                return partial, file
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    return partial, partial.open("xb")
 
 
 def _sync_folder(folder: Path) -> None:

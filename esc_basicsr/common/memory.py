@@ -11,6 +11,7 @@ _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # What errors say that have no type of their own for it.
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "not enough memory", "std::bad_alloc", "out of memory"),
+    *("could not create a primitive", "could not create a memory"),  # oneDNN's
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 

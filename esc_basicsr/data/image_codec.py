@@ -7,8 +7,6 @@ import numpy.typing as npt
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.stored_png import encode_stored_png, has_stored_form
 
-__all__ = ["decode_image", "encode_png"]
-
 
 def decode_image(data: bytes | memoryview, origin: str) -> npt.NDArray[np.uint8]:
     """Decode an image file's bytes to 8-bit colour.

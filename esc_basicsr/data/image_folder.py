@@ -8,15 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import decode_source_image
 
-__all__ = ["IMAGE_SUFFIXES", "check_scales", "crop_to_multiple", "find_images", "read_image", "read_rgb"]
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Of images that are not read: named, so that nobody takes them for done.
+UNREAD_SUFFIXES = (
+    *(".avif", ".gif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".exr", ".hdr"),
+    *(".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"),
+)
+_LISTED = 5
 
 
 def find_images(folder: Path, recursive: bool) -> list[Path]:
     """Find the image files in ``folder``, sorted, relative to it; hidden files and folders are ignored.
+
+    The log names images of formats that are not read.
 
     Raises:
         UserError: ``folder`` is not a folder, or has no images.
@@ -24,16 +31,22 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: expected one that holds images")
     try:
-        images = sorted(_images_in(folder, recursive, ()))
+        found = sorted(_images_in(folder, recursive, ()))
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be searched: {error.strerror}") from error
+    unread = [path for path in found if path.suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        named = ", ".join(ascii(str(path))[1:-1] for path in unread[:_LISTED])
+        more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
+        logger.warning("%s: of formats that are not read, and left out: %s%s.", folder, named, more)
+    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 
 def _images_in(folder: Path, recursive: bool, within: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Yield image files, relative to ``folder``; links that lead round in a circle lead to none.
+    """Yield image files, read or not, relative to ``folder``; links that lead round in a circle lead to none.
 
     Args:
         folder: Where to look.
@@ -52,7 +65,7 @@ def _images_in(folder: Path, recursive: bool, within: tuple[tuple[int, int], ...
                 is_file, is_folder = entry.is_file(), recursive and entry.is_dir()
             except OSError:  # a link to itself
                 continue
-            if is_file and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            if is_file and Path(entry.name).suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
                 yield Path(entry.name)
             elif is_folder:
                 for path in _images_in(Path(entry.path), recursive, (*within, here)):

@@ -77,10 +77,11 @@ def create_train_val_dataloader(
     batch, passes = batch_of_process(opt)
     resumed = opt.get("resume") or {}
     images = data.build_dataset(section)
-    if isinstance(paths := getattr(images, "paths", None), list):
+    order = None
+    if isinstance(paths := getattr(images, "paths", None), list) and len(paths) == len(images):
         # BasicSR lists a folder as the file system does, on each machine in another order.
-        paths.sort(key=str)
-    dataset = ReproducibleDataset(images, section.get("max_unreadable", MAX_UNREADABLE))
+        order = sorted(range(len(paths)), key=lambda index: str(paths[index]))
+    dataset = ReproducibleDataset(images, section.get("max_unreadable", MAX_UNREADABLE), order)
     sampler = ReproducibleSampler(
         len(dataset),
         section.get("dataset_enlarge_ratio", 1),

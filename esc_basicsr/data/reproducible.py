@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import random
 import struct
+import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -121,15 +122,17 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
     Args:
         dataset: What it draws from; Python's, NumPy's and PyTorch's global generators are seeded for it.
         most_unreadable: How many images in a row may fail.
+        order: Its indices, in the order in which samples are drawn from; as it has them by default.
 
     Returns of an item, for a `Draw`:
         What ``dataset`` gives, and ``unreadable``: a line for each image that was passed over. Where too many
-        in a row fail, ``failure`` alone: why.
+        in a row fail, or what it gives is no dict, ``failure`` alone: why.
     """
 
-    def __init__(self, dataset: Any, most_unreadable: int) -> None:
+    def __init__(self, dataset: Any, most_unreadable: int, order: Sequence[int] | None = None) -> None:
         self.dataset = dataset
         self.most_unreadable = most_unreadable
+        self.order = order
 
     def __len__(self) -> int:
         """Images of the data set."""
@@ -138,20 +141,27 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Make one sample."""
         unreadable: list[str] = []
-        index = draw.image
+        trace = ""
+        index = draw.image if self.order is None else self.order[draw.image]
         with _seeded(draw.seed):
             while len(unreadable) <= self.most_unreadable:
                 try:
-                    return {**self.dataset[index], "unreadable": "\n".join(unreadable)}
+                    sample = self.dataset[index]
+                    if isinstance(sample, Mapping):
+                        return {**sample, "unreadable": "\n".join(unreadable)}
+                    kind = type(sample).__name__
+                    return {"failure": f"{self._name(index)} is a {kind}; BasicSR's models take a dict"}
                 except MemoryError:
                     raise
                 except UserError as error:
                     unreadable.append(_line(f"{self._name(index)}: {error}"))
                 except Exception as error:  # data sets of others fail as they please
                     message = f"{type(error).__name__}: {error}"
+                    if not isinstance(error, OSError):  # it may be a fault of the data set's own
+                        trace = f"\n{traceback.format_exc()}"
                     unreadable.append(_line(f"{self._name(index)} cannot be read or decoded ({message})"))
                 index = random.randrange(len(self.dataset))
-        return {"failure": "\n  ".join(unreadable)}
+        return {"failure": "\n  ".join(unreadable) + trace}
 
     def _name(self, index: int) -> str:
         """Describe an image and its set: PairedImageDataset's errors do not."""

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["load_sample_image", "sample_image_names"]
-
 # name -> file in skimage/data. The motorcycles are the two views of one stereo pair: never put one into
 # training and the other into validation.
 _FILES = {

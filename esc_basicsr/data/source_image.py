@@ -19,24 +19,12 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from esc_basicsr.common.errors import UserError
 
-__all__ = [
-    "Decoded",
-    "RefusedImageError",
-    "decode_source_image",
-    "decoded",
-    "exif_of",
-    "open_image",
-    "refusing",
-    "source_image_size",
-    "to_8_bits",
-]
-
 Pixels = npt.NDArray[Any]
 
 # No other reader of Pillow's is let loose on a file, whatever its name says.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
 _OF_8_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-_WITH_ALPHA = ("LA", "PA", "RGBA")
+_WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")  # "a": colours are multiplied by it
 _ORIENTATION = 0x0112  # a tag of EXIF
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins
 _INFO_TAGS = {"icc_profile": 34675, "xmp": 700}
@@ -140,7 +128,8 @@ def refusing(origin: str, most_pixels: int | None = None) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(f"{origin} has more than {limit:,} pixels: cut it into parts") from None
+        advice = "" if most_pixels is None else "raise --max-megapixels, or "
+        raise UserError(f"{origin} has more than {limit:,} pixels: {advice}cut it into parts") from None
     except MemoryError:
         raise UserError(f"{origin} cannot be decoded: there is not enough memory") from None
     except Exception as error:  # a damaged file brings out of a decoder whatever its bytes lead to
@@ -207,6 +196,8 @@ def decoded(image: Image.Image, data: bytes) -> Decoded:
         pixels, alpha = _decode_tiff(image, data)
     else:
         pixels, alpha = _decode_by_pillow(image)
+    if not pixels.size:
+        raise RefusedImageError("has no pixels: replace or remove it")
     # To look for EXIF after the pixels, Pillow decodes a PNG that has none.
     has_exif = image.format != "PNG" or any(mark in data for mark in (b"eXIf", b"iTXt", b"Raw profile type"))
     orientation = exif_of(image).get(_ORIENTATION, 1) if has_exif else 1
@@ -229,7 +220,7 @@ def _decode_by_pillow(image: Image.Image) -> Decoded:
     image.load()
     if image.mode == "CMYK":
         return Decoded(np.asarray(image), None)
-    is_gray = image.mode in ("1", "L", "LA")
+    is_gray = image.mode in ("1", "L", "LA", "La")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         return _split_alpha(np.asarray(image.convert("LA" if is_gray else "RGBA")))
     return Decoded(np.asarray(image.convert("L" if is_gray else "RGB")), None)

@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["crop_stored_png", "encode_stored_png", "has_stored_form", "png_chunk"]
-
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_HEADER = b"\x78\x01"
 _ROW_HEAD = 6  # bytes before a row's pixels: the block's last-block flag, length, inverted length; the filter

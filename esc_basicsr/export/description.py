@@ -7,8 +7,6 @@ from esc_basicsr.common.version import __version__
 from esc_basicsr.weights.read import is_safetensors, read_safetensors_metadata
 from esc_basicsr.weights.shipped import TrainedNetwork, model_list
 
-__all__ = ["describe"]
-
 
 def describe(trained: TrainedNetwork, precision: str) -> dict[str, str]:
     """Metadata of an exported network, by key.

@@ -6,8 +6,6 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-__all__ = ["Graph"]
-
 
 class Graph:
     """A graph in the making: nodes in the order in which they run, and constants, each once.

@@ -6,11 +6,12 @@ which bounds its memory to one head's scores.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 import torch.nn as nn
 from onnx import TensorProto, helper
@@ -28,10 +29,11 @@ from esc_basicsr.archs.conv_attention import (
     UnsharedConvAttention,
     average_over_symmetries,
 )
+from esc_basicsr.archs.esc_real_arch import ESCRealM, ReflectingConv2d
 from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
+from esc_basicsr.archs.upsamplers import DySample
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.onnx_graph import Graph
-
-__all__ = ["INPUT", "OUTPUT", "build_onnx"]
 
 # What a network hands to its mixers: ESC's kernel, ESC-FP's two filters, or nothing.
 LargeKernel = tuple[Tensor, ...]
@@ -43,19 +45,35 @@ INPUT, OUTPUT = "lr", "sr"
 _END = int(np.iinfo(np.int64).max)
 
 
-def build_onnx(network: ESC | ESCFP, half: bool, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Write a network as an ONNX model, of operators of the domain ai.onnx alone.
+def write_onnx(network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int) -> bytes:
+    """Write a network as an ONNX file, of operators of the domain ai.onnx alone.
 
     Its input ``lr`` is (batch, 3, height, width), float32, RGB in [0, 1], any sizes >= 1; its output ``sr``
     is (batch, 3, height·scale, width·scale), float32, not clamped.
 
     Args:
-        network: The network, on any device; not changed.
+        network: An `ESC`, `ESCFP`, or `ESCRealM` without unshuffling and DySample; not changed.
         half: Whether weights and features are float16. Input and output, and the upscaled input that the
             network adds its result to, are float32 all the same.
-        opset: Version of ai.onnx, 17 or newer.
         metadata: What the model says of itself, by key.
+        opset: Version of ai.onnx, 17 or newer.
+
+    Raises:
+        UserError: It is another network, or the installed package onnx does not know the opset.
     """
+    assert isinstance(network, ESC | ESCFP | ESCRealM)
+    unconverted = isinstance(network, ESCRealM) and _without_conversion(network)
+    if unconverted:
+        raise UserError(
+            f"{type(network).__name__} with {unconverted} cannot be written as ONNX: write TorchScript, "
+            "by an OUT that ends in .pt."
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise UserError(
+            f"--opset {opset}: the installed onnx {onnx.__version__} knows {newest} at most; update it, or "
+            "choose an older one."
+        )
     scale = network.upscaling_factor
     graph = Graph(np.float16 if half else np.float32)
     _Writer(graph, network).write()
@@ -75,7 +93,32 @@ def build_onnx(network: ESC | ESCFP, half: bool, opset: int, metadata: Mapping[s
     model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return model.SerializeToString()
+
+
+def read_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Load an ONNX file into ONNX Runtime, on the CPU and with as many threads as PyTorch.
+
+    Raises:
+        UserError: ONNX Runtime does not take it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    try:
+        session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has exceptions of its own, of no common class
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not take this network ({error}). Nothing was "
+            "written. Update it, or choose an older --opset."
+        ) from error
+    return lambda lr: torch.from_numpy(session.run([OUTPUT], {INPUT: lr.numpy()})[0])
+
+
+def _without_conversion(network: ESCRealM) -> str | None:
+    if network.unshuffle > 1:
+        return "unshuffle_mod at scale 1 or 2"
+    return "dysample" if any(isinstance(layer, DySample) for layer in network.modules()) else None
 
 
 class _Grid(NamedTuple):
@@ -101,7 +144,7 @@ class _Grid(NamedTuple):
 class _Writer:
     """Writes a network into a graph, layer by layer; a map is (B, C, H, W) unless it is said otherwise."""
 
-    def __init__(self, graph: Graph, network: ESC | ESCFP) -> None:
+    def __init__(self, graph: Graph, network: ESC | ESCFP | ESCRealM) -> None:
         self.graph = graph
         self.network = network
         self._grids: dict[int, _Grid] = {}
@@ -123,25 +166,75 @@ class _Writer:
             out = self._block(out, block, large_kernel)
         if isinstance(network, ESCFP):
             out = self._norm(out, network.ln_last)
-        out = self._conv(graph.add("Add", self._conv(out, network.last), feat), network.to_img)
+        out = graph.add("Add", self._conv(out, network.last), feat)
+        if isinstance(network, ESCRealM):
+            out = self._layer(graph.add("Add", out, self._layer(x, network.skip)), network.to_img)
+            graph.add("Cast", out, output=OUTPUT, to=TensorProto.FLOAT)
+            return
+        out = self._conv(out, network.to_img)
         out = graph.add("DepthToSpace", out, blocksize=network.upscaling_factor, mode="CRD")
         if is_half:
             out = graph.add("Cast", out, to=TensorProto.FLOAT)
         graph.add("Add", out, self._upscaled_input(), output=OUTPUT)
 
+    def _layer(self, x: str, layer: nn.Module) -> str:
+        """Write a layer of ESCReal's skip or upsampler."""
+        graph = self.graph
+        match layer:
+            case nn.Sequential():
+                for each in layer:
+                    x = self._layer(x, each)
+                return x
+            case ReflectingConv2d():
+                for axis in (2, 3):
+                    x = graph.add("Gather", x, self._reflected_border(axis, layer.border), axis=axis)
+                return self._convolve(x, layer.weight, layer.bias, layer.groups, border=0)
+            case nn.Conv2d():
+                return self._conv(x, layer)
+            case nn.ConvTranspose2d():
+                assert layer.bias is not None
+                constants = graph.weight(layer.weight), graph.weight(layer.bias)
+                pads, strides = [*layer.padding] * 2, [*layer.stride]
+                return graph.add("ConvTranspose", x, *constants, pads=pads, strides=strides)
+            case nn.Upsample():
+                return self._repeat_pixels(x, int(layer.scale_factor))
+            case nn.PixelShuffle():
+                return graph.add("DepthToSpace", x, blocksize=layer.upscale_factor, mode="CRD")
+            case nn.GELU():
+                return self._gelu(x)
+            case _:
+                assert isinstance(layer, nn.LeakyReLU)
+                return graph.add("LeakyRelu", x, alpha=layer.negative_slope)
+
+    def _repeat_pixels(self, x: str, scale: int) -> str:
+        """Upscale by nearest neighbour."""
+        mode = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+        scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
+        return self.graph.add("Resize", x, "", scales, **mode)
+
+    def _reflected_border(self, axis: int, border: int) -> str:
+        """Index an axis of the input, with a border reflected at both ends."""
+        graph, one = self.graph, self.graph.integer(1)
+        shape = graph.add("Shape", INPUT)
+        side = graph.add("Gather", shape, graph.integer(axis), axis=0)
+        end = graph.add("Add", side, graph.integer(border))
+        position = graph.add("Range", graph.integer(-border), end, one)
+        return self._there_and_back(position, side, one)
+
+    def _there_and_back(self, position: str, side: str, one: str) -> str:
+        """Fold positions into 0, 1, ..., side - 1, ..., 1, 0, 1, ...; a side of one pixel repeats it."""
+        graph = self.graph
+        period = graph.add("Mul", graph.add("Sub", side, one), graph.integer(2))
+        position = graph.add("Mod", position, graph.add("Max", period, one))
+        return graph.add("Min", position, graph.add("Sub", period, position))
+
     def _upscaled_input(self) -> str:
         """Upscale INPUT by nearest neighbour (ESC) or by PyTorch's bicubic interpolation (ESC-FP)."""
         scale = self.network.upscaling_factor
+        if not isinstance(self.network, ESCFP):
+            return self._repeat_pixels(INPUT, scale)
         scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
-        mode: dict[str, Any]
-        if isinstance(self.network, ESCFP):
-            mode = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
-        else:
-            mode = {
-                "mode": "nearest",
-                "nearest_mode": "floor",
-                "coordinate_transformation_mode": "asymmetric",
-            }
+        mode = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
         return self.graph.add("Resize", INPUT, "", scales, **mode)
 
     def _block(self, x: str, block: ESCBlock, large_kernel: LargeKernel) -> str:
@@ -162,11 +255,13 @@ class _Writer:
     def _conv(self, x: str, conv: nn.Conv2d) -> str:
         return self._convolve(x, conv.weight, conv.bias, conv.groups)
 
-    def _convolve(self, x: str, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> str:
-        """Convolve with the zero padding that keeps the size."""
+    def _convolve(
+        self, x: str, weight: Tensor, bias: Tensor | None = None, groups: int = 1, border: int | None = None
+    ) -> str:
+        """Convolve with a border of zeros; by default that which keeps the size."""
         constants = [self.graph.weight(tensor) for tensor in (weight, bias) if tensor is not None]
         size = weight.shape[-1]
-        pads = [size // 2] * 4
+        pads = [size // 2 if border is None else border] * 4
         return self.graph.add("Conv", x, *constants, kernel_shape=[size] * 2, pads=pads, group=groups)
 
     def _norm(self, x: str, norm: nn.Module) -> str:
@@ -175,7 +270,6 @@ class _Writer:
         return self.graph.add("Transpose", self._norm_channels_last(x, norm), perm=[0, 3, 1, 2])
 
     def _norm_channels_last(self, x: str, norm: nn.Module) -> str:
-        """Normalise a map; the result is (B, H, W, C)."""
         assert isinstance(norm, nn.LayerNorm)
         x = self.graph.add("Transpose", x, perm=[0, 2, 3, 1])
         affine = self.graph.weight(norm.weight), self.graph.weight(norm.bias)
@@ -305,10 +399,7 @@ class _Writer:
             count = graph.add("Div", graph.add("Add", side, graph.integers(window_size - 1)), w)
             end = graph.add("Squeeze", graph.add("Mul", count, w), graph.integers(0))
             position = graph.add("Range", graph.integer(0), end, graph.integer(1))
-            # 0, 1, ..., side - 1, ..., 1, 0, 1, ...: there and back; a side of one pixel repeats it
-            there_and_back = graph.add("Mul", graph.add("Sub", side, one), graph.integers(2))
-            position = graph.add("Mod", position, graph.add("Max", there_and_back, one))
-            return count, graph.add("Min", position, graph.add("Sub", there_and_back, position))
+            return count, self._there_and_back(position, side, one)
 
         (rows, row_index), (columns, column_index) = count_and_index(height), count_and_index(width)
         sides = graph.add("Concat", height, width, axis=0)

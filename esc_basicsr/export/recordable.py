@@ -9,9 +9,8 @@ from torch import Tensor
 
 from esc_basicsr.archs.attention import BACKENDS, WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernelConv, SeparableLargeKernelConv
+from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.archs.layers import reflect_pad
-
-__all__ = ["recordable"]
 
 
 def recordable(network: nn.Module) -> nn.Module:
@@ -55,10 +54,18 @@ class _SeparableLargeKernelConv(SeparableLargeKernelConv):
         return shared + _depthwise_tap_by_tap(mixed, self.proj(x))
 
 
+class _ESCRealM(ESCRealM):
+    def forward(self, x: Tensor) -> Tensor:
+        """Restore and upscale a batch of images, padded beforehand."""
+        height, width = (side * self.upscaling_factor for side in x.shape[-2:])
+        return super().forward(reflect_pad(x, self.unshuffle))[:, :, :height, :width]
+
+
 _RECORDABLE: dict[type[nn.Module], type[nn.Module]] = {
     WindowAttention: _WindowAttention,
     LargeKernelConv: _LargeKernelConv,
     SeparableLargeKernelConv: _SeparableLargeKernelConv,
+    ESCRealM: _ESCRealM,
 }
 
 

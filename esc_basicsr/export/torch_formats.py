@@ -1,12 +1,14 @@
-"""ESC networks as TorchScript and torch.export programs."""
+"""ESC networks as TorchScript and torch.export programs, and their weights as .safetensors files."""
 
 import contextlib
 import importlib
 import inspect
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,7 @@ from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.recordable import recordable
-
-__all__ = ["METADATA_FILE", "read_exported", "read_torchscript", "write_exported", "write_torchscript"]
+from esc_basicsr.weights.shipped import load_network
 
 # Both kinds of files are archives; this file in them says what they hold.
 METADATA_FILE = "esc_basicsr.json"
@@ -100,6 +101,26 @@ def write_exported(network: nn.Module, half: bool, metadata: Mapping[str, str]) 
 def read_exported(content: bytes) -> nn.Module:
     """Read the program of a file that `write_exported` wrote."""
     return torch.export.load(io.BytesIO(content)).module()
+
+
+def write_weights(network: nn.Module, half: bool, metadata: Mapping[str, str]) -> bytes:
+    """Write a network's weights as a .safetensors file."""
+    from safetensors.torch import save  # as in `weights.write`
+
+    dtype = torch.float16 if half else torch.float32
+    weights = {
+        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    return save(weights, dict(metadata))
+
+
+def read_weights(content: bytes) -> nn.Module:
+    """Read the network of a .safetensors file that `write_weights` wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        path.write_bytes(content)
+        return load_network(path).network
 
 
 @contextlib.contextmanager

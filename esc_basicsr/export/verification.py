@@ -1,7 +1,6 @@
 """Comparing an exported network with the network itself."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -9,30 +8,14 @@ from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
 
-__all__ = ["TOLERANCES", "Comparison", "compare", "verify"]
-
 # Largest difference that is let pass, by precision, for outputs within [-1, 1]; larger ones may differ more,
 # in proportion. For pictures of 8 bits it is 1/40 of a level, and 2.5 levels.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 
-class Comparison(NamedTuple):
-    """The result at one size of the input.
-
-    Attributes:
-        size: (batch, height, width) of the input.
-        difference: Largest absolute difference of the outputs.
-        allowed: How large it may be.
-    """
-
-    size: tuple[int, int, int]
-    difference: float
-    allowed: float
-
-
 def verify(
     network: nn.Module, exported: Callable[[Tensor], Tensor], precision: str, window_size: int
-) -> list[Comparison]:
+) -> list[tuple[str, float, float]]:
     """Compare at sizes of a window, below it, above it, odd ones, one and several images.
 
     Args:
@@ -41,41 +24,39 @@ def verify(
         precision: A key of TOLERANCES.
         window_size: Side of the network's windows, in pixels.
 
+    Returns:
+        For each size: batch×3×height×width, the outputs' largest difference, and how large it may be.
+
     Raises:
         UserError: It fails at a size, gives another size, or differs by more than is allowed.
     """
     w = window_size
-    sizes = [(1, w, w), (1, 7, 5), (2, w + 1, 2 * w - 3), (3, 1, 10)]
-    return [compare(network, exported, size, TOLERANCES[precision]) for size in sizes]
+    sizes = [(1, 3, w, w), (1, 3, 7, 5), (2, 3, w + 1, 2 * w - 3), (3, 3, 1, 10)]
+    return [_compare(network, exported, size, TOLERANCES[precision]) for size in sizes]
 
 
-def compare(
-    network: nn.Module, exported: Callable[[Tensor], Tensor], size: tuple[int, int, int], tolerance: float
-) -> Comparison:
-    """Compare the outputs for random images of one size, (batch, height, width).
+def _compare(
+    network: nn.Module, exported: Callable[[Tensor], Tensor], size: tuple[int, ...], tolerance: float
+) -> tuple[str, float, float]:
+    shape = "×".join(map(str, size))
+    lr = torch.rand(size, generator=torch.Generator().manual_seed(0))
 
-    Raises:
-        UserError: As `verify` does.
-    """
-    batch, height, width = size
-    lr = torch.rand((batch, 3, height, width), generator=torch.Generator().manual_seed(0))
-    what = f"the exported network, given {batch}×3×{height}×{width},"
+    def failure(what: str, advice: str = "") -> UserError:
+        return UserError(f"the exported network, given {shape}, {what}. Nothing was written.{advice}")
+
     with torch.inference_mode():
         expected = network(lr)
         try:
             sr = exported(lr.clone())
         except Exception as error:  # a runtime raises what it likes
-            raise UserError(
-                f"{what} fails ({type(error).__name__}: {error}). Nothing was written."
-            ) from error
+            raise failure(f"fails ({type(error).__name__}: {error})") from error
     if sr.shape != expected.shape:
-        shapes = f"{tuple(sr.shape)}, not {tuple(expected.shape)}"
-        raise UserError(f"{what} returns {shapes}. Nothing was written.")
+        raise failure(f"returns {tuple(sr.shape)}, not {tuple(expected.shape)}")
     difference = float((sr - expected).abs().max())
     allowed = tolerance * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # nor if it is not a number
-        raise UserError(
-            f"{what} differs from the network by {difference:.1e}, and {allowed:.1e} is allowed. Nothing was "
-            "written. Try another precision, format or opset."
+        raise failure(
+            f"differs from the network by {difference:.1e}, and {allowed:.1e} is allowed",
+            " Try another precision, format or opset.",
         )
-    return Comparison(size, difference, allowed)
+    return shape, difference, allowed

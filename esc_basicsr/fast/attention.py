@@ -2,30 +2,28 @@
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esc_basicsr.archs.attention import (
-    BACKENDS,
-    WindowAttention,
-    expand_position_bias,
-    join_windows,
-    split_windows,
-)
+from esc_basicsr.archs.attention import BACKENDS, WindowAttention, attend_by_sdpa, expand_position_bias
 from esc_basicsr.archs.layers import pad_to_multiple
 from esc_basicsr.fast import kernels as cpp
 from esc_basicsr.fast.row_chunks import add_in_chunks
 
-__all__ = ["add_attention", "attend_by_kernels"]
 
-_KERNELS = "Kernels"
+class _KernelAttention(WindowAttention):
+    """Window attention by the C++ kernel where it serves, else by its ``attn_type``."""
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attend within whole windows."""
+        if cpp.serves_heads_of(qkv, self.to_out.in_channels // self.num_heads):
+            return _by_kernel(qkv, self.relative_position_bias, self.window_size)
+        return super().attend(qkv)
 
 
 def attend_by_kernels(net: nn.Module) -> None:
     """Have a network's window attention computed by the C++ kernel, in training too.
 
-    In other precisions than float32 and on other devices than a CPU it goes on as ``attn_type: auto``.
+    In other precisions than float32 and on other devices than a CPU it goes on by its ``attn_type``.
 
     Raises:
         UserError: The kernels cannot be compiled.
@@ -33,7 +31,7 @@ def attend_by_kernels(net: nn.Module) -> None:
     cpp.load()
     for layer in net.modules():
         if isinstance(layer, WindowAttention):
-            layer.attn_type = _KERNELS
+            layer.__class__ = _KernelAttention
 
 
 def add_attention(
@@ -51,42 +49,23 @@ def add_attention(
     Shape:
         x, source, output: (B, dim, H, W).
     """
-    w, table = attn.window_size, attn.relative_position_bias
+    w = attn.window_size
+    bias: Tensor = attn.relative_position_bias
     attend: Callable[[Tensor, Tensor, int], Tensor]
     if kernels and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
+    elif (backend := attn.backend(x.device.type)) == "SDPA":
+        attend, bias = attend_by_sdpa, expand_position_bias(bias, w)  # laid out once for all chunks
     else:
-        backend = attn.backend(x.device.type)
-        attend = _sdpa_with(expand_position_bias(table, w)) if backend == "SDPA" else BACKENDS[backend]
+        attend = BACKENDS[backend]
 
     def layer(chunk: Tensor) -> Tensor:
         H, W = chunk.shape[-2:]
         qkv = attn.to_qkv(pad_to_multiple(norm(chunk), w))
-        return attn.to_out(attend(qkv, table, w)[:, :, :H, :W])
+        return attn.to_out(attend(qkv, bias, w)[:, :, :H, :W])
 
     return add_in_chunks(x, layer, source, w)
 
 
-def _sdpa_with(bias: Tensor) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Make a backend of SDPA with a position bias that is laid out once for all chunks."""
-
-    def attend(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
-        q, k, v = split_windows(qkv, len(table), window_size)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-        return join_windows(out, qkv.shape[-2:], window_size)
-
-    return attend
-
-
 def _by_kernel(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     return cpp.window_attention(qkv.permute(0, 2, 3, 1), table, window_size).permute(0, 3, 1, 2)
-
-
-def _kernels_backend(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
-    if cpp.serves_heads_of(qkv, qkv.shape[1] // (3 * len(table))):
-        return _by_kernel(qkv, table, window_size)
-    trains_on_cpu = qkv.device.type == "cpu" and torch.is_grad_enabled()
-    return BACKENDS["Naive" if trains_on_cpu else "SDPA"](qkv, table, window_size)
-
-
-BACKENDS[_KERNELS] = _kernels_backend

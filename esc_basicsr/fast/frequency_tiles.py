@@ -11,15 +11,12 @@ For 13×13 taps and 16 channels this takes an eighth of the multiplications of t
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.conv_attention import average_over_symmetries
-
-__all__ = ["SymmetricKernel"]
 
 # below this size of kernel or of image the direct form is as fast
 _LEAST_KERNEL = 7
@@ -28,16 +25,9 @@ _LEAST_PIXELS = 48 * 48
 _TILES_AT_ONCE = 24
 
 
-class _Frequencies(NamedTuple):
-    """A kernel on tiles of one side.
-
-    Attributes:
-        basis: (tile, tile), the orthonormal real Fourier basis of a tile's side, a vector a row.
-        response: (tile, tile, in channels, out channels), by vertical and horizontal basis vector.
-    """
-
-    basis: Tensor
-    response: Tensor
+# A kernel on tiles of one side: the orthonormal real Fourier basis of the side, (tile, tile), a vector a row;
+# and the response, (tile, tile, in channels, out channels), by vertical and horizontal basis vector.
+_Frequencies = tuple[Tensor, Tensor]
 
 
 class SymmetricKernel:
@@ -99,15 +89,16 @@ def _frequencies(weight: Tensor, tile: int) -> _Frequencies:
     cosines = (2 * math.pi * frequency[:, None] * offset / tile).cos().to(weight.dtype)
     # [out, in, ky, kx] -> [u, v, in, out]
     response = (cosines @ weight @ cosines.T).permute(2, 3, 1, 0).contiguous()
-    return _Frequencies(basis.to(weight.dtype), response)
+    return basis.to(weight.dtype), response
 
 
 def _convolve_tiles(x: Tensor, frequencies: _Frequencies, size: int) -> Tensor:
     B, _, H, W = x.shape
-    T, margin = len(frequencies.basis), size // 2
+    basis, response = frequencies
+    T, margin = len(basis), size // 2
     kept = T - 2 * margin
     columns = -(-W // kept)
-    out = x.new_empty(B, H, W, frequencies.response.shape[-1])
+    out = x.new_empty(B, H, W, response.shape[-1])
     # in bands of tiles: what they need meanwhile stays in the cache
     band = max(1, _TILES_AT_ONCE // columns) * kept
     for image, target in zip(x.permute(0, 2, 3, 1), out, strict=True):

@@ -30,15 +30,8 @@ from esc_basicsr.fast.frequency_tiles import SymmetricKernel
 from esc_basicsr.fast.precision import without_autocast
 from esc_basicsr.fast.row_chunks import add_in_chunks, empty_map, map_in_chunks, overlapping_chunks
 
-__all__ = ["FastNetwork", "is_plain_inference"]
-
 # The network's large kernel: ESC's, ESC-FP's pair of filters, or none that is shared.
 LargeKernel = SymmetricKernel | tuple[Tensor, Tensor] | None
-
-
-def is_plain_inference() -> bool:
-    """Tell whether layers may overwrite and skip modules: no gradients, no tracing, no compiling."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing())
 
 
 class FastNetwork(nn.Module):
@@ -61,7 +54,8 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale a batch of images."""
-        return self.upscale(x) if is_plain_inference() else self.net(x)
+        is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
+        return self.net(x) if is_recorded else self.upscale(x)
 
     def upscale(self, x: Tensor) -> Tensor:
         """Upscale a batch of images, without gradients."""
@@ -122,17 +116,21 @@ class FastNetwork(nn.Module):
         with without_autocast(x.device):
             weight = outer[:, pdim:] @ inner[pdim:]
             bias = torch.addmv(outer_bias, outer[:, pdim:], inner_bias[pdim:])
-        convolved, x = self._split(norm, ffn, x, (inner[:pdim], inner_bias[:pdim]), (weight, bias))
+        first, rest = (inner[:pdim], inner_bias[:pdim]), (weight, bias)
+        convolved, x = self._two_ended_conv_ffn(norm, ffn, x, first, rest)
         if isinstance(mixer, UnsharedConvAttention):
             large_kernel = SymmetricKernel(mixer.plk_filter)
         if isinstance(large_kernel, SymmetricKernel):
-            convolved = _large_kernel_conv(cast(LargeKernelConv, mixer.plk), convolved, large_kernel)
+            core = cast(LargeKernelConv, mixer.plk)
+            features, convolved = convolved, large_kernel.convolve(convolved)
+            if core.dwc_proj is not None:
+                convolved = _add(convolved, depthwise_per_image(features, core.dwc_proj(features)))
         else:
             convolved = mixer.plk(convolved, *(large_kernel or ()))
         join = mixer.aggr.weight[:, :pdim]
         return add_in_chunks(x, lambda chunk: F.conv2d(chunk, join), convolved, multiple=1)
 
-    def _split(
+    def _two_ended_conv_ffn(
         self,
         norm: nn.Module,
         ffn: ConvFFN,
@@ -158,29 +156,16 @@ class FastNetwork(nn.Module):
         return out, x
 
 
-# The two functions below overwrite their first operand, which must be the caller's own: fresh memory for each
-# result costs a CPU more than the operation.
-
-
 def _add(own: Tensor, other: Tensor) -> Tensor:
-    """Add, in ``own``'s place if it can hold the sum."""
+    """Add, in ``own``'s place if it can hold the sum: fresh memory costs a CPU more than the operation."""
     return own.add_(other) if own.dtype == torch.result_type(own, other) else own + other
-
-
-def _gelu(own: Tensor) -> Tensor:
-    """Apply exact GELU in ``own``'s place."""
-    return torch.ops.aten.gelu_(own)
 
 
 def _hidden(ffn: ConvFFN, x: Tensor) -> Tensor:
     """Compute what a ConvFFN aggregates at its end."""
-    x = _gelu(ffn.proj(x))
-    return _add(_gelu(ffn.dwc(x)), x)
-
-
-def _large_kernel_conv(core: LargeKernelConv, x: Tensor, large_kernel: SymmetricKernel) -> Tensor:
-    out = large_kernel.convolve(x)
-    return out if core.dwc_proj is None else _add(out, depthwise_per_image(x, core.dwc_proj(x)))
+    gelu = torch.ops.aten.gelu_  # in its operand's place
+    x = gelu(ffn.proj(x))
+    return _add(gelu(ffn.dwc(x)), x)
 
 
 def _conv_ffn_by_kernel(

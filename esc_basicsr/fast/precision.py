@@ -4,8 +4,6 @@ import contextlib
 
 import torch
 
-__all__ = ["without_autocast"]
-
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Give a context in which operations keep their operands' precision."""

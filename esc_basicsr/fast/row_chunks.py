@@ -7,32 +7,15 @@ the few maps that outlive a layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["add_in_chunks", "empty_map", "map_in_chunks", "overlapping_chunks", "rows_of_chunks"]
 
 # Pixels of a chunk over all of its columns. On a CPU a chunk should fit the cache; a GPU should be kept busy.
 _CHUNK_PIXELS = {"cpu": 2**14}
 _CHUNK_PIXELS_ELSEWHERE = 2**21
 # Neighbouring rows are worked on twice: in chunks that are too low, most of the work would be.
 _LEAST_ROWS = 16
-
-
-class Chunk(NamedTuple):
-    """Rows of a map.
-
-    Attributes:
-        rows: The chunk's rows in the map.
-        surrounded: The chunk with its neighbouring rows, where the map has them: (B, C, h, W).
-        inner: The chunk's rows in ``surrounded``.
-    """
-
-    rows: slice
-    surrounded: Tensor
-    inner: slice
 
 
 def empty_map(size: Sequence[int], like: Tensor) -> Tensor:
@@ -56,8 +39,8 @@ def rows_of_chunks(x: Tensor, multiple: int = 1) -> Iterator[slice]:
     yield slice(top, height)
 
 
-def overlapping_chunks(x: Tensor, halo: int = 1) -> Iterator[Chunk]:
-    """Yield the chunks of a map, (B, C, H, W), each with ``halo`` rows above and below it.
+def overlapping_chunks(x: Tensor, halo: int = 1) -> Iterator[tuple[slice, Tensor, slice]]:
+    """Yield each chunk of a map, (B, C, H, W): its rows, it with ``halo`` rows around, and its rows in that.
 
     The caller may overwrite a chunk's rows of ``x`` before taking the next: that one still sees them as they
     were.
@@ -71,7 +54,7 @@ def overlapping_chunks(x: Tensor, halo: int = 1) -> Iterator[Chunk]:
             above.copy_(before)
         before = x[:, :, max(rows.stop - halo, 0) : rows.stop].clone()
         surrounded = x[:, :, first : rows.stop + halo]
-        yield Chunk(rows, surrounded, slice(rows.start - first, rows.stop - first))
+        yield rows, surrounded, slice(rows.start - first, rows.stop - first)
         above.copy_(overwritten)
 
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Tile", "least_pixels", "run_in_tiles", "tile_side", "tiles"]
-
 MARGIN = 2  # windows around a tile
 _LEAST_WINDOWS = 2  # of a tile's side: smaller ones would be little but margins
 
@@ -92,7 +90,7 @@ def run_in_tiles(
         rows, columns = (_enlarged(part, scale) for part in tile.kept_of_seen)
         target_rows, target_columns = (_enlarged(part, scale) for part in tile.kept)
         out[:, :, target_rows, target_columns] = sr[:, :, rows, columns]
-    assert out is not None  # an image has at least one tile
+    assert out is not None
     return out
 
 

@@ -25,7 +25,7 @@ PIXELS, CHANNELS = 32, 32
 
 @triton.jit
 def _pixels(window, inside, H, W, w: tl.constexpr):
-    """Number in the batch, as a row of (B·H·W, ...), the pixels ``inside`` a window."""
+    """Give the rows of (B·H·W, ...) that the pixels ``inside`` a window are."""
     rows, columns = H // w, W // w
     top = window // (rows * columns) * H + window // columns % rows * w
     return (top + inside // w).to(tl.int64) * W + window % columns * w + inside % w
@@ -63,7 +63,9 @@ def _scores(q, k, table, queries, keys, scale, w: tl.constexpr):
 
 
 @triton.jit
-def _attend(qkv, table, out, log_sums, H, W, heads, d, scale, w: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr):
+def _attend(
+    qkv, table, out, log_sums, H, W, heads, d, scale, w: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr
+):
     blocks: tl.constexpr = (w * w + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     window, head, block = program // (blocks * heads), program // blocks % heads, program % blocks
@@ -233,7 +235,7 @@ def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-# The ConvFFN's middle: g = gelu(x), u = depthwise 3×3 of g, output g + gelu(u). A program has a tile of pixels
+# The ConvFFN's middle: g = gelu(x), u = depthwise 3×3 of g, output g + gelu(u). A program has a tile of pixel
 # and channels, and computes g again at each of the nine neighbours; beyond the map g is 0, as gelu(0) is.
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file, is_folder
+from esc_basicsr.data.image_pairs import image_names, pair_folders, stray_names
 from esc_basicsr.data.meta_info import Keys, read_meta_info
 from esc_basicsr.options.kinds import TEMPLATE, is_whole
 from esc_basicsr.options.schema import LOADER, SOURCE
@@ -26,6 +27,7 @@ Sizes = npt.NDArray[np.integer[Any]]  # (images, 2)
 
 GUIDE = "datasets/README.md says how to get and lay out data; a set that you do without goes out of the file."
 
+_LISTED = 5
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
 _NIQE_BLOCK = 96  # pixels, whose statistics BasicSR's NIQE takes
 _LONGEST_SIDE = 10**9  # pixels
@@ -72,7 +74,7 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
         return _count_listed(root)
     if isinstance(dataset.get("meta_info_file"), str):
         return sum(1 for line in Path(dataset["meta_info_file"]).read_bytes().splitlines() if line.strip())
-    return len(_image_names(expand(root)))
+    return len(image_names(expand(root))) if is_folder(expand(root)) else 0
 
 
 def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterator[Problem]:
@@ -117,7 +119,7 @@ def result_problems(
     root, backend = dataset.get("dataroot_lq"), _backend(dataset)
     if not isinstance(root, str) or backend == "memcached":
         return
-    names = _listed(root)[0] if backend == "lmdb" else sorted(_image_names(expand(root)))
+    names = _listed(root)[0] if backend == "lmdb" else image_names(expand(root))
     first: dict[str, str] = {}
     for name in names if saves_images and backend == "disk" else ():
         if (other := first.setdefault(Path(name).stem, name)) != name:
@@ -171,8 +173,10 @@ def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:
         yield from _lmdb_problems(key, root)
     elif not is_folder(expand(root)):
         yield key, f"there is no folder of images '{root}'."
-    elif not _image_names(expand(root)):
-        yield key, f"got '{root}', a folder without files; expected one of images."
+    elif not image_names(expand(root)):
+        strays = ", ".join(stray_names(expand(root))[:_LISTED])
+        what = f" of other files ({strays})" if strays else " without files"
+        yield key, f"got '{root}', a folder{what}; expected one of images."
 
 
 def _lmdb_problems(key: str, root: str) -> Iterator[Problem]:
@@ -200,15 +204,27 @@ def _pair_problems(
         names, sizes = _listed(gt)
         lq_names, lq_sizes = _listed(lq)
         if names != lq_names:  # as they are for sets that were made together
-            if problems := [*_match_problems({name: name for name in names}, {*lq_names}, lq, None)]:
-                yield from problems
+            if unmatched := sorted({*names} - {*lq_names}):
+                yield (
+                    "dataroot_lq",
+                    f"got '{lq}', which has no '{unmatched[0]}' as dataroot_gt has ({len(unmatched)} of "
+                    f"{len(names)} such in all); expected the LR images of these HR images.",
+                )
+                return
+            if alone := sorted({*lq_names} - {*names}):
+                yield (
+                    "dataroot_lq",
+                    f"got '{lq}', whose '{alone[0]}' has no HR image in dataroot_gt ({len(alone)} of "
+                    f"{len(lq_names)} such in all); expected one LR for each HR.",
+                )
                 return
             position_of = {name: position for position, name in enumerate(lq_names)}
             lq_sizes = lq_sizes[[position_of[name] for name in names]]
     elif TEMPLATE.accepts(template):
-        lq_of = {name: _lq_name(name, template) for name in sorted(_image_names(expand(gt)))}
-        if problems := [*_match_problems(lq_of, _image_names(expand(lq)), lq, template)]:
-            yield from problems
+        try:
+            lq_of = pair_folders(expand(gt), expand(lq), template)
+        except UserError as error:
+            yield "dataroot_lq", str(error)
             return
         names = [*lq_of][:_PAIRS_LOOKED_AT]
         try:
@@ -222,34 +238,6 @@ def _pair_problems(
     yield from _scale_problems(names, sizes, lq_sizes, scale, is_training_set)
     if is_training_set:
         yield from _crop_problems(gt, names, sizes, dataset.get("gt_size"))
-
-
-def _lq_name(name: str, template: str) -> str:
-    return template.format(Path(name).stem) + Path(name).suffix
-
-
-def _match_problems(
-    lq_of: Mapping[str, str], lq_names: set[str], lq: str, template: str | None
-) -> Iterator[Problem]:
-    """Find HR images without LR image; ``lq_of`` has the names (by ``template``, in a folder)."""
-    unmatched = sorted(name for name, wanted in lq_of.items() if wanted not in lq_names)
-    if len(lq_of) != len(lq_names):
-        yield (
-            "dataroot_lq",
-            f"has {len(lq_names)} images, dataroot_gt has {len(lq_of)}; expected one LR for each HR.",
-        )
-    elif unmatched and template is None:
-        yield (
-            "dataroot_lq",
-            f"got '{lq}', which has no '{unmatched[0]}' as dataroot_gt has ({len(unmatched)} of {len(lq_of)} "
-            "such in all); expected the LR images of these HR images.",
-        )
-    elif unmatched:
-        yield (
-            "filename_tmpl",
-            f"got '{template}', by which the LR image of {unmatched[0]} is '{lq_of[unmatched[0]]}'; '{lq}' "
-            "has no such file. Expected such as '{}x4' where LR names are HR names with x4 behind.",
-        )
 
 
 def _scale_problems(
@@ -319,13 +307,6 @@ def _file_size(file: Path) -> Size:
 
 def _say_size(size: Sequence[int]) -> str:
     return f"{size[1]}×{size[0]}"
-
-
-def _image_names(folder: Path) -> set[str]:
-    """List the files that BasicSR takes for images: all that are not hidden."""
-    if not is_folder(folder):
-        return set()
-    return {entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")}
 
 
 def _process_count(opt: Mapping[str, Any]) -> int:

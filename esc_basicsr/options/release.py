@@ -16,6 +16,8 @@ def translate(options: dict[str, Any]) -> None:
     """Give what the release calls otherwise its name here, in the options themselves."""
     if options.get("model_type") == "ESRModel":
         options["model_type"] = "ESCModel"
+        if isinstance(options.get("val"), dict):
+            options["val"].setdefault("pad_to_window", True)  # as it evaluates
     network = options.get("network_g")
     if isinstance(network, dict) and network.get("type") in ("ESC", "ESCFP", "ESCReal"):
         network.pop("deployment", None)  # how it is exported; here a command's choice

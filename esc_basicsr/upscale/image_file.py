@@ -3,20 +3,17 @@
 import contextlib
 import math
 import re
-from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 from scipy.ndimage import distance_transform_edt
 
 from esc_basicsr.common.log import logger
-
-__all__ = ["FORMATS", "GEO_TAGS", "ImageFile", "Pixels", "copied_exif"]
 
 Pixels = npt.NDArray[Any]
 
@@ -37,7 +34,8 @@ _PIXELS_PER_UNIT = (0xA20E, 0xA20F)  # of the sensor
 _PLACES = (0x9214, 0xA214)  # where the subject is, in pixels
 # GeoTIFF's: size of a pixel, tie points, a matrix, and what the figures mean
 _PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS = 33550, 33922, 34264, 34735
-GEO_TAGS = (_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS, 34736, 34737)
+_RATIONAL = 50844  # polynomials that lead from the ground to pixels
+GEO_TAGS = {_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS, 34736, 34737, _RATIONAL}
 _RASTER_TYPE, _IS_POINT = 1025, 2
 # Sizes in XMP: count of pixels, or pixels per unit as a fraction.
 _XMP_SIZE = re.compile(
@@ -88,7 +86,7 @@ class ImageFile:
 
         Its pixels stay what they are.
         """
-        exif = copied_exif(self.exif)
+        exif = copied_exif(self.exif, self.name)
         # asking for a directory that is not there would make one
         directory = exif.get_ifd(EXIF_IFD) if EXIF_IFD in exif else {}
         for tag, side in ((_WIDTH, self.pixels.shape[1]), (_HEIGHT, self.pixels.shape[0])):
@@ -108,28 +106,28 @@ class ImageFile:
         return replace(self, exif=exif, xmp=xmp, dpi=dpi)
 
 
-def copied_exif(exif: Image.Exif) -> Image.Exif:
-    """Copy EXIF data, without tags whose values are none that EXIF can hold."""
+def copied_exif(exif: Image.Exif, name: str = "") -> Image.Exif:
+    """Copy EXIF data, without tags whose values are none that EXIF can hold; the log names them."""
     copy = Image.Exif()
     try:
         copy.load(exif.tobytes())
+        return copy
     except Exception:  # what Pillow raises depends on the values
-        sound = Image.Exif()
-        _put_sound(sound, {tag: exif[tag] for tag in exif if tag not in _DIRECTORIES})
-        for directory in _DIRECTORIES[:2]:
-            _put_sound(sound.get_ifd(directory), exif.get_ifd(directory))
-        copy.load(sound.tobytes())
+        copy.clear()
+    lost = []
+    for directory in (None, *_DIRECTORIES[:2]):
+        with contextlib.suppress(Exception):  # a directory that is none
+            values = exif if directory is None else exif.get_ifd(directory)
+            for tag in set(values) - {*_DIRECTORIES}:
+                try:
+                    alone = Image.Exif()
+                    for target in (alone, copy):  # the first to see that it can be written
+                        (target if directory is None else target.get_ifd(directory))[tag] = values[tag]
+                        alone.tobytes()
+                except Exception:
+                    lost.append(ExifTags.TAGS.get(tag, str(tag)))
+    logger.warning("%s: EXIF's %s make no sense, and are dropped.", name, ", ".join(lost) or "directories")
     return copy
-
-
-def _put_sound(target: MutableMapping[int, Any], values: Mapping[int, Any]) -> None:
-    """Copy those of the values that can be written."""
-    for tag, value in values.items():
-        single = Image.Exif()
-        single[tag] = value
-        with contextlib.suppress(Exception):  # what Pillow raises depends on the value
-            single.tobytes()
-            target[tag] = value
 
 
 def _times(value: Any, scale: int) -> Any:
@@ -155,7 +153,8 @@ def _scale_georeference(exif: Image.Exif, scale: int) -> bool:
     try:
         keys = exif.get(_KEYS, ())
         entries = [tuple(keys[first : first + 4]) for first in range(4, len(keys), 4)]
-        if any(entry[0] == _RASTER_TYPE and entry[3] == _IS_POINT for entry in entries):
+        is_point = any(entry[0] == _RASTER_TYPE and entry[3] == _IS_POINT for entry in entries)
+        if is_point or _RATIONAL in exif:
             return False
         if (size := exif.get(_PIXEL_SCALE)) is not None:
             exif[_PIXEL_SCALE] = (float(size[0]) / scale, float(size[1]) / scale, float(size[2]))

@@ -17,8 +17,6 @@ from esc_basicsr.common.memory import available_memory
 from esc_basicsr.data.source_image import RefusedImageError, decoded, exif_of, open_image, refusing
 from esc_basicsr.upscale.image_file import ImageFile, Pixels
 
-__all__ = ["MOST_PIXELS", "png_chunks", "read_image"]
-
 MOST_PIXELS = 10**9  # of an image, by default
 _DECODING = 3  # copies of an image that decoding takes, at most
 
@@ -29,31 +27,9 @@ _IPTC_TAGS = (33723, 34377)
 _IPTC = 0x0404  # among a JPEG's resources of Photoshop
 # Tags of a TIFF that say how its pixels are stored, which EXIF data of it have too.
 _STORAGE = {
-    *(
-        254,
-        255,
-        256,
-        257,
-        258,
-        259,
-        262,
-        263,
-        264,
-        265,
-        266,
-        273,
-        277,
-        278,
-        279,
-        280,
-        281,
-        282,
-        283,
-        284,
-        292,
-    ),
-    *(293, 296, 297, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 336, 337, 338, 339, 340, 341, 347),
-    *(529, 530, 531, 532, _XMP_TAG, _ICC_TAG),
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 282, 283, 284),
+    *(292, 293, 296, 297, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 336, 337, 338, 339, 340, 341),
+    *(347, 529, 530, 531, 532, _XMP_TAG, _ICC_TAG),
 }
 _TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
 _PNG_COLOUR = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
@@ -103,7 +79,7 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
             _kept_exif(exif, image, str(path)),
             _kept_xmp(image, str(path)),
             _resolution(image, transposed),
-            _texts(image),
+            _texts(image, str(path)),
             colour if image.format == "PNG" else {},
             str(path),
         )
@@ -136,11 +112,15 @@ def _kept_xmp(image: Image.Image, name: str) -> bytes | None:
     return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
+def _texts(image: Image.Image, name: str) -> dict[str, str]:
+    """Return comments, without ImageMagick's raw profiles: the orientation in that of EXIF is applied."""
     if isinstance(comment := image.info.get("comment"), bytes):
         return {"Comment": comment.decode("utf-8", "replace")}
     texts = getattr(image, "text", None) or {}
-    return {key: str(value) for key, value in texts.items() if key != "XML:com.adobe.xmp"}
+    profiles = [key for key in texts if key.startswith("Raw profile type ")]
+    if lost := sorted({*profiles} - {"Raw profile type exif"}):
+        logger.warning("%s: %s cannot be kept.", name, ", ".join(lost))
+    return {key: str(texts[key]) for key in texts if key not in ("XML:com.adobe.xmp", *profiles)}
 
 
 def _resolution(image: Image.Image, transposed: bool) -> tuple[float, float] | None:

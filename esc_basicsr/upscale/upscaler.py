@@ -16,10 +16,9 @@ from esc_basicsr.common.memory import available_memory, is_out_of_memory
 from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
-__all__ = ["BORDER", "PRECISIONS", "Upscaler", "mirrored"]
-
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
+_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Feature maps in float32 that are held at once, by row chunks (docs/speed.md measures 4.6), and some more.
@@ -120,7 +119,7 @@ class Upscaler:
                 )
             _check_range(images)
             batch = images if images.ndim == 4 else images[None]
-            out = self._upscale(batch.float(), False, lambda sr: sr.to(images.dtype)).to(images.device)
+            out = self._upscale(batch.float(), lambda sr: sr.to(images.dtype)).to(images.device)
             return out if images.ndim == 4 else out[0]
         if not isinstance(images, np.ndarray):
             raise UserError(f"expected an array or a tensor, got {type(images).__name__}.")
@@ -136,42 +135,41 @@ class Upscaler:
                 "expected an array of uint8, uint16 or floats in [0, 1] of the shape (H, W), (H, W, 3) or "
                 f"(N, H, W, 3), got {images.dtype} {images.shape}."
             )
+        values = torch.from_numpy(np.require(images[..., None] if is_gray else images, None, ["C", "W"]))
         if is_float:
-            _check_range(torch.from_numpy(np.ascontiguousarray(images)))
-        colour = np.repeat(images[..., None], 3, axis=-1) if is_gray else images
-        values = torch.from_numpy(np.ascontiguousarray(colour).astype(np.float32) / levels)
+            _check_range(values)
         batch = (values if values.ndim == 4 else values[None]).permute(0, 3, 1, 2)
-        kept = torch.from_numpy(np.empty(0, images.dtype)).dtype
 
         def finish(sr: Tensor) -> Tensor:
             values = sr.mean(1, keepdim=True) if is_gray else sr
-            return (values.mul_(levels).round_() if levels > 1 else values).cpu().to(kept)
+            return (values.mul_(levels).round_() if levels > 1 else values).cpu().to(batch.dtype)
 
-        out = self._upscale(batch, levels == 255, finish).permute(0, 2, 3, 1)
+        out = self._upscale(batch, finish).permute(0, 2, 3, 1)
         result: npt.NDArray[Any] = (out if images.ndim == 4 else out[0]).numpy()
         return result[..., 0] if is_gray else result
 
-    def _upscale(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
-        """Upscale (N, 3, H, W), float32 in [0, 1]; the result is where the network is, or on the CPU."""
+    def _upscale(self, batch: Tensor, finish: Finish) -> Tensor:
+        """Upscale (N, 1 or 3, H, W); the result is where the network is, or on the CPU.
+
+        The batch stays of its own type: as floats in [0, 1] a large image takes four times the memory.
+        """
         if 0 in batch.shape:
             raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
         edge = BORDER * self.scale
-        sr = self._upscale_bordered(mirrored(batch), is_8_bit, finish)
+        sr = self._upscale_bordered(mirrored(batch).expand(-1, 3, -1, -1), finish)
         return sr[:, :, edge:-edge, edge:-edge]
 
-    def _upscale_bordered(self, batch: Tensor, is_8_bit: bool, finish: Finish) -> Tensor:
+    def _upscale_bordered(self, batch: Tensor, finish: Finish) -> Tensor:
         *_, height, width = batch.shape
         while True:
             at_once = self._pixels_at_once()
             try:
-                is_free = is_8_bit or self.precision != "auto"
+                is_free = batch.dtype == torch.uint8 or self.precision != "auto"
                 dtype = self._choose_precision(batch) if is_free else torch.float32
                 if len(batch) * height * width <= at_once:
                     return finish(self._run(batch, dtype))
                 if len(batch) > 1:
-                    return torch.cat(
-                        [self._upscale_bordered(image[None], is_8_bit, finish).cpu() for image in batch]
-                    )
+                    return torch.cat([self._upscale_bordered(image[None], finish).cpu() for image in batch])
                 return self._run_tiles(batch, dtype, finish)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -180,11 +178,12 @@ class Upscaler:
 
     def _run(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
         half = dtype != torch.float32
+        values = batch.to(self.device).float() / _LEVELS.get(batch.dtype, 1)
         with (
             torch.no_grad(),
             torch.autocast(self.device.type, dtype if half else None, enabled=half),
         ):
-            return self._network(batch.to(self.device)).float().clamp_(0, 1)
+            return self._network(values).float().clamp_(0, 1)
 
     def _run_tiles(self, image: Tensor, dtype: torch.dtype, finish: Finish) -> Tensor:
         """Upscale one image, tile by tile. The result is on the CPU: a GPU may have no room for it."""

@@ -18,8 +18,6 @@ from esc_basicsr.data.stored_png import png_chunk
 from esc_basicsr.upscale.image_file import FORMATS, GEO_TAGS, ImageFile, Pixels, copied_exif
 from esc_basicsr.upscale.read_image import png_chunks
 
-__all__ = ["fitted", "write_image"]
-
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "PNG": 2**31 - 1}
 _MOST_OF_TIFF = 2**32 - 2**20  # bytes; larger ones are BigTIFF, which Pillow does not write
 
@@ -107,7 +105,8 @@ def _with_writable_metadata(path: Path, image: ImageFile, kind: str) -> ImageFil
         except Exception as error:  # encoders raise what they like
             word = {"icc": "its colour profile", "dpi": "its resolution"}.get(part, part.upper())
             logger.warning("%s: %s cannot be written as %s (%s): dropped.", path, word, kind, error)
-    if kind == "TIFF" and image.pixels.dtype == np.uint16 and set(_DIRECTORIES) & image.exif.keys():
+    lost = image.exif.keys() - {*_TEXT_TAGS, *GEO_TAGS, _SOFTWARE}
+    if kind == "TIFF" and image.pixels.dtype == np.uint16 and lost:
         logger.warning("%s: a 16-bit TIFF keeps of EXIF only texts and georeference.", path)
     return replace(image, **{part: kept.get(part, getattr(empty, part)) for part in _METADATA})
 
@@ -176,7 +175,7 @@ def _encode_tiff(image: ImageFile, array: Pixels) -> bytes:
     tags: list[tuple[Any, ...]] = [
         (tag, 2, 0, str(image.exif[tag]), True) for tag in _TEXT_TAGS if tag in image.exif
     ]
-    for tag in GEO_TAGS:
+    for tag in sorted(GEO_TAGS):
         if (value := image.exif.get(tag)) is not None:
             kind = 2 if isinstance(value, str) else 3 if all(isinstance(one, int) for one in value) else 12
             tags.append((tag, kind, 0 if kind == 2 else len(value), value, True))

@@ -331,6 +331,24 @@ def two_clients_of_one_lmdb():
     assert [clients[0].get("key", "lq"), clients[1].get("key")] == [b"value"] * 2
 
 
+def _paired(*names):
+    for folder in ("gt", "lq"):
+        Path(folder).mkdir()
+    for name in names:
+        Path(name).touch()
+    pair = importlib.import_module("basicsr.data.data_util").paired_paths_from_folder
+    return [(Path(p["lq_path"]), Path(p["gt_path"])) for p in pair(["lq", "gt"], ["lq", "gt"], "{}")]
+
+
+def pairs_of_other_suffixes():
+    pairs = _paired("gt/b.png", "gt/a.png", "lq/a.jpg", "lq/b.png")
+    assert pairs == [(Path("lq/a.jpg"), Path("gt/a.png")), (Path("lq/b.png"), Path("gt/b.png"))]
+
+
+def stray_file_beside_images():
+    assert len(_paired("gt/a.png", "lq/a.png", "gt/Thumbs.db")) == 1
+
+
 SYMPTOMS = {
     launcher_pytorch_without_a_gpu: "distributed set-up on a CPU",
     launcher_slurm_without_a_gpu: "distributed set-up on a CPU",
@@ -355,6 +373,8 @@ SYMPTOMS = {
     blur_of_channels_last_images: "degradations",
     lmdb_pickles_after_reading: "LMDB clients",
     two_clients_of_one_lmdb: "LMDB clients",
+    pairs_of_other_suffixes: "pairs of folders",
+    stray_file_beside_images: "pairs of folders",
 }
 
 

@@ -143,7 +143,11 @@ def test_a_map_of_one_pixel_is_drawn_without_density():
 
 
 def test_help_lists_the_analyses_and_their_options(capsys):
-    for arguments, expected in ((["--help"], "erf"), (["lam", "--help"], "--integration {right,midpoint}")):
+    for arguments, expected in (
+        (["--help"], "erf"),
+        (["lam", "--help"], "--integration {right,midpoint}"),
+        (["features", "--help"], "torchscript:FILE"),
+    ):
         with pytest.raises(SystemExit):
             main(["analyze", *arguments])
         assert expected in capsys.readouterr().out

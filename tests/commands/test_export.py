@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.export import onnx_file
+from esc_basicsr.export import onnx_network
 from esc_basicsr.weights.read import read_safetensors_metadata
 from esc_basicsr.weights.shipped import load_network
 from esc_basicsr.weights.write import write_safetensors
@@ -43,8 +43,8 @@ def test_safetensors_tell_what_the_source_told_and_load_again(checkpoint, lively
 
 
 def test_network_that_differs_is_not_left_behind(checkpoint, tmp_path, capsys, monkeypatch):
-    read = onnx_file.read_onnx
-    monkeypatch.setattr(onnx_file, "read_onnx", lambda content: lambda lr: read(content)(lr) + 1)
+    read = onnx_network.read_onnx
+    monkeypatch.setattr(onnx_network, "read_onnx", lambda content: lambda lr: read(content)(lr) + 1)
     out = tmp_path / "tiny.onnx"
     out.write_text("before")
     assert export(checkpoint, out, "--overwrite") == 2

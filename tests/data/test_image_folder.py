@@ -20,6 +20,15 @@ def test_links_that_lead_round_in_a_circle_lead_to_no_images(tmp_path: Path):
     assert [str(path) for path in find_images(tmp_path, recursive=False)] == images[:2]
 
 
+def test_images_of_formats_that_are_not_read_are_named(tmp_path: Path, esc_log: list[str]):
+    for name in ("a.png", "b.gif", "deep/c.HEIC", ".hidden.gif", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path, recursive=True) == [Path("a.png")]
+    (message,) = esc_log
+    assert message == f"{tmp_path}: of formats that are not read, and left out: b.gif, deep/c.HEIC."
+
+
 def test_a_folder_that_is_linked_twice_is_searched_twice(tmp_path: Path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").touch()

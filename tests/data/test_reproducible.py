@@ -296,3 +296,54 @@ class Dying(Noise):
 def test_worker_that_dies_is_told_without_a_traceback() -> None:
     with pytest.raises(UserError, match=r"a process that loads training data died .*num_worker_per_gpu"):
         load(workers=1, dataset=Dying())
+
+
+class ListsOfItsOwn:
+    """As data sets of others are: two lists that belong together, and a fault, if asked for one."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.paths = ["c.png", "a.png", "b.png"]
+        self.labels = ["c", "a", "b"]
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.fault == "tuple":
+            return torch.zeros(1), self.paths[index]
+        if self.fault == "bug":
+            return {"path": self.pahts[index]}  # type: ignore[attr-defined]
+        return {"path": self.paths[index], "label": self.labels[index]}
+
+
+def loader_of(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("basicsr.data.build_dataset", lambda section: dataset)
+    section = {"name": "theirs", "batch_size_per_gpu": 3, "num_worker_per_gpu": 0, "type": "Theirs"}
+    opt = {
+        **{"datasets": {"train": section}, "train": {"total_iter": 1}, "manual_seed": 0},
+        **{"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0, "scale": 2},
+    }
+    loader, sampler, *_ = create_train_val_dataloader(opt, logger)
+    sampler.set_epoch(0)
+    return loader
+
+
+def test_lists_of_others_are_not_reordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ListsOfItsOwn()
+    (batch,) = loader_of(dataset, monkeypatch)
+    assert dataset.paths == ["c.png", "a.png", "b.png"]
+    assert [path.removesuffix(".png") for path in batch["path"]] == batch["label"]
+    dataset.paths, dataset.labels = ["a.png", "b.png", "c.png"], ["a", "b", "c"]  # another machine's order
+    (again,) = loader_of(dataset, monkeypatch)
+    assert again["path"] == batch["path"]
+
+
+def test_items_that_are_no_dict_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"image \d, \w\.png is a tuple; BasicSR's models take a dict"):
+        next(iter(loader_of(ListsOfItsOwn("tuple"), monkeypatch)))
+
+
+def test_a_fault_of_a_data_sets_own_comes_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"(?s)AttributeError: .*pahts.*Traceback.*line \d+, in __getitem__"):
+        next(iter(loader_of(ListsOfItsOwn("bug"), monkeypatch)))

@@ -2,8 +2,8 @@ import onnx
 import pytest
 import torch
 
-from esc_basicsr.export.onnx_file import read_onnx, write_onnx
-from esc_basicsr.export.onnx_network import build_onnx
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.export.onnx_network import read_onnx, write_onnx
 
 # (batch, height, width): a pixel, below a window, windows, odd, one side below and one above
 SIZES = [(1, 1, 1), (1, 3, 2), (1, 4, 8), (2, 13, 11), (3, 1, 9), (2, 9, 2)]
@@ -15,6 +15,10 @@ NETWORKS = {
     "attention": {"token_mixer": "attention"},
     "conv_attention": {"token_mixer": "conv_attention"},
     "unshared": {"share_large_kernel": False},
+    "ESCReal": {"type": "ESCReal", "upscaling_factor": 4},
+    "pixelshuffle": {"type": "ESCRealM", "upscaling_factor": 3, "upsampler": "pixelshuffle"},
+    "transpose+conv": {"type": "ESCRealM", "upscaling_factor": 4, "upsampler": "transpose+conv"},
+    "conv": {"type": "ESCRealM", "upscaling_factor": 1, "upsampler": "conv", "unshuffle_mod": False},
     "static kernels": {"dynamic_kernel": False, "upscaling_factor": 1},
 }
 
@@ -35,9 +39,21 @@ def test_onnx_runtime_gives_what_the_network_gives_at_any_size(lively_network, n
     assert max(differences(net, run)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["ESC", "ESCFP"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"type": "ESCReal", "upscaling_factor": 4, "use_dysample": True}, "ESCReal with dysample"),
+        ({"type": "ESCRealM"}, "ESCRealM with unshuffle_mod"),
+    ],
+)
+def test_what_is_not_converted_is_named(lively_network, options, message):
+    with pytest.raises(UserError, match=message):
+        write_onnx(lively_network(**options), False, {}, 18)
+
+
+@pytest.mark.parametrize("kind", ["ESC", "ESCFP", "ESCReal"])
 def test_half_precision_is_inside_alone(lively_network, kind):
-    net = lively_network(type=kind)
+    net = lively_network(type=kind, upscaling_factor=4 if kind == "ESCReal" else 2)
     content = write_onnx(net, True, {}, 18)
     assert 1e-6 < max(differences(net, read_onnx(content))) < 5e-3
     assert len(content) < 0.75 * len(write_onnx(net, False, {}, 18))
@@ -52,7 +68,8 @@ def test_opset_is_what_was_asked_for(lively_network, opset):
 
 
 def test_model_is_of_standard_operators_and_says_what_it_is(lively_network):
-    model = build_onnx(lively_network(), False, 18, {"scale": "2", "network_g": "{}"})
+    content = write_onnx(lively_network(), False, {"scale": "2", "network_g": "{}"}, 18)
+    model = onnx.load_from_string(content)
     assert {node.domain for node in model.graph.node} == {""}
     assert not {"Loop", "Scan", "If"} & {node.op_type for node in model.graph.node}
     assert {entry.key: entry.value for entry in model.metadata_props} == {"scale": "2", "network_g": "{}"}

@@ -18,11 +18,19 @@ FORMATS = {"torchscript": (write_torchscript, read_torchscript), "export": (writ
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"), [("torchscript", "ESC"), ("torchscript", "ESCFP"), ("export", "ESC")]
+    ("form", "options"),
+    [
+        ("torchscript", {}),
+        ("torchscript", {"type": "ESCFP"}),
+        ("torchscript", {"type": "ESCReal", "upscaling_factor": 4}),
+        ("torchscript", {"type": "ESCRealM", "upsampler": "dysample"}),
+        ("export", {}),
+        ("export", {"type": "ESCReal", "upscaling_factor": 4, "use_dysample": True}),
+    ],
 )
-def test_recorded_network_gives_the_same_at_any_size(lively_network, form, kind):
+def test_recorded_network_gives_the_same_at_any_size(lively_network, form, options):
     write, read = FORMATS[form]
-    net = lively_network(type=kind, attn_type="Flex", conv_blocks=1)
+    net = lively_network(**options, attn_type="Flex", conv_blocks=1)
     program = read(write(net, False, {}))
     for batch, height, width in SIZES:
         lr = torch.rand(batch, 3, height, width)

@@ -223,6 +223,7 @@ def test_the_releases_files_are_read_by_the_names_here(sound_options: dict[str, 
     read = loaded(opt)
     check_options(read, "mine.yml", is_train=True)
     assert read["model_type"] == "ESCModel"
+    assert read["val"]["pad_to_window"] is True
     assert read["datasets"]["train"]["type"] == "DFLIPDataset"
     assert read["datasets"]["train"]["sources"] == [{"dataroot_gt": root}]
 

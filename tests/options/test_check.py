@@ -195,7 +195,8 @@ def test_a_mistyped_required_key_is_reported_once_with_the_near_one(sound_option
         ("datasets.val.type", "PairImageDataset", "no known data set. Did you mean 'PairedImageDataset'?"),
         ("datasets.val.io_backend.type", "dsk", "got 'dsk', expected one of disk, lmdb, memcached."),
         ("train.scheduler.type", "MultistepLR", "no known scheduler of BasicSR. Did you mean 'MultiStepLR'?"),
-        ("train.optim_g.type", "Lion", "got 'Lion', no known optimizer of SRModel."),
+        ("train.optim_g.type", "AdmaW", "no known optimizer of SRModel. Did you mean 'AdamW'?"),
+        ("train.optim_g.type", "LBFGS", "got 'LBFGS', no known optimizer of SRModel. Known here: ASGD, "),
     ],
 )
 def test_unknown_types_are_reported_with_the_near_one(sound_options, key_path, value, message):
@@ -601,12 +602,14 @@ def test_a_file_that_is_no_checkpoint_is_reported(sound_options):
     assert line.startswith("path.pretrain_network_g: net.pth: not a")
 
 
-def test_weights_may_be_safetensors_for_the_model_that_reads_them(sound_options, save_zeros):
-    opt = esc_options(change(sound_options, "path.pretrain_network_g", "net.safetensors"))
+def test_weights_may_be_safetensors(sound_options, save_zeros):
+    plain = change(sound_options, "path.pretrain_network_g", "net.safetensors")
+    opt = esc_options(copy.deepcopy(plain))
     save_zeros(Path("net.pth"), opt["network_g"])
     weights = read_weights("net.pth")
     write_safetensors("net.safetensors", weights, {"param_key": "params"})
     assert problems(opt) == []
+    assert problems(change(plain, "network_g", opt["network_g"])) == []
     del weights["last.bias"]
     write_safetensors("net.safetensors", weights, {})
     assert problems(opt) == ["path.pretrain_network_g: net.safetensors does not fit ESC:"]
@@ -628,10 +631,11 @@ def test_weights_of_another_network_are_reported_with_what_differs_before_traini
     assert problems(change(opt, "path.strict_load_g", False)) == []
 
 
-def test_weights_of_another_scale_are_converted(sound_options, save_zeros):
+def test_weights_of_another_scale_are_converted_for_every_model(sound_options, save_zeros):
     opt = change(esc_options(sound_options), "path.pretrain_network_g", "net.pth")
     save_zeros(Path("net.pth"), {**opt["network_g"], "upscaling_factor": 4})
-    assert problems(opt) == []
+    for model in ("ESCModel", "SRModel"):
+        assert problems(opt | {"model_type": model}) == []
 
 
 @pytest.mark.parametrize(
@@ -1269,6 +1273,7 @@ def test_a_basicsr_that_knows_more_optimizers_may_use_them(sound_options, monkey
         return (torch.optim.SGD if optim_type == "SGD" else torch.optim.Adam)(params, lr, **kwargs)
 
     sound_options["train"]["optim_g"] = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
+    assert problems(sound_options) == []
     get_optimizer.__module__ = BaseModel.__module__
     monkeypatch.setattr(BaseModel, "get_optimizer", get_optimizer)
     assert problems(sound_options) == []

@@ -11,10 +11,10 @@ import tarfile
 import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
 
 from esc_basicsr.archs import VARIANTS
 from esc_basicsr.archs.variants import NETWORKS
@@ -535,6 +535,7 @@ def test_weights_of_another_network_are_not_recognised():
     assert infer_network_options({}) is None
 
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 REAL = sorted(file.stem for file in (GOLDEN / "esc_real").glob("*.npz"))
 
 

@@ -26,20 +26,6 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.lab.analysis.networks import Subject
 from esc_basicsr.lab.analysis.similarity import WindowMaps
 
-__all__ = [
-    "Layer",
-    "Seen",
-    "attention_names",
-    "attention_row",
-    "group_of",
-    "has_attention",
-    "locate",
-    "match_names",
-    "refuse_compiled",
-    "see",
-    "tile_of",
-]
-
 # SwinIR's, ESC's, HAT's, DRCT's, Swin2SR's and ATD's; MambaIRv2's; HiT-SRF's
 _CLASSES = ("WindowAttention", "WindowMHSA", "Correlation")
 _PROJECTIONS = ("proj", "to_out")
@@ -99,7 +85,7 @@ def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -
     """
     if patterns is not None:
         return match_names(net, name, patterns, _candidates(net))
-    found = _known_names(net)
+    found = known_attention(net)
     if not found:
         raise UserError(
             f"{name}: no attention modules of a known kind ({', '.join(_CLASSES)}) were found. Name them by "
@@ -121,12 +107,8 @@ def match_names(net: nn.Module, name: str, patterns: Sequence[str], candidates: 
     return [module for module in names if any(fnmatchcase(module, pattern) for pattern in patterns)]
 
 
-def has_attention(net: nn.Module) -> bool:
-    """Tell whether a network has attention modules of known classes."""
-    return bool(_known_names(net))
-
-
-def _known_names(net: nn.Module) -> list[str]:
+def known_attention(net: nn.Module) -> list[str]:
+    """List a network's attention modules of known classes."""
     modules = net.named_modules()
     return [name for name, module in modules if type(module).__name__ in _CLASSES and _projection(module)]
 
@@ -165,7 +147,7 @@ def group_of(name: str) -> str:
 
 def tile_of(net: nn.Module, names: Sequence[str]) -> int:
     """Return what sides of an image must be multiples of: windows of these modules and of known attention."""
-    windows = (_window(net.get_submodule(name)) for name in (*names, *_known_names(net)))
+    windows = (_window(net.get_submodule(name)) for name in (*names, *known_attention(net)))
     return math.lcm(*(window for window in windows if window is not None))
 
 

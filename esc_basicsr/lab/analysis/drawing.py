@@ -17,20 +17,8 @@ from PIL.Image import Resampling, fromarray
 from esc_basicsr.lab.analysis.features import Values
 from esc_basicsr.lab.analysis.local_attribution import Window, attribution_density
 from esc_basicsr.lab.analysis.receptive_field import log_scaled, smallest_squares, square_shares
+from esc_basicsr.lab.analysis.similarity import Statistic
 from esc_basicsr.metrics.quality import Image
-
-__all__ = [
-    "Attention",
-    "Attributed",
-    "Compared",
-    "Featured",
-    "Field",
-    "View",
-    "draw_attribution",
-    "draw_features",
-    "draw_fields",
-    "draw_similarity",
-]
 
 
 def _figure(width: float, height: float, caption: str) -> Figure:
@@ -292,15 +280,13 @@ def _short(name: str) -> str:
 
 
 class Compared(NamedTuple):
-    """How alike a network's layers are; matrices are (layers, layers), those of maps None if it has none."""
+    """How alike a network's layers are."""
 
     label: str
     groups: Sequence[str]  # of each layer
     title: str  # of `features`
-    features: Values  # CKA
-    maps: Values | None  # cosine of attention maps
-    uniform: Values | None  # of each with a uniform map, on the keys shared with another
-    centred: Values | None  # after subtracting means
+    features: Values  # CKA, (layers, layers)
+    maps: Statistic | None  # cosine of attention maps
 
     @property
     def boundaries(self) -> list[int]:
@@ -319,7 +305,7 @@ def draw_similarity(networks: Sequence[Compared], caption: str) -> Figure:
             maps.axis("off")
             maps.text(0.5, 0.5, "no attention maps", ha="center", fontsize=9)
         else:
-            _heat(maps, one, "cosine of attention maps, by pixel", one.maps)
+            _heat(maps, one, "cosine of attention maps, by pixel", one.maps.pairs)
         figure.colorbar(image, ax=maps, shrink=0.8)
         _adjacent(curve, one)
     labelled = max(axes[:, 2], key=lambda axis: len(axis.get_lines()))
@@ -343,12 +329,16 @@ def _adjacent(axis: Axes, one: Compared) -> None:
     count = len(one.groups)
     first = np.arange(count - 1)
     curves = {one.title: (one.features[first, first + 1], "C0-o")}
-    if one.maps is not None and one.uniform is not None and one.centred is not None:
-        uniform = (one.uniform[first, first + 1] + one.uniform[first + 1, first]) / 2
+    if one.maps is not None:
+        pairs, uniform, centred = one.maps
+        assert uniform is not None and centred is not None  # as every statistic of maps has them
         curves |= {
-            "cosine of maps": (one.maps[first, first + 1], "C1-o"),
-            "cosine with a uniform map": (uniform, "C1--"),
-            "centred cosine of maps": (one.centred[first, first + 1], "C1:"),
+            "cosine of maps": (pairs[first, first + 1], "C1-o"),
+            "cosine with a uniform map": (
+                (uniform[first, first + 1] + uniform[first + 1, first]) / 2,
+                "C1--",
+            ),
+            "centred cosine of maps": (centred[first, first + 1], "C1:"),
         }
     for label, (values, style) in curves.items():
         axis.plot(first + 1.5, values, style, label=label, markersize=3)

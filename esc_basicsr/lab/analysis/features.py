@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_colours", "channel_mean", "channel_norm", "principal_axes", "relative_log_amplitude"]
-
 Values = npt.NDArray[np.float64]
 
 # below which an amplitude counts as none

@@ -13,16 +13,6 @@ from esc_basicsr.data.image_folder import find_images, read_rgb
 from esc_basicsr.data.sample_images import load_sample_image, sample_image_names
 from esc_basicsr.metrics.quality import Image
 
-__all__ = [
-    "add_image_argument",
-    "add_images_argument",
-    "central_lr",
-    "image_names",
-    "load_image",
-    "reduce_by_pillow",
-    "to_tensor",
-]
-
 _HELP = f"a file, or one of scikit-image's: {', '.join(sample_image_names())}"
 # those of scikit-image that are large enough for ×4
 _DEFAULT_IMAGES = ("astronaut", "camera", "hubble_deep_field", "motorcycle_left")

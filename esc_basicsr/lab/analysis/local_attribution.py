@@ -13,26 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.signal import fftconvolve
 from torch import Tensor
 
 from esc_basicsr.lab.analysis.features import Values
-
-__all__ = [
-    "FOLD",
-    "INTEGRATIONS",
-    "LARGEST_SIGMA",
-    "LEAST_SIDE",
-    "Attribution",
-    "Window",
-    "attribute",
-    "attribution_density",
-    "blur",
-    "detail",
-    "diffusion_index",
-    "gaussian_kernel",
-    "gini",
-    "relative_map",
-]
 
 FOLD = 50
 LARGEST_SIGMA = 1.2
@@ -201,7 +185,5 @@ def attribution_density(relative: Values) -> Values:
         np.meshgrid(np.arange(1 - height, height), np.arange(1 - width, width), indexing="ij"), axis=-1
     )
     gaussian = np.exp(-0.5 * ((offsets @ np.linalg.inv(spread)) * offsets).sum(-1))
-    size = (3 * height - 2, 3 * width - 2)
-    product = np.fft.rfft2(weights, size) * np.fft.rfft2(gaussian, size)
-    density = np.fft.irfft2(product, size)[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
+    density = fftconvolve(weights, gaussian, mode="same")
     return np.clip(density / density.max(), 0, 1)

@@ -1,6 +1,7 @@
 """The networks that are looked into: of one scale, and such that gradients reach their input; reports."""
 
 import argparse
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,14 +26,9 @@ from esc_basicsr.lab.networks.by_name import (
     weights_of,
 )
 
-__all__ = ["Subject", "add_network_arguments", "analyze", "subjects_of"]
-
-_Job = TypeVar("_Job")
 _Shown = TypeVar("_Shown")
 Row = dict[str, Any]
 Bar: TypeAlias = "tqdm[Any]"
-
-_RANDOM = "Random weights show what an architecture connects, not what a trained network uses."
 
 
 class Subject(NamedTuple):
@@ -52,11 +48,6 @@ class Subject(NamedTuple):
         """Its name in figures."""
         random = ", random weights" if self.weights == "random" else ""
         return f"{self.network} ×{self.scale}{random}"
-
-    @property
-    def row(self) -> Row:
-        """Its part of each analysis' figures."""
-        return {"network": self.network, "weights": self.weights, "params": self.params}
 
     def __call__(self, lq: Tensor) -> Tensor:
         """Upscale one image, (1, 3, H, W) in [0, 1]; neither clamped nor detached.
@@ -104,7 +95,11 @@ class Subject(NamedTuple):
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what every analysis has: ``--network``, ``--scale``, ``--device``, ``--output``."""
     parser.add_argument(
-        "--network", nargs="+", default=["ESC"], help="what to look into (default: ESC, with random weights)"
+        "--network",
+        nargs="+",
+        default=["ESC"],
+        help="what to look into (default: ESC, with random weights); a TorchScript file, whose code runs, as "
+        "torchscript:FILE",
     )
     parser.add_argument(
         "--scale",
@@ -154,8 +149,7 @@ def _subject(name: str, scale: int, device: torch.device) -> Subject:
 def analyze(
     args: argparse.Namespace,
     stem: str,
-    jobs: Sequence[_Job],
-    look: Callable[[_Job, Bar], tuple[Row, _Shown]],
+    jobs: Sequence[tuple[Subject, Callable[[Bar], tuple[Row, _Shown]]]],
     steps: int,
     table: Callable[[list[Row]], str],
     caption: Callable[[list[Row]], list[str]],
@@ -169,8 +163,7 @@ def analyze(
     Args:
         args: What `add_network_arguments` declared.
         stem: Name of the files.
-        jobs: Networks, with what is to be looked at.
-        look: Gives a job's figures, and what is drawn of it; updates the bar.
+        jobs: Networks, each with a function that updates the bar, and returns figures and what is drawn.
         steps: Updates of the bar in all.
         table: Writes the figures as a table.
         caption: Sentences that explain them.
@@ -184,11 +177,16 @@ def analyze(
     found: list[tuple[Row, _Shown]] = []
     failures: list[str] = []
     with tqdm(total=steps, desc=stem) as bar:
-        for job in jobs:
+        for subject, look in jobs:
+            bar.set_postfix_str(subject.label)
+            row: Row = {"network": subject.network, "weights": subject.weights, "params": subject.params}
+            start = time.perf_counter()
             try:
-                found.append(look(job, bar))
+                figures, one = look(bar)
             except UserError as error:
                 failures.append(str(error))
+            else:
+                found.append((row | figures | {"seconds": time.perf_counter() - start}, one))
     failed = "\n".join(failures)
     if not found:
         raise UserError(failed)

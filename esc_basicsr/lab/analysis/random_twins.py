@@ -13,8 +13,6 @@ from esc_basicsr.weights.infer import infer_network_options
 from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.shipped import weights_file
 
-__all__ = ["random_twin"]
-
 
 def random_twin(subject: Subject) -> Subject | None:
     """Build a trained network's twin.

@@ -13,18 +13,6 @@ from torch import Tensor
 
 from esc_basicsr.lab.analysis.features import Values
 
-__all__ = [
-    "LUO_SHARE",
-    "Square",
-    "aligned_field",
-    "log_scaled",
-    "luo_side",
-    "positions_in_window",
-    "positive_gradient",
-    "smallest_squares",
-    "square_shares",
-]
-
 # of the centre's value: two standard deviations of a Gaussian, less what is beyond them
 LUO_SHARE = 1 - 0.9545
 

@@ -18,18 +18,6 @@ from torch import Tensor
 
 from esc_basicsr.lab.analysis.features import Values
 
-__all__ = [
-    "LEAST_ROWS",
-    "ImageCKA",
-    "MapSimilarity",
-    "PixelCKA",
-    "WindowMaps",
-    "by_displacement",
-    "centred_cosine",
-    "cosine",
-    "uniform_cosine",
-]
-
 # of unbiased HSIC, which divides by n - 3
 LEAST_ROWS = 4
 # what of a figure is rounding, relative to what it was made of
@@ -71,29 +59,24 @@ class _CKA:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._total: Tensor | None = None
-        self._magnitude: Tensor | None = None
+        self._total = self._magnitude = torch.zeros(())
 
     def _add(self, inner: Tensor, lengths: Tensor) -> None:
         """Add a batch; arguments are those of `_hsic1`."""
         n = len(lengths)
-        batch = _hsic1(inner, lengths)
-        magnitude = inner.diagonal() / (n * (n - 3))
-        self._total = batch if self._total is None else self._total + batch
-        self._magnitude = magnitude if self._magnitude is None else self._magnitude + magnitude
+        self._total = self._total + _hsic1(inner, lengths)
+        self._magnitude = self._magnitude + inner.diagonal() / (n * (n - 3))
 
     def unbiased(self) -> Values:
         """Return Nguyen et al.'s minibatch CKA of each pair of layers.
 
         Σ HSIC1(K, L) / √(Σ HSIC1(K, K)·Σ HSIC1(L, L)).
         """
-        if self._total is None or self._magnitude is None:
-            raise ValueError("no features were given")
         own = self._total.diagonal()
         for name, value, magnitude in zip(self.names, own, self._magnitude, strict=True):
             if not value > _ROUNDING * magnitude:
                 raise ValueError(f"{name}: unbiased HSIC of it with itself is 0, so that CKA is undefined")
-        return _to_numpy(self._total / own.outer(own).sqrt())
+        return (self._total / own.outer(own).sqrt()).cpu().numpy()
 
 
 class PixelCKA(_CKA):
@@ -102,9 +85,7 @@ class PixelCKA(_CKA):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
         self._count = 0
-        self._mean: Tensor | None = None
-        self._moments: Tensor | None = None
-        self._layers: Tensor | None = None
+        self._mean = self._moments = self._layers = torch.zeros(())
 
     def update(self, features: Sequence[Tensor]) -> None:
         """Add a batch, as an image is.
@@ -126,32 +107,25 @@ class PixelCKA(_CKA):
         squares = torch.cat(lengths)
         for name, x, largest in zip(self.names, features, squares.amax(0).sqrt(), strict=True):
             _check_varies(largest, x.abs().max(), name)
-        if self._layers is None:
-            index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-            self._layers = F.one_hot(index).to(mean)
+        index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+        self._layers = F.one_hot(index).to(mean)
         self._add(self._norms(moments), squares)
-        if self._mean is None or self._moments is None:
-            self._count, self._mean, self._moments = n, mean, moments
-            return
         # Pooled with those before by its own mean: Σxxᵀ - nμμᵀ would lose the digits that matter.
         total = self._count + n
         shift = mean - self._mean
-        self._moments += moments + shift.outer(shift) * (self._count * n / total)
+        self._moments = self._moments + moments + shift.outer(shift) * (self._count * n / total)
         self._mean = self._mean + shift * (n / total)
         self._count = total
 
     def _norms(self, moments: Tensor) -> Tensor:
         """Compute |XᵀY|² of each pair of layers."""
-        assert self._layers is not None
         return self._layers.mT @ moments.square() @ self._layers
 
     def biased(self) -> Values:
         """Return linear CKA of each pair of layers, all pixels pooled: |YᵀX|² / (|XᵀX|·|YᵀY|)."""
-        if self._moments is None:
-            raise ValueError("no features were given")
         norms = self._norms(self._moments)
         own = norms.diagonal().sqrt()
-        return _to_numpy(norms / own.outer(own))
+        return (norms / own.outer(own)).cpu().numpy()
 
 
 class ImageCKA(_CKA):
@@ -176,6 +150,14 @@ class ImageCKA(_CKA):
         kernels = torch.stack(products)
         flat = kernels.flatten(1)
         self._add(flat @ flat.mT, kernels.diagonal(dim1=1, dim2=2).mT)
+
+
+class Statistic(NamedTuple):
+    """One comparison of layers: matrices, (layers, layers); NaN where it is undefined."""
+
+    pairs: Values
+    uniform: Values | None = None  # of each layer's map with a uniform one, on the keys shared with another
+    centred: Values | None = None  # of maps, after subtracting means
 
 
 class WindowMaps(NamedTuple):
@@ -333,22 +315,10 @@ class MapSimilarity:
                     if i != j:
                         self._pixel[k, j, i] += float(lower.sum())
 
-    def pixel(self) -> Values:
-        """Average over queries the cosine of their rows, on the keys that both layers' windows have."""
-        return self._means(0)
-
-    def pixel_centred(self) -> Values:
-        """Do the same after subtracting each row's mean; NaN where a row is uniform."""
-        return self._means(1)
-
-    def pixel_uniform(self) -> Values:
-        """Do the same for each layer with a uniform map, on the keys it shares with another."""
-        return self._means(2)
-
-    def _means(self, kind: int) -> Values:
-        if not self._queries:
-            raise ValueError("no attention maps were given")
-        return np.asarray(self._pixel[kind] / self._queries)
+    def pixel(self) -> Statistic:
+        """Average over queries the cosines of their rows, on the keys that both layers' windows have."""
+        pairs, centred, uniform = self._pixel / self._queries
+        return Statistic(pairs, uniform, centred)
 
     def window_means(self) -> list[Tensor]:
         """Average each layer's map over images and over windows without a mask: (w², w²)."""
@@ -357,7 +327,3 @@ class MapSimilarity:
     def displacement_means(self) -> list[Tensor]:
         """Average `window_means` by displacement: ((2w-1)²)."""
         return [by_displacement(*pair) for pair in zip(self.window_means(), self._windows, strict=True)]
-
-
-def _to_numpy(x: Tensor) -> Values:
-    return x.cpu().numpy()
