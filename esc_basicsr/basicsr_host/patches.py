@@ -372,7 +372,7 @@ def _patch_states() -> None:
         if module_name.startswith("basicsr.models."):
             for cls in vars(module).values():
                 if isinstance(cls, type) and cls.__module__ == module_name and "feed_data" in vars(cls):
-                    cls.feed_data = models.noting_position(vars(cls)["feed_data"])
+                    setattr(cls, "feed_data", models.noting_position(vars(cls)["feed_data"]))  # noqa: B010
 
 
 @_patch(

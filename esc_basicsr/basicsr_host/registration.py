@@ -12,13 +12,13 @@ def register(basicsr: ModuleType) -> None:
         from esc_basicsr.basicsr_host import patches
 
         patches.apply()
-        from esc_basicsr.archs import ESC, ESCFP, Bicubic
+        from esc_basicsr.archs import ESC, ESCFP, Bicubic, ESCReal, ESCRealM
         from esc_basicsr.data.dflip_dataset import DFLIPDataset
         from esc_basicsr.training.esc_model import ESCModel
         from esc_basicsr.training.y_channel_loss import YChannelL1Loss
 
         add_to_registries(
-            archs=(ESC, ESCFP, Bicubic),
+            archs=(ESC, ESCFP, ESCReal, ESCRealM, Bicubic),
             datasets=(DFLIPDataset,),
             losses=(YChannelL1Loss,),
             models=(ESCModel,),

@@ -4,8 +4,8 @@ from esc_basicsr import fast
 
 with torch.no_grad():  # with gradients it is the plain network
     sr = fast.prepare(net)(lq)                # inference: row chunks, frequency tiles, SDPA
-    sr = fast.prepare(net, kernels=True)(lq)  # and C++ kernels, float32 on a CPU, compiled once
-fast.attend_by_kernels(net)               # training: window attention alone, by its C++ kernel
+    sr = fast.prepare(net, kernels=True)(lq)  # and kernels: C++ in float32 on a CPU, Triton on CUDA
+fast.attend_by_kernels(net)               # training: window attention alone, by these kernels
 """
 
 from torch import nn
@@ -25,7 +25,7 @@ def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
 
     Args:
         net: The network; its weights are shared, not copied.
-        kernels: Whether the C++ kernels serve where they can: in float32, on a CPU.
+        kernels: Whether kernels serve where they can: C++ in float32 on a CPU, Triton's on CUDA.
 
     Raises:
         UserError: The kernels are wanted and cannot be compiled.

@@ -7,28 +7,33 @@ from torch import Tensor, nn
 from esc_basicsr.archs.attention import BACKENDS, WindowAttention, attend_by_sdpa, expand_position_bias
 from esc_basicsr.archs.layers import pad_to_multiple
 from esc_basicsr.fast import kernels as cpp
+from esc_basicsr.fast.gpu import by_triton
 from esc_basicsr.fast.row_chunks import add_in_chunks
 
 
 class _KernelAttention(WindowAttention):
-    """Window attention by the C++ kernel where it serves, else by its ``attn_type``."""
+    """Window attention by the C++ or the Triton kernel where it serves, else by its ``attn_type``."""
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend within whole windows."""
+        out = by_triton("window_attention", qkv, self.relative_position_bias, self.window_size)
+        if out is not None:
+            return out
         if cpp.serves_heads_of(qkv, self.to_out.in_channels // self.num_heads):
             return _by_kernel(qkv, self.relative_position_bias, self.window_size)
         return super().attend(qkv)
 
 
 def attend_by_kernels(net: nn.Module) -> None:
-    """Have a network's window attention computed by the C++ kernel, in training too.
+    """Have a network's window attention computed by the C++ kernel, on CUDA by Triton's, in training too.
 
-    In other precisions than float32 and on other devices than a CPU it goes on by its ``attn_type``.
+    Where neither serves, as in half precision on a CPU, it goes on by its ``attn_type``.
 
     Raises:
         UserError: The kernels cannot be compiled.
     """
-    cpp.load()
+    if next(net.parameters()).device.type == "cpu":
+        cpp.load()
     for layer in net.modules():
         if isinstance(layer, WindowAttention):
             layer.__class__ = _KernelAttention
@@ -54,6 +59,8 @@ def add_attention(
     attend: Callable[[Tensor, Tensor, int], Tensor]
     if kernels and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
+    elif kernels and x.device.type == "cuda":
+        attend = _by_triton
     elif (backend := attn.backend(x.device.type)) == "SDPA":
         attend, bias = attend_by_sdpa, expand_position_bias(bias, w)  # laid out once for all chunks
     else:
@@ -69,3 +76,8 @@ def add_attention(
 
 def _by_kernel(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     return cpp.window_attention(qkv.permute(0, 2, 3, 1), table, window_size).permute(0, 3, 1, 2)
+
+
+def _by_triton(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
+    out = by_triton("window_attention", qkv, table, window_size)
+    return BACKENDS["SDPA"](qkv, table, window_size) if out is None else out

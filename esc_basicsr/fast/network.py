@@ -27,6 +27,7 @@ from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d, matrix_and_bias
 from esc_basicsr.fast import kernels as cpp
 from esc_basicsr.fast.attention import add_attention
 from esc_basicsr.fast.frequency_tiles import SymmetricKernel
+from esc_basicsr.fast.gpu import by_triton
 from esc_basicsr.fast.precision import without_autocast
 from esc_basicsr.fast.row_chunks import add_in_chunks, empty_map, map_in_chunks, overlapping_chunks
 
@@ -39,7 +40,7 @@ class FastNetwork(nn.Module):
 
     Args:
         net: The network; its weights are shared, not copied.
-        kernels: Whether the C++ kernels serve where they can.
+        kernels: Whether the C++ kernels, and Triton's on CUDA, serve where they can.
 
     Shape:
         As the network's.
@@ -49,7 +50,7 @@ class FastNetwork(nn.Module):
         super().__init__()
         self.net = net
         self.kernels = kernels
-        if kernels:
+        if kernels and next(net.parameters()).device.type == "cpu":
             cpp.load()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class FastNetwork(nn.Module):
         """Compute ``ffn(norm(x))``."""
         if self._serves(x):
             return _conv_ffn_by_kernel(norm, ffn, x, matrix_and_bias(ffn.aggr))[1]
-        return map_in_chunks(lambda chunk: ffn.aggr(_hidden(ffn, norm(chunk))), x)
+        return map_in_chunks(lambda chunk: ffn.aggr(_hidden(ffn, norm(chunk), self.kernels)), x)
 
     def _add_conv_attention(
         self, x: Tensor, norm: nn.Module, ffn: ConvFFN, mixer: ConvAttention, large_kernel: LargeKernel
@@ -150,7 +151,7 @@ class FastNetwork(nn.Module):
         B, _, H, W = x.shape
         out = empty_map((B, len(first[1]), H, W), like=x)
         for rows, surrounded, inner in overlapping_chunks(x):
-            hidden = _hidden(ffn, norm(surrounded))[:, :, inner]
+            hidden = _hidden(ffn, norm(surrounded), self.kernels)[:, :, inner]
             out[:, :, rows] = F.conv2d(hidden, first[0][:, :, None, None], first[1])
             x[:, :, rows] += F.conv2d(hidden, rest[0][:, :, None, None], rest[1])
         return out, x
@@ -161,10 +162,14 @@ def _add(own: Tensor, other: Tensor) -> Tensor:
     return own.add_(other) if own.dtype == torch.result_type(own, other) else own + other
 
 
-def _hidden(ffn: ConvFFN, x: Tensor) -> Tensor:
-    """Compute what a ConvFFN aggregates at its end."""
+def _hidden(ffn: ConvFFN, x: Tensor, kernels: bool) -> Tensor:
+    """Compute what a ConvFFN aggregates at its end; by the Triton kernel, if it is wanted and serves."""
+    x = ffn.proj(x)
+    assert ffn.dwc.bias is not None
+    if kernels and (middle := by_triton("conv_ffn_middle", x, ffn.dwc.weight, ffn.dwc.bias)) is not None:
+        return middle
     gelu = torch.ops.aten.gelu_  # in its operand's place
-    x = gelu(ffn.proj(x))
+    x = gelu(x)
     return _add(gelu(ffn.dwc(x)), x)
 
 

@@ -25,7 +25,7 @@ PIXELS, CHANNELS = 32, 32
 
 @triton.jit
 def _pixels(window, inside, H, W, w: tl.constexpr):
-    """Give the rows of (B·H·W, ...) that the pixels ``inside`` a window are."""
+    """Find the rows of (B·H·W, ...) that the pixels ``inside`` a window have."""
     rows, columns = H // w, W // w
     top = window // (rows * columns) * H + window // columns % rows * w
     return (top + inside // w).to(tl.int64) * W + window % columns * w + inside % w
@@ -235,8 +235,8 @@ def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-# The ConvFFN's middle: g = gelu(x), u = depthwise 3×3 of g, output g + gelu(u). A program has a tile of pixel
-# and channels, and computes g again at each of the nine neighbours; beyond the map g is 0, as gelu(0) is.
+# The ConvFFN's middle: g = gelu(x), u = depthwise 3×3 of g, output g + gelu(u). A program has a tile of
+# pixels and channels, and computes g again at each of the nine neighbours; beyond the map g is 0, as gelu(0).
 
 
 @triton.jit

@@ -27,8 +27,6 @@ from esc_basicsr.training.state import TrainingState
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.training.throughput import Throughput
 
-__all__ = ["AMP_DTYPES", "ESCModel"]
-
 # Values of train.amp and val.amp.
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # network_g.window_size where the options do not give it.
@@ -74,9 +72,9 @@ class ESCModel(SRModel):
             self.stopping = Stopping()
             self.skipped = SkippedSteps(opt)
             self.throughput = Throughput()
+            records = self.shared_validation.records
             self.state = TrainingState(
-                *(opt, options, self.optimizers, self.schedulers, self.scaler),
-                *(self.shared_validation.records, self.skipped),
+                opt, options, self.optimizers, self.schedulers, self.scaler, records, self.skipped
             )
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -145,10 +143,10 @@ class ESCModel(SRModel):
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
             self.skipped.took_step()
-        elif not (losses_are_finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+        elif not losses_are_finite or not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
+            # A scale that was too large is no fault: update() lowers it.
             samples = suspects(self.get_bare_model(self.net_g), batch, self._paths)
             self.skipped.skip(current_iter, "gradient" if losses_are_finite else "loss", samples)
-            # else the scale was too large: it is lowered
         self.scaler.update()
         if self.skipped.counts["in_all"]:
             self.log_dict["skipped"] = self.skipped.counts["in_all"]
@@ -283,7 +281,10 @@ class ESCModel(SRModel):
             logger.warning(
                 "%d × %d pixels are too many for the memory: they are worked through in tiles of %d × %d, "
                 "which differs a little from the whole (docs/upscale.md).",
-                *(whole.shape[-1], whole.shape[-2], side, side),
+                whole.shape[-1],
+                whole.shape[-2],
+                side,
+                side,
             )
             try:
                 self.output = run_in_tiles(run, whole, self.opt["scale"], side, window)
@@ -312,30 +313,24 @@ class ESCModel(SRModel):
     def _upscale(self, lq: Tensor) -> Tensor:
         """Run the network to be trained. Float32."""
         with self._autocast(self.opt["train"]["amp"]):
-            if self._network is self.net_g:
-                return self.net_g(lq).float()
             try:
                 return self._network(lq).float()
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
+                if self._network is self.net_g or isinstance(error, torch.OutOfMemoryError):
+                    raise
                 # No C++ compiler, no Triton, an operation that cannot be compiled: uncompiled it may work; if
                 # not, the error that follows is the one to report.
                 reason, _, _ = str(error).partition("\n\n")  # then follows how to debug PyTorch
-                logger.warning(
-                    "train.compile failed (%s: %s); training goes on uncompiled.",
-                    *(type(error).__name__, reason),
-                )
+                name = type(error).__name__
+                logger.warning("train.compile failed (%s: %s); training goes on uncompiled.", name, reason)
                 self._network = self.net_g
                 return self.net_g(lq).float()
 
     def _losses(self, sr: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """Compute each loss, by the name it is logged under."""
-        losses: dict[str, Tensor | None] = {}
-        if self.cri_pix:
-            losses["l_pix"] = self.cri_pix(sr, gt)
-        if self.cri_perceptual:
-            losses["l_percep"], losses["l_style"] = self.cri_perceptual(sr, gt)
+        pixel = self.cri_pix(sr, gt) if self.cri_pix else None
+        perceptual, style = self.cri_perceptual(sr, gt) if self.cri_perceptual else (None, None)
+        losses = {"l_pix": pixel, "l_percep": perceptual, "l_style": style}
         return {name: loss for name, loss in losses.items() if loss is not None}
 
     def _gradients_exchanged(self, is_last: bool) -> contextlib.AbstractContextManager[None]:

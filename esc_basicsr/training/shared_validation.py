@@ -1,6 +1,5 @@
 """Validation in which every rank takes its share of the images, with the figures that one process gives."""
 
-import contextlib
 import inspect
 import itertools
 import math
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import make_folder_of, written_whole
 from esc_basicsr.common.log import logger
 from esc_basicsr.metrics.comparison_images import ComparisonImages
 from esc_basicsr.metrics.result_files import file_name, write_csv
@@ -30,8 +30,6 @@ from esc_basicsr.metrics.results_table import ResultsTable, SetResult
 from esc_basicsr.training.metric_records import MetricRecords
 from esc_basicsr.training.ranks import described, gather, on_first_rank, own_rank, raise_everywhere
 from esc_basicsr.weights.infer import infer_network_options
-
-__all__ = ["SharedValidation", "published_variant"]
 
 Image = npt.NDArray[np.uint8]
 Upscale = Callable[[dict[str, Any]], Mapping[str, Tensor]]
@@ -65,11 +63,7 @@ class SharedValidation:
         means: The last validation's, by metric.
     """
 
-    def __init__(
-        self,
-        opt: dict[str, Any],
-        variant: str | None,
-    ) -> None:
+    def __init__(self, opt: dict[str, Any], variant: str | None) -> None:
         self._opt = opt
         self._variant = variant
         self.records = MetricRecords()
@@ -165,7 +159,8 @@ class SharedValidation:
                 "Validation on %s stopped by %s after %d of %d images: nothing of it is recorded.",
                 dataloader.dataset.opt["name"],
                 next(name for _, name in shares if name),
-                *(len(done), len(order)),
+                len(done),
+                len(order),
             )
         return done
 
@@ -201,7 +196,10 @@ class SharedValidation:
                     ):
                         stem, (height, width) = Path(path).stem, sr.shape[:2]
                         if save_as is not None:
-                            _write_image(self._image_path(name, stem, save_as), sr)
+                            file = self._image_path(name, stem, save_as)
+                            make_folder_of(file)
+                            with written_whole(file) as png:
+                                png.write(cv2.imencode(".png", sr)[1].tobytes())
                         metrics = self._measure(f"{name}: {path}", sr, reference)
                         if comparisons is not None:
                             comparisons.add(stem, lr, sr, reference, metrics)
@@ -301,10 +299,7 @@ class SharedValidation:
             columns = dict.fromkeys(itertools.chain(("iter", "set", "images"), *history))
             rows = [[entry.get(key) for key in columns] for entry in history]
             write_csv(root / "metrics" / "history.csv", [*columns], rows)
-        else:
-            self._write_table(root)
-
-    def _write_table(self, root: Path) -> None:
+            return
         table = ResultsTable(
             name=self._opt["name"],
             scale=self._opt.get("scale"),
@@ -382,20 +377,3 @@ def _needs_reference(options: Mapping[str, Any]) -> bool:
     """Tell whether a metric compares with HR, that is, cannot be called without ``img2``."""
     parameters = inspect.signature(METRIC_REGISTRY.get(options["type"])).parameters
     return "img2" in parameters and parameters["img2"].default is inspect.Parameter.empty
-
-
-def _write_image(path: Path, image: Image) -> None:
-    """Write a PNG, at once: two ranks may have images of one name.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.partial{own_rank()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error

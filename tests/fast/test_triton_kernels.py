@@ -1,13 +1,16 @@
 """The Triton kernels give what the layers of `archs` give: on a GPU, or on a CPU by Triton's interpreter."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
+from esc_basicsr import fast
 from esc_basicsr.archs.attention import BACKENDS
-from esc_basicsr.fast import triton_kernels
+from esc_basicsr.fast import gpu, triton_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -36,8 +39,15 @@ def assert_alike(ours, reference, inputs, tolerance):
 
 
 # a window of one tile, of a part of one, of several with a rest; heads as wide as a tile, narrower, wider
-@pytest.mark.parametrize(("w", "heads", "d"), [(4, 1, 16), (3, 2, 5), (5, 2, 16), (6, 1, 24)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(
+    ("w", "heads", "d", "dtype", "tolerance"),
+    [
+        (4, 1, 16, torch.float32, 2e-6),
+        (3, 2, 5, torch.float32, 2e-6),
+        (5, 1, 24, torch.float32, 2e-6),
+        (5, 2, 16, torch.float16, 4e-3),
+    ],
+)
 def test_window_attention_and_its_gradients(w, heads, d, dtype, tolerance):
     qkv = torch.randn(2, 3 * heads * d, 2 * w, w, device=DEVICE, dtype=dtype)
     table = torch.randn(heads, (2 * w - 1) ** 2, device=DEVICE)
@@ -61,9 +71,80 @@ def middle(x, weight, bias):
     return g + F.gelu(F.conv2d(g, weight, bias, padding=1, groups=len(weight)))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 4), (9, 6)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(
+    ("size", "dtype", "tolerance"),
+    [((1, 1), torch.float32, 2e-6), ((5, 4), torch.float32, 2e-6), ((3, 7), torch.float16, 4e-3)],
+)
 def test_middle_of_a_conv_ffn_and_its_gradients(size, dtype, tolerance):
     x = 2 * torch.randn(2, 10, *size, device=DEVICE, dtype=dtype)
     weight, bias = torch.randn(10, 1, 3, 3, device=DEVICE), torch.randn(10, device=DEVICE)
     assert_alike(triton_kernels.conv_ffn_middle, middle, (x, weight, bias), tolerance)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Let the kernels serve here, whatever the device, and count what they compute."""
+    calls = []
+
+    def counted(name):
+        function = getattr(triton_kernels, name)
+
+        def call(x, *others):
+            calls.append(name)
+            return function(x, *others)
+
+        return call
+
+    for name in ("window_attention", "conv_ffn_middle"):
+        monkeypatch.setattr(triton_kernels, name, counted(name))
+    monkeypatch.setattr(gpu, "_serves", lambda x: True)
+    monkeypatch.setattr(gpu, "_failures", [])
+    monkeypatch.setattr(gpu, "_tried", set())
+    monkeypatch.setattr("esc_basicsr.fast.kernels.serves", lambda x: False)
+    monkeypatch.setattr("esc_basicsr.fast.kernels.load", lambda: None)
+    return calls
+
+
+def test_a_network_is_served_in_inference_and_in_training(served, tiny_network, build_network):
+    net = build_network(tiny_network).to(DEVICE)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    lq = torch.rand(1, 3, 5, 6, device=DEVICE)
+    expected = net(lq)
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(net.parameters()))
+    with torch.inference_mode():
+        sr = fast.prepare(net, kernels=True)(lq)
+    torch.testing.assert_close(sr, expected, rtol=1e-4, atol=1e-4)
+    assert "conv_ffn_middle" in served
+    served.clear()
+    trained = copy.deepcopy(net)
+    fast.attend_by_kernels(trained)
+    grads = torch.autograd.grad(trained(lq).square().sum(), list(trained.parameters()))
+    assert "window_attention" in served
+    for ours, right in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-3, atol=1e-3 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("fails_at", ["import", "backward"])
+def test_what_fails_is_said_once_and_left_to_pytorch(served, monkeypatch, esc_log, fails_at):
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, qkv, table):
+            return qkv[:, :16].clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("out of resource: shared memory")
+
+    def failing(qkv, table, w):
+        if fails_at == "import":
+            raise ModuleNotFoundError("No module named 'triton'")
+        return Failing.apply(qkv, table)
+
+    monkeypatch.setattr(triton_kernels, "window_attention", failing)
+    qkv = torch.randn(1, 48, 4, 4, requires_grad=True)
+    table = torch.randn(1, 49, requires_grad=True)
+    for _ in range(2):
+        out = BACKENDS["Kernels"](qkv, table, 4)
+        torch.testing.assert_close(out, BACKENDS["Naive"](qkv, table, 4))
+    assert sum("The Triton kernels fail" in line for line in esc_log) == 1

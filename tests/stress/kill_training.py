@@ -2,13 +2,16 @@
 
 The training is the demonstration's, on real photographs, made shorter. It is started with --auto_resume again
 and again, in processes that are killed (most by SIGKILL, some by SIGTERM) at a random instant after their
-start; now and then the newest state is damaged, too. Once it has ended, everything that it left is compared
-bit for bit: weights, EMA, optimizer, schedule, random numbers, metrics, best records.
+start; now and then the newest state is damaged, too. With --ranks 2 torchrun starts two ranks, and any of its
+processes is killed: the agent, a rank, a data worker. After each kill all processes of the training must end
+within 15 seconds; those that do not are counted, and ended. Once the training has ended, everything it left
+is compared bit for bit: weights, EMA, optimizer, schedule, random numbers, metrics, best records.
 
   python tests/stress/kill_training.py --kills 100 -o docs
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import random
@@ -29,18 +32,18 @@ from tqdm import tqdm
 
 from esc_basicsr.commands.demo import NAME, prepare_data, write_option_files
 
-ITERATIONS = 400
 DAMAGED = 0.1  # share of kills after which the newest state is damaged
 TERMINATED = 0.2  # share of kills by SIGTERM
 EARLY = 0.15  # share of kills within the first seconds of a process
 STARTING = 8.0  # such seconds: importing, resuming, catching up on a validation
+GONE = 15.0  # seconds after a kill in which all processes must end
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, iterations: int) -> None:
     """Write data and options: the demonstration's, smaller, with checkpoints and validations often."""
     (folder / "datasets").mkdir()
     prepare_data(folder / "datasets")
-    file, _ = write_option_files(folder, ITERATIONS)
+    file, _ = write_option_files(folder, iterations)
     options = mmengine.Config(yaml.safe_load(file.read_text()))
     options.merge_from_dict(
         {
@@ -59,23 +62,54 @@ def prepare(folder: Path) -> None:
     file.write_text(yaml.safe_dump(options.to_dict(), sort_keys=False))
 
 
-def start(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+def start(folder: Path, log: Path, ranks: int) -> "subprocess.Popen[bytes]":
     """Start training, or go on."""
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+    launcher = ["--launcher", "pytorch"] if ranks > 1 else []
+    module = [*(torchrun if ranks > 1 else []), "esc_basicsr.train"]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "esc_basicsr.train", "-opt", "train.yml", "--auto_resume"],
+            [sys.executable, "-m", *module, "-opt", "train.yml", "--auto_resume", *launcher],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KILL_TEST": str(folder)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
 
 
-def what_is_left(folder: Path) -> dict[str, Any]:
+def processes(folder: Path) -> dict[int, str]:
+    """Give what `start` and its descendants run, by process; told by the environment that they inherit."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if command and f"KILL_TEST={folder}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found[int(entry.name)] = command
+    return found
+
+
+def kind(command: str) -> str:
+    """Name what a process is by its command line."""
+    if "torch.distributed.run" in command:
+        return "agent"
+    if "spawn_main" in command:
+        return "worker"
+    return "rank" if "esc_basicsr.train" in command else "helper"
+
+
+def wait_until_gone(folder: Path) -> dict[int, str]:
+    """Wait for all processes to end; give those that have not."""
+    deadline = time.monotonic() + GONE
+    while (left := processes(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def what_is_left(folder: Path, iterations: int) -> dict[str, Any]:
     """All that a training leaves to go on from, and to be used."""
     experiment = folder / "experiments" / NAME
-    state = torch.load(experiment / "training_states" / f"{ITERATIONS}.state", weights_only=True)
-    assert state.pop("sha256").keys() == {f"net_g_{ITERATIONS}.pth"}  # the digests may differ
+    state = torch.load(experiment / "training_states" / f"{iterations}.state", weights_only=True)
+    assert state.pop("sha256").keys() == {f"net_g_{iterations}.pth"}  # the digests may differ
     return {
         **state,
         "weights": torch.load(experiment / "models" / "net_g_latest.pth", weights_only=True),
@@ -115,14 +149,14 @@ def damage_newest(folder: Path, chance: random.Random) -> str | None:
 
 
 def torment(
-    folder: Path, kills: int, longest: float, chance: random.Random, bar: "tqdm[Any]"
+    folder: Path, ranks: int, kills: int, longest: float, chance: random.Random, bar: "tqdm[Any]"
 ) -> Counter[str]:
     """Start and kill until training has ended or was killed ``kills`` times, then let it end."""
     counts: Counter[str] = Counter()
     log = folder / "log.txt"
     while counts["killed"] < kills:
         started = time.time()
-        process = start(folder, log)
+        process = start(folder, log, ranks)
         size = log.stat().st_size
         if is_early := chance.random() < EARLY:
             time.sleep(chance.uniform(0, STARTING))
@@ -132,13 +166,26 @@ def torment(
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, longest))
         number = signal.SIGTERM if chance.random() < TERMINATED else signal.SIGKILL
-        process.send_signal(number)
+        victim, name = process.pid, "agent" if ranks > 1 else "rank"
+        if number == signal.SIGKILL:  # SIGTERM comes from whoever started it, to that process
+            running = [*processes(folder).items()] or [(victim, "")]
+            victim, command = chance.choice(running)
+            name = kind(command)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, number)
         code = process.wait()
+        left = wait_until_gone(folder)
+        for pid, command in left.items():
+            counts[f"left behind: {kind(command)}"] += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if code == 0:
             return counts
-        # SIGTERM before training has begun ends a process as it does any other
-        ends = (-signal.SIGKILL, 128 + signal.SIGTERM, *([-signal.SIGTERM] if is_early else []))
-        assert code in ends, log.read_text()[-5000:]
+        if ranks == 1 and name == "rank":
+            # SIGTERM before training has begun ends a process as it does any other
+            ends = (-signal.SIGKILL, 128 + signal.SIGTERM, *([-signal.SIGTERM] if is_early else []))
+            assert code in ends, log.read_text()[-5000:]
+        counts[f"{number.name} of {name}"] += 1
         counts["before it went on"] += is_early
         counts["killed"] += 1
         counts[number.name] += 1
@@ -148,17 +195,19 @@ def torment(
         if chance.random() < DAMAGED and (damage := damage_newest(folder, chance)):
             counts[damage] += 1
         bar.update()
-    code = start(folder, log).wait()
+    code = start(folder, log, ranks).wait()
     assert code == 0, log.read_text()[-5000:]
     return counts
 
 
 def main() -> int:
-    """Run rounds until there were enough kills. 0 if every one ended as the run that was left in peace."""
+    """Run rounds until there were enough kills; 0 if all ended as the one in peace, leaving nothing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=400, help="of the training; by default %(default)s")
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for kill_training.json")
     args = parser.parse_args()
@@ -167,47 +216,41 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         peaceful = Path(work, "peaceful")
         peaceful.mkdir()
-        prepare(peaceful)
+        prepare(peaceful, args.iterations)
         print("The run that is left in peace ...", flush=True)
-        assert start(peaceful, peaceful / "log.txt").wait() == 0, (peaceful / "log.txt").read_text()
-        expected = what_is_left(peaceful)
+        assert start(peaceful, peaceful / "log.txt", args.ranks).wait() == 0, (
+            peaceful / "log.txt"
+        ).read_text()
+        expected = what_is_left(peaceful, args.iterations)
         log = (peaceful / "log.txt").read_text()
         taken = [float(text) for text in re.findall(r"time \(data\): (\S+)", log)]
         # half of it is the mean life: enough kills fall into a round
-        longest = max(0.3, 2 * ITERATIONS * sum(taken) / len(taken) / args.kills)
+        longest = max(0.3, 2 * args.iterations * sum(taken) / len(taken) / args.kills)
         bar = tqdm(total=args.kills, desc="kills")
         while (done := sum(counts["killed"] for counts, _ in rounds)) < args.kills:
             folder = Path(work, f"round{len(rounds)}")
             folder.mkdir()
-            prepare(folder)
-            counts = torment(folder, args.kills - done, longest, chance, bar)
-            rounds.append((counts, differing(expected, what_is_left(folder))))
+            prepare(folder, args.iterations)
+            counts = torment(folder, args.ranks, args.kills - done, longest, chance, bar)
+            rounds.append((counts, differing(expected, what_is_left(folder, args.iterations))))
         bar.close()
     total = sum((counts for counts, _ in rounds), Counter())
     differences = [path for _, paths in rounds for path in paths]
+    left_behind = sum(count for name, count in total.items() if name.startswith("left behind"))
     result = {
         "pytorch": torch.__version__,
         "python": platform.python_version(),
-        "iterations": ITERATIONS,
+        "iterations": args.iterations,
+        "ranks": args.ranks,
         "seed": args.seed,
         "rounds": len(rounds),
-        **{
-            name.replace(" ", "_"): total[name]
-            for name in (
-                "killed",
-                "before it went on",
-                "SIGKILL",
-                "SIGTERM",
-                "while saving",
-                "truncated",
-                "a bit changed",
-            )
-        },
+        "counts": dict(sorted(total.items())),
+        "left_behind": left_behind,
         "differences": differences,
     }
     mmengine.dump(result, args.output / "kill_training.json", indent=1)
     print(mmengine.dump(result, file_format="json", indent=1))
-    return 1 if differences else 0
+    return 1 if differences or left_behind else 0
 
 
 if __name__ == "__main__":

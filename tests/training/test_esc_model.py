@@ -21,29 +21,13 @@ from esc_basicsr.training.esc_model import ESCModel
 
 
 @pytest.fixture
-def build(tiny_network: dict[str, Any], tmp_path: Path) -> Callable[..., ESCModel]:
+def build(options: Callable[..., dict[str, Any]]) -> Callable[..., ESCModel]:
     """Build a model to train on a CPU, as BasicSR does; keys `section__key` set options."""
 
     def make(**changes: Any) -> ESCModel:
-        opt: dict[str, Any] = {
-            "model_type": "ESCModel",
-            "num_gpu": 0,
-            "is_train": True,
-            "dist": False,
-            "rank": 0,
-            "world_size": 1,
-            "datasets": {"train": {"batch_size_per_gpu": 8}},
-            "logger": {},
-            "network_g": tiny_network,
-            "path": {"models": str(tmp_path), "training_states": str(tmp_path)},
-            "train": {
-                "ema_decay": 0.9,
-                "optim_g": {"type": "AdamW", "lr": 5e-4, "weight_decay": 0.25, "betas": [0.9, 0.8]},
-                "scheduler": {"type": "MultiStepLR", "milestones": [2], "gamma": 0.5},
-                "pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"},
-            },
-        }
-        opt = copy.deepcopy(opt)
+        optimizer = {"type": "AdamW", "lr": 5e-4, "weight_decay": 0.25, "betas": [0.9, 0.8]}
+        scheduler = {"type": "MultiStepLR", "milestones": [2], "gamma": 0.5}
+        opt = copy.deepcopy(options({"optim_g": optimizer, "scheduler": scheduler}))
         for keys, value in changes.items():
             *sections, key = keys.split("__")
             section = opt

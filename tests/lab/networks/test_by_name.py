@@ -33,10 +33,10 @@ def test_kernels_give_what_the_network_gives():
 
 
 def test_kernels_are_refused_where_they_would_not_be_used():
-    check_implementations(["ESC:kernels", "ESC"], torch.device("cpu"), torch.float32)
-    for device, dtype in (("cuda", torch.float32), ("cpu", torch.bfloat16)):
-        with pytest.raises(UserError, match="ESC:kernels: the C"):
-            check_implementations(["ESC:kernels"], torch.device(device), dtype)
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
+        check_implementations(["ESC:kernels", "ESC"], torch.device(device), dtype)
+    with pytest.raises(UserError, match="ESC:kernels: the C"):
+        check_implementations(["ESC:kernels"], torch.device("cpu"), torch.bfloat16)
 
 
 def test_a_network_is_what_its_forms_have_in_common():
