@@ -87,8 +87,8 @@ def _compiled() -> Path:
             content = made.read_bytes()
         target = folder / f"kernels-{key}-{_sha256(content)}.so"
         with written_whole(target) as file:
-            Path(file.name).chmod(0o600)
             file.write(content)
+        target.chmod(0o600)  # whatever the umask
     return target
 
 
