@@ -92,8 +92,8 @@ def kind(command: str) -> str:
     """Name what a process is by its command line."""
     if "torch.distributed.run" in command:
         return "agent"
-    if "spawn_main" in command:
-        return "worker"
+    if "forkserver" in command:
+        return "worker"  # or the server that forks them
     return "rank" if "esc_basicsr.train" in command else "helper"
 
 
