@@ -104,6 +104,11 @@ class ESCRealM(nn.Module):
             "unshuffle_mod must be false with upsampler conv",
             unshuffle_mod,
         )
+        require(
+            self.unshuffle == 1 or in_channels == out_channels,
+            "out_channels must be in_channels with unshuffle_mod, by which a file tells the scale",
+            out_channels,
+        )
         channels = in_channels * self.unshuffle**2
         first = [nn.PixelUnshuffle(self.unshuffle)] if self.unshuffle > 1 else []
         self.plk_filter = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))

@@ -107,10 +107,11 @@ class Upsampler(nn.Sequential):
     def __init__(self, name: str, scale: int, dim: int, out_channels: int, mid_dim: int) -> None:
         require(name in UPSAMPLERS[:-2], f"upsampler must be one of {', '.join(UPSAMPLERS[:-2])}", name)
         require(name != "conv" or scale == 1, "upsampler conv is for scale 1", scale)
-        require(max(dim, mid_dim) <= 255, "dim and mid_dim must be at most 255", (dim, mid_dim))
-        super().__init__(*_layers(name, scale, dim, out_channels, mid_dim))
         version = 3 if name == "transpose+conv" else 2
-        self.meta = [version, UPSAMPLERS.index(name), scale, dim, out_channels, mid_dim, _GROUPS]
+        meta = [version, UPSAMPLERS.index(name), scale, dim, out_channels, mid_dim, _GROUPS]
+        require(max(meta) <= 255, "scale, dim, out_channels and mid_dim must be at most 255", meta[2:6])
+        super().__init__(*_layers(name, scale, dim, out_channels, mid_dim))
+        self.meta = meta
         self.register_buffer("MetaUpsample", torch.tensor(self.meta, dtype=torch.uint8))
 
     def _load_from_state_dict(

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale all images; return 2 if some could not be."""
+    """Upscale all images."""
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality must be from 1 to 100, got {args.quality}.")
     if args.memory is not None and not 0 < args.memory < float("inf"):
@@ -89,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
     upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
     targets = _name_targets(images, args.output, upscaler.scale, args.format)
     existing = [path for path in targets.values() if os.path.lexists(path)]
+    known = {*existing}
     if args.skip_existing:
-        targets = {source: path for source, path in targets.items() if path not in existing}
+        targets = {source: path for source, path in targets.items() if path not in known}
     elif existing and not args.overwrite:
         raise UserError(
             f"{len(existing)} of {len(targets)} files exist already: {_few(existing)}. Add --overwrite to "
@@ -181,7 +182,8 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target
     # Where OUT is a folder of INPUT, or below one, what was upscaled before lies among the images.
-    return {source: target for source, target in targets.items() if source not in sources}
+    made = {target.resolve() for target in sources}
+    return {source: target for source, target in targets.items() if source.resolve() not in made}
 
 
 def _printable(text: str) -> str:

@@ -6,10 +6,10 @@ from esc_basicsr.common.errors import UserError
 
 __all__ = ["image_names", "pair_folders", "stray_names"]
 
-# Of what OpenCV reads. A name tells alone: a set has many files.
+# Of what OpenCV and Pillow read. A name tells alone: a set has many files.
 _SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".exr", ".hdr", ".avif", ".gif", ".npy"),
+    *(".pbm", ".pnm", ".avif", ".gif"),
 }
 _LISTED = 5
 

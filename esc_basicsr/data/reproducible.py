@@ -6,6 +6,7 @@ nor on what either made before.
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -168,7 +169,7 @@ class ReproducibleDataset(Dataset[dict[str, Any]]):
         opt = getattr(self.dataset, "opt", None) or {}
         label = f"{opt.get('name', 'data set')}, image {index}"
         paths = getattr(self.dataset, "paths", None)
-        path = paths[index] if isinstance(paths, list) else None
+        path = paths[index] if isinstance(paths, list) and index < len(paths) else None
         known = path.get("gt_path", path.get("lq_path")) if isinstance(path, dict) else path
         return label if known is None else f"{label}, {known}"
 
@@ -210,19 +211,29 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         )
         self._most_unreadable = dataset.most_unreadable
         self._unreadable: set[str] = set()
+        self._workers: Sequence[BaseProcess] = ()  # persistent ones that end as Python ends
 
     def __iter__(self) -> Any:
         """Yield the batches of the epoch at hand. Workers start with the first."""
         with stopping.held():
             batches = super().__iter__()
-        atexit.register(_shut_down, weakref.ref(batches), getattr(batches, "_workers", ()), os.getpid())
+        workers = getattr(batches, "_workers", ())
+        shut_down = functools.partial(_shut_down, weakref.ref(batches), workers, os.getpid())
+        if workers is not self._workers:
+            atexit.register(shut_down)
+            self._workers = workers if self.persistent_workers else ()
         done = self.sampler.start
-        while (batch := _next(batches)) is not None:
-            done += 1
-            if "failure" in batch:
-                raise UserError(f"training data cannot be read:\n  {batch['failure']}")
-            self._report(batch.pop("unreadable"))
-            yield {**batch, "position": self.sampler.position(done)}
+        try:
+            while (batch := _next(batches)) is not None:
+                done += 1
+                if "failure" in batch:
+                    raise UserError(f"training data cannot be read:\n  {batch['failure']}")
+                self._report(batch.pop("unreadable"))
+                yield {**batch, "position": self.sampler.position(done)}
+        finally:
+            if not self.persistent_workers:
+                shut_down()
+                atexit.unregister(shut_down)
 
     def _report(self, lines: Sequence[str]) -> None:
         for line in (line for text in lines for line in text.splitlines()):

@@ -12,10 +12,15 @@ from esc_basicsr.common.log import logger
 
 __all__ = ["load_optimizer", "load_scheduler", "options_of", "report_changes"]
 
+# Of all options: these say where and how a training runs. A seed that is not given is drawn each time.
+_INCIDENTAL = {
+    *("name", "path", "val", "logger", "num_gpu", "dist_params", "manual_seed", "rank", "world_size", "dist"),
+    *("auto_resume", "is_train", "root_path", "resume", "datasets", "cpu_kernels", "find_unused_parameters"),
+}
 # Of datasets.train: these change no sample.
 _WITHOUT_EFFECT = {
     *("name", "phase", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory"),
-    *("persistent_workers", "max_unreadable", "io_backend", "dataroot_gt", "dataroot_lq"),
+    *("persistent_workers", "max_unreadable", "io_backend"),
 }
 # Of a scheduler's state: where it is, not which it is.
 _PROGRESS = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "verbose"}
@@ -24,7 +29,9 @@ _PROGRESS = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_ste
 def options_of(opt: Mapping[str, Any]) -> str:
     """Write down the options that a training depends on, as JSON."""
     data = {key: value for key, value in opt["datasets"]["train"].items() if key not in _WITHOUT_EFFECT}
-    sections = {"model_type": opt["model_type"], "train": opt["train"], "datasets": {"train": data}}
+    sections = {key: value for key, value in opt.items() if key not in _INCIDENTAL} | {
+        "datasets": {"train": data}
+    }
     return json.dumps(sections, sort_keys=True, default=str)
 
 

@@ -264,7 +264,10 @@ class ESCModel(SRModel):
         self.output, self.lq = self.output[..., :height, :width].float(), lq
 
     def _window(self) -> int:
-        return self.opt["network_g"].get("window_size", _WINDOW)
+        unshuffle = getattr(
+            self.get_bare_model(self.net_g), "unshuffle", 1
+        )  # of pixels to one of the features
+        return self.opt["network_g"].get("window_size", _WINDOW) * unshuffle
 
     def _test_in_tiles(self) -> None:
         """Upscale what is too large for the memory, even by row chunks, in tiles that fit."""

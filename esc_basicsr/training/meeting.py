@@ -9,6 +9,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,8 +35,10 @@ def bounded(limit: float) -> Iterator[None]:
 
     SIGTERM and Ctrl-C end a process that waits there, which has nothing to save.
 
+    Where a rank goes while they meet, the others end here, with exit code 2.
+
     Raises:
-        UserError: A rank is missing, or goes while the ranks meet.
+        UserError: A rank is missing.
     """
     stock = dist.init_process_group
 
@@ -49,13 +52,14 @@ def bounded(limit: float) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, TimeoutError) as error:
-            if isinstance(error, UserError):
-                raise
             reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"the ranks have not met within {limit:g} s, or one of them ended meanwhile: see the "
-                f"messages of all, and start again. ({reason})"
-            ) from error
+            print(
+                f"error: the ranks have not met within {limit:g} s, or one of them ended meanwhile: see the "
+                f"messages of all, and start again. ({reason})",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(2)  # threads of a process group that is half made would end Python by a signal
     # From here on a collective may take what torch allows.
     dist.distributed_c10d._set_pg_timeout(dist.default_pg_timeout)
 
@@ -88,8 +92,6 @@ def _meet(rank: int, world: int, limit: float) -> Store:
                 raise UserError(_missing(store, world, limit))
             time.sleep(_INTERVAL)
     except RuntimeError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"rank {rank} of {world} finds no rank 0 at {where} within {limit:g} s, or it is gone: see its "
             f"own messages, and check MASTER_ADDR and MASTER_PORT. ({str(error).partition(chr(10))[0]})"
@@ -118,7 +120,13 @@ def _make_store(rank: int, world: int, limit: float) -> TCPStore:
     if is_master and loopback is not None:
         # No one outside this machine has to reach it; torch would listen to all.
         family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
-        more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
+        try:
+            more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
+        except OSError as error:
+            raise UserError(
+                f"rank 0 cannot listen on {loopback}, port {port} ({error.strerror}): another training may "
+                "use it. Set MASTER_PORT, or dist_params.port, to a free one."
+            ) from error
     return TCPStore(
         address,
         port,
@@ -131,9 +139,14 @@ def _make_store(rank: int, world: int, limit: float) -> TCPStore:
 
 
 def loopback_of_master() -> str | None:
-    """Return the address of rank 0 if all ranks are on this machine, as its being a loopback tells."""
+    """Return the address of rank 0 if all ranks are on this machine: a loopback's, written as such.
+
+    A name proves nothing: on its own machine many a host's is that of a loopback.
+    """
+    address = os.environ["MASTER_ADDR"]
     with contextlib.suppress(OSError, ValueError):
-        address = socket.getaddrinfo(os.environ["MASTER_ADDR"], None)[0][4][0]
+        if address == "localhost":
+            return str(socket.getaddrinfo(address, None)[0][4][0])
         if ipaddress.ip_address(address).is_loopback:
-            return str(address)
+            return address
     return None

@@ -60,7 +60,9 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     with refusing(str(path), most_pixels), open_image(data) as image:
         width, height = image.size
-        if (needed := _DECODING * width * height * len(image.getbands())) > available:
+        samples = width * height * len(image.getbands())
+        is_deep = image.format == "TIFF" or (image.format == "PNG" and data[24] == 16)  # perhaps, of a TIFF
+        if (needed := _DECODING * samples * (2 if is_deep else 1)) > available:
             raise RefusedImageError(
                 f"has {width} × {height} pixels, which take {needed / 2**30:,.1f} GiB to decode, and "
                 f"{available / 2**30:,.1f} are available: cut it into parts, or close other programs"

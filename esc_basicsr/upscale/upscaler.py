@@ -27,6 +27,7 @@ _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
+_WINDOW = 32  # of networks without windows: what their tiles lie on and see around them
 # Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
 # them gain nothing (docs/upscale.md).
 BORDER = 4
@@ -89,7 +90,7 @@ class Upscaler:
         self.precision = precision
         self._network = _prepare(trained.network.to(self.device), self.device)
         # in pixels of the image, of which some networks make one of their features
-        self._window = trained.options.get("window_size", 1) * getattr(trained.network, "unshuffle", 1)
+        self._window = trained.options.get("window_size", _WINDOW) * getattr(trained.network, "unshuffle", 1)
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values

@@ -27,6 +27,8 @@ _TEXT_TAGS = (270, 271, 272, 306, 315, 33432)
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 _METADATA = ("exif", "xmp", "icc", "dpi", "texts")
 _PNG_METADATA = (b"iCCP", b"eXIf", b"pHYs", b"tEXt", b"zTXt", b"iTXt")
+_TEXTS = {"JPEG": {"Comment"}, "WEBP": set[str](), "TIFF": set[str]()}  # keys that a format holds; PNG all
+_LISTED = 5
 _GAMMA_OF_SRGB = 45_455
 
 
@@ -59,7 +61,14 @@ def fitted(path: Path, image: ImageFile, scale: int = 1) -> ImageFile:
             "%s: %s holds nothing like a PNG's %s: colours may look otherwise. Write PNG.",
             *(path, kind, ", ".join(chunks)),
         )
-    return _with_writable_metadata(path, image.scaled(scale), kind)
+    if lost := sorted(image.texts.keys() - _TEXTS.get(kind, {*image.texts})):
+        logger.warning("%s: %s holds no texts such as %s.", path, kind, ", ".join(lost[:_LISTED]))
+    image = image.scaled(scale)
+    if kind != "TIFF" and (geo := {*GEO_TAGS} & image.exif.keys()):
+        logger.warning("%s: %s holds no georeference: write TIFF.", path, kind)
+        for tag in geo:
+            del image.exif[tag]
+    return _with_writable_metadata(path, image, kind)
 
 
 def write_image(path: Path, image: ImageFile, quality: int = 95) -> None:

@@ -16,7 +16,7 @@ from esc_basicsr.weights.shown import shown
 
 __all__ = ["build_fitting", "check_fit", "load_weights", "rescale_to_img"]
 
-# how many keys an error message lists of each kind, and how much of a key it shows
+# how many keys an error message lists of each kind
 _LISTED = 6
 
 
