@@ -69,6 +69,7 @@ def _start_worker() -> None:
 
 def end_with_main_process() -> None:
     """Let this worker end with its main process, which cannot end it when it is killed."""
+    stopping.sent_with_parent(signal.SIGKILL)  # also while C code keeps the thread below from running
     main_process = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -58,6 +58,26 @@ next(batches)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+_KILLED_AT_WORK = """
+import ctypes, multiprocessing, os, signal, sys, threading
+from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
+
+class Busy:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        os.write(1, b"at work")
+        ctypes.PyDLL(None).sleep(50)  # keeps Python's lock
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    sampler = ReproducibleSampler(40, 1, 4)
+    loader = TrainingLoader(ReproducibleDataset(Busy(), 0), sampler, 4, num_workers=2)
+    sampler.set_epoch(0)
+    next(iter(loader))
+"""
+
 
 @pytest.fixture
 def options(hr_lmdb: Path) -> dict[str, Any]:
@@ -94,3 +114,14 @@ def test_killed_main_process_leaves_no_worker_and_no_server() -> None:
     # the pipe ends when the last process that holds it has ended
     ended = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, timeout=60, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_killed_main_process_leaves_no_forked_worker_that_is_within_c_code(tmp_path: Path) -> None:
+    script = tmp_path / "busy.py"
+    script.write_text(_KILLED_AT_WORK)
+    with subprocess.Popen([sys.executable, script, "fork"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(7) == b"at work"
+        process.kill()
+        process.communicate(timeout=30)  # ends when the last process that holds the pipe has ended
