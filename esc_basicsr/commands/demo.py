@@ -112,6 +112,7 @@ def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
             "datasets.test_1": held_out,
             "path.pretrain_network_g": f"experiments/{NAME}/models/net_g_latest.pth",
             "val.save_img": True,
+            "val.pad_to_window": False,  # as in training: no published figure stands beside it
         }
     )
     test.datasets = {"test_1": test.datasets.test_1}

@@ -260,8 +260,10 @@ class ESCModel(SRModel):
                 if not is_out_of_memory(error):
                     raise
                 self._test_in_tiles()
-        height, width = (size * self.opt["scale"] for size in lq.shape[-2:])
-        self.output, self.lq = self.output[..., :height, :width].float(), lq
+        self.output = self.output.float()
+        if self.lq is not lq:
+            height, width = (size * self.opt["scale"] for size in lq.shape[-2:])
+            self.output, self.lq = self.output[..., :height, :width], lq
 
     def _window(self) -> int:
         unshuffle = getattr(

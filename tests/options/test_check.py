@@ -755,19 +755,16 @@ def test_unequal_numbers_of_hr_and_lr_are_reported(sound_options):
     Path("datasets/Val/LR/0x2.png").unlink()
     lmdb_lists("datasets/Train/LR.lmdb", "0.png (8,8,3)")
     train, val = problems(sound_options)
-    assert train.startswith(
-        "datasets.train.dataroot_lq: has 1 images, dataroot_gt has 8; expected one LR for each HR."
-    )
+    assert train.startswith("datasets.train.dataroot_lq: got 'datasets/Train/LR.lmdb', which has no '1'")
     assert val.startswith(
-        "datasets.val.dataroot_lq: has 7 images, dataroot_gt has 8; expected one LR for each HR."
+        "datasets.val.dataroot_lq: 1 of 8 images of 'datasets/Val/HR' have no LR image: 0.png (LR: 0x2.*)"
     )
 
 
 def test_a_template_that_names_no_lr_file_is_reported(sound_options):
     (line,) = problems(change(sound_options, "datasets.val.filename_tmpl", "{}x4"))
     assert line.startswith(
-        "datasets.val.filename_tmpl: got '{}x4', by which the LR image of 0.png is '0x4.png'; "
-        "'datasets/Val/LR' has no such file."
+        "datasets.val.dataroot_lq: 8 of 8 images of 'datasets/Val/HR' have no LR image: 0.png (LR: 0x4.*)"
     )
 
 
