@@ -1,5 +1,6 @@
 """``map`` over processes, with few results waiting at a time so that memory stays flat."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -7,17 +8,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
+import psutil
 import torch
 
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import warn_once
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+_PATIENCE = 5.0  # seconds
 
 
 def parallel_map(
@@ -44,9 +49,9 @@ def parallel_map(
                 with stopping.held():
                     pending.append(pool.submit(function, task))
                 if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
+                    yield _result(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         except BrokenProcessPool as error:
             raise UserError(
                 f"a worker process died, perhaps for want of memory: use fewer than {workers} --workers"
@@ -54,6 +59,22 @@ def parallel_map(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _result(future: "Future[_Result]") -> _Result:
+    """Wait for a result; warn of a worker that was stopped, for which there would be no end of waiting."""
+    while True:
+        try:
+            return future.result(timeout=_PATIENCE)
+        except FuturesTimeoutError:
+            if future.done():  # it is the task's own
+                raise
+        for worker in multiprocessing.active_children():
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED:
+                    warn_once(
+                        f"Worker process {worker.pid} is stopped: 'kill -CONT {worker.pid}' lets it go on."
+                    )
 
 
 def _start_worker() -> None:
@@ -71,6 +92,8 @@ def end_with_main_process() -> None:
     """Let this worker end with its main process, which cannot end it when it is killed."""
     stopping.sent_with_parent(signal.SIGKILL)  # also while C code keeps the thread below from running
     main_process = multiprocessing.parent_process()
+    if main_process is not None and not main_process.is_alive():  # it ended while this one was starting
+        os._exit(1)
 
     def watch() -> None:
         if main_process is not None:

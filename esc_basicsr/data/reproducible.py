@@ -284,7 +284,9 @@ def _context() -> BaseContext | None:
     ):
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "esc_basicsr.data.dflip_dataset"])
+    context.set_forkserver_preload(
+        ["esc_basicsr.data.worker_server", __name__, "esc_basicsr.data.dflip_dataset"]
+    )
     return context
 
 

@@ -117,10 +117,11 @@ def test_killed_main_process_leaves_no_worker_and_no_server() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
-def test_killed_main_process_leaves_no_forked_worker_that_is_within_c_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])  # the latter by a server
+def test_killed_main_process_leaves_no_worker_that_is_within_c_code(tmp_path: Path, method: str) -> None:
     script = tmp_path / "busy.py"
     script.write_text(_KILLED_AT_WORK)
-    with subprocess.Popen([sys.executable, script, "fork"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, script, method], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(7) == b"at work"
         process.kill()
