@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
-import psutil
 import torch
 
 from esc_basicsr.common import signals as stopping
@@ -69,6 +68,8 @@ def _result(future: "Future[_Result]") -> _Result:
         except FuturesTimeoutError:
             if future.done():  # it is the task's own
                 raise
+        import psutil  # here, as data workers import this module, and need no more than they need
+
         for worker in multiprocessing.active_children():
             with contextlib.suppress(psutil.Error):
                 if psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED:
