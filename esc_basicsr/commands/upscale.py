@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import check_replaceable, check_writable
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, find_images
 from esc_basicsr.upscale.image_file import FORMATS
@@ -30,7 +31,6 @@ from esc_basicsr.weights.shipped import model_list
 from esc_basicsr.weights.shown import shown
 
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-_LISTED = 5
 _NAME = 40  # characters of a file's name beside the bar
 
 
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
     if args.skip_existing:
         targets = {source: path for source, path in targets.items() if path not in known}
     elif existing and not args.overwrite:
+        listed = first_few([*map(shown, existing)])
         raise UserError(
-            f"{len(existing)} of {len(targets)} files exist already: {_few(existing)}. Add --overwrite to "
+            f"{len(existing)} of {len(targets)} files exist already: {listed}. Add --overwrite to "
             "replace them, --skip-existing to leave them as they are, or name another folder."
         )
     for folder in {target.parent for target in targets.values()}:
@@ -189,8 +190,3 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
 def _printable(text: str) -> str:
     """Write out what steers a terminal or cannot be printed."""
     return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _few(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
-    return ", ".join(map(shown, paths[:_LISTED])) + more

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import decode_source_image
 
@@ -17,7 +18,6 @@ UNREAD_SUFFIXES = (
     *(".avif", ".gif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".exr", ".hdr"),
     *(".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"),
 )
-_LISTED = 5
 
 
 def find_images(folder: Path, recursive: bool) -> list[Path]:
@@ -36,9 +36,8 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
         raise UserError(f"{error.filename or folder} cannot be searched: {error.strerror}") from error
     unread = [path for path in found if path.suffix.lower() in UNREAD_SUFFIXES]
     if unread:
-        named = ", ".join(ascii(str(path))[1:-1] for path in unread[:_LISTED])
-        more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
-        logger.warning("%s: of formats that are not read, and left out: %s%s.", folder, named, more)
+        named = first_few([ascii(str(path))[1:-1] for path in unread])
+        logger.warning("%s: of formats that are not read, and left out: %s.", folder, named)
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")

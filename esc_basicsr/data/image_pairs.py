@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 
 __all__ = ["image_names", "pair_folders", "stray_names"]
 
@@ -11,7 +12,6 @@ _SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".avif", ".gif"),
 }
-_LISTED = 5
 
 
 def image_names(folder: Path) -> list[str]:
@@ -62,7 +62,7 @@ def pair_folders(gt: Path, lq: Path, template: str = "{}") -> dict[str, str]:
     without_hr = sorted({*lq_names} - {*pairs.values()})
     if alone or without_hr:
         parts = [
-            f"{len(names)} of {total} images of '{folder}' have no {other}: {_few(names)}"
+            f"{len(names)} of {total} images of '{folder}' have no {other}: {first_few(names)}"
             for names, total, folder, other in (
                 (alone, len(pairs) + len(alone), gt, "LR image"),
                 (without_hr, len(lq_names), lq, "HR image"),
@@ -87,8 +87,3 @@ def _names(folder: Path) -> list[str]:
 
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in _SUFFIXES
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

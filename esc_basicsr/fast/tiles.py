@@ -6,11 +6,12 @@ still differ from the whole image: the dynamic kernels pool over a tile, and con
 the surroundings. docs/upscale.md has how much that is.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+_WINDOW = 32
 MARGIN = 2  # windows around a tile
 _LEAST_WINDOWS = 2  # of a tile's side: smaller ones would be little but margins
 
@@ -29,6 +30,16 @@ class Tile(NamedTuple):
             for kept, seen in zip(self.kept, self.seen, strict=True)
         )
         return rows, columns
+
+
+def grid_of(network: nn.Module, options: Mapping[str, Any]) -> int:
+    """Give the distance of a network's windows, in pixels of its input; 32 where its options have none.
+
+    Args:
+        network: Some make one pixel of their features of several.
+        options: Its ``network_g``.
+    """
+    return options.get("window_size", _WINDOW) * getattr(network, "unshuffle", 1)
 
 
 def tile_side(pixels: int, window: int) -> int:

@@ -18,7 +18,7 @@ from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.fast import kernels
-from esc_basicsr.fast.tiles import run_in_tiles, tile_side
+from esc_basicsr.fast.tiles import grid_of, run_in_tiles, tile_side
 from esc_basicsr.options.schema import fill_defaults
 from esc_basicsr.training.changed_options import options_of
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
@@ -29,8 +29,6 @@ from esc_basicsr.training.throughput import Throughput
 
 # Values of train.amp and val.amp.
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# network_g.window_size where the options do not give it.
-_WINDOW = 32
 
 
 class ESCModel(SRModel):
@@ -266,10 +264,7 @@ class ESCModel(SRModel):
             self.output, self.lq = self.output[..., :height, :width], lq
 
     def _window(self) -> int:
-        unshuffle = getattr(
-            self.get_bare_model(self.net_g), "unshuffle", 1
-        )  # of pixels to one of the features
-        return self.opt["network_g"].get("window_size", _WINDOW) * unshuffle
+        return grid_of(self.get_bare_model(self.net_g), self.opt["network_g"])
 
     def _test_in_tiles(self) -> None:
         """Upscale what is too large for the memory, even by row chunks, in tiles that fit."""

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.training.meeting import loopback_of_master
+from esc_basicsr.training.meeting import loopback_server
 
 __all__ = ["DEFAULT_LIMIT", "agree_to_end", "start", "watched"]
 
@@ -269,14 +269,11 @@ class _Watch:
 
 
 def _listen() -> tuple[socket.socket, int]:
-    if (loopback := loopback_of_master()) is not None:
-        family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
-        server = socket.create_server((loopback, 0), family=family)
-        server.settimeout(DEFAULT_LIMIT)
-        return server, server.getsockname()[1]
-    is_dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if is_dual else socket.AF_INET
-    server = socket.create_server(("", 0), family=family, dualstack_ipv6=is_dual)
+    server = loopback_server(0)
+    if server is None:
+        is_dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if is_dual else socket.AF_INET
+        server = socket.create_server(("", 0), family=family, dualstack_ipv6=is_dual)
     server.settimeout(DEFAULT_LIMIT)
     return server, server.getsockname()[1]
 

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.signals import SIGNALS
 
-__all__ = ["bounded", "loopback_of_master"]
+__all__ = ["bounded", "loopback_of_master", "loopback_server"]
 
 _INTERVAL = 0.1  # seconds
 _GRACE = 1.0  # seconds in which the others read who is missing, before who keeps it ends
@@ -116,17 +116,16 @@ def _make_store(rank: int, world: int, limit: float) -> TCPStore:
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     more: dict[str, Any] = {}
-    loopback = loopback_of_master()
-    if is_master and loopback is not None:
-        # No one outside this machine has to reach it; torch would listen to all.
-        family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
+    if is_master:
         try:
-            more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
+            server = loopback_server(port)  # torch would listen to all
         except OSError as error:
             raise UserError(
-                f"rank 0 cannot listen on {loopback}, port {port} ({error.strerror}): another training may "
+                f"rank 0 cannot listen on {address}, port {port} ({error.strerror}): another training may "
                 "use it. Set MASTER_PORT, or dist_params.port, to a free one."
             ) from error
+        if server is not None:
+            more["master_listen_fd"] = server.detach()
     return TCPStore(
         address,
         port,
@@ -136,6 +135,18 @@ def _make_store(rank: int, world: int, limit: float) -> TCPStore:
         wait_for_workers=False,
         **more,
     )
+
+
+def loopback_server(port: int) -> socket.socket | None:
+    """Listen on a port of rank 0's loopback, if all ranks are on this machine: no one outside need reach it.
+
+    Raises:
+        OSError: The port is taken or forbidden.
+    """
+    address = loopback_of_master()
+    if address is None:
+        return None
+    return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
 
 
 def loopback_of_master() -> str | None:

@@ -13,7 +13,7 @@ from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
-from esc_basicsr.fast.tiles import least_pixels, run_in_tiles, tile_side
+from esc_basicsr.fast.tiles import grid_of, least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
@@ -27,7 +27,6 @@ _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
 _TRIAL_SIDE = 128
-_WINDOW = 32  # of networks without windows: what their tiles lie on and see around them
 # Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
 # them gain nothing (docs/upscale.md).
 BORDER = 4
@@ -89,8 +88,7 @@ class Upscaler:
         self.device = _device(device)
         self.precision = precision
         self._network = _prepare(trained.network.to(self.device), self.device)
-        # in pixels of the image, of which some networks make one of their features
-        self._window = trained.options.get("window_size", _WINDOW) * getattr(trained.network, "unshuffle", 1)
+        self._window = grid_of(trained.network, trained.options)
         self._memory = memory
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from esc_basicsr.common.first_few import first_few
+
 __all__ = ["few", "shown"]
 
 # how many keys an error message lists of each kind, and how much of a key it shows
@@ -12,8 +14,7 @@ _SHOWN = 200
 def few(names: Iterable[object]) -> str:
     """List the first few names, and say how many more there are."""
     listed = [shown(repr(name) if isinstance(name, str) else type(name).__name__) for name in names]
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more
+    return first_few(listed, _LISTED)
 
 
 def shown(value: object) -> str:
