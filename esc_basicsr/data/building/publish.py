@@ -1,18 +1,15 @@
 """Output folders that appear whole or not at all."""
 
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 
-__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove", "sigterm_raises"]
+__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove"]
 
 
 @contextmanager
@@ -34,7 +31,7 @@ def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool
     targets = [target.resolve() for target in targets]
     check_replaceable(targets, contents, overwrite)
     partials = [partial_of(target) for target in targets]
-    with sigterm_raises():
+    with signals.watched_for():
         try:
             for partial in partials:
                 remove(partial)
@@ -95,28 +92,6 @@ def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[
             if is_aside:
                 aside.rename(target)
         raise
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM, which would end the process at once, raise SystemExit, so that cleaning up runs.
-
-    Only in the main thread, where signals arrive, and not where another handler is at work.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> None:
