@@ -86,7 +86,8 @@ def _complete(opt: dict[str, Any], args: argparse.Namespace, root: Path, is_trai
     opt["dist"] = args.launcher != "none"
     opt["rank"] = dist.get_rank() if opt["dist"] else 0
     opt["world_size"] = dist.get_world_size() if opt["dist"] else 1
-    if opt.get("manual_seed") is None:
+    opt["seed_is_drawn"] = opt.get("manual_seed") is None
+    if opt["seed_is_drawn"]:
         opt["manual_seed"] = random.randint(1, 10000)
     set_random_seed(opt["manual_seed"] + opt["rank"])
     opt["auto_resume"], opt["is_train"] = args.auto_resume, is_train

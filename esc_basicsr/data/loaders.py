@@ -112,6 +112,12 @@ def create_train_val_dataloader(
     # Counted from where training goes on: with another batch size than before, epochs had another length.
     left = iterations - resumed.get("iter", 0) + sampler.begin(resumed.get("epoch", 0))
     epochs = resumed.get("epoch", 0) + math.ceil(left / sampler.batches)
+    if sampler.seed != opt["manual_seed"] and not opt.get("seed_is_drawn"):
+        log.warning(
+            "manual_seed was %d and is %d: the order of the training data goes on by the state's. "
+            "For another, start a new experiment.",
+            *(sampler.seed, opt["manual_seed"]),
+        )
     if resumed.get("samples", sampler.samples) != sampler.samples:
         log.warning(
             "The training data had %d samples an epoch and has %d now: the epoch is begun anew, so this is "

@@ -16,7 +16,7 @@ from esc_basicsr.report.text_log import read_logs
 __all__ = ["Experiment", "read_experiment"]
 
 # Options that say where and how a run was started, not what is trained.
-_INCIDENTAL = {"name", "root_path", "rank", "auto_resume", "dist", "is_train"}
+_INCIDENTAL = {"name", "root_path", "rank", "auto_resume", "dist", "is_train", "seed_is_drawn"}
 _PATHS = ("path.experiments_root", "path.models", "path.training_states", "path.log", "path.visualization")
 
 
