@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.lab.analysis.networks import Subject
 from esc_basicsr.lab.analysis.similarity import WindowMaps
 
@@ -130,8 +131,7 @@ def _candidates(net: nn.Module) -> list[str]:
 def _listed(candidates: Sequence[str]) -> str:
     if not candidates:
         return "None of its modules is called like attention."
-    more = f" and {len(candidates) - _LISTED} others" if len(candidates) > _LISTED else ""
-    return f"Candidates: {', '.join(candidates[:_LISTED])}{more}."
+    return f"Candidates: {first_few(candidates, _LISTED)}."
 
 
 def group_of(name: str) -> str:
