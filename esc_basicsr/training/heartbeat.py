@@ -108,7 +108,8 @@ class _Watch:
         self.rank = dist.get_rank()
         self.keeps_store = self.rank == 0 and meeting.is_store_of_rank_0()
         self.store = meeting.connect("watch")
-        self.store.multi_set([str(self.rank), "cause"], ["0", ""])
+        self.store.set(str(self.rank), "0")
+        self.store.set("cause", "")
         places = ranks.gather((socket.gethostname(), os.getpid()))
         self.names = [f"rank {rank} (process {pid} on {host})" for rank, (host, pid) in enumerate(places)]
         self.others = [rank for rank in range(len(places)) if rank != self.rank]

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.parallel_map import parallel_map
@@ -28,6 +27,7 @@ from esc_basicsr.data.building.publish import (
     partial_of,
     put_in_place,
     remove,
+    sigterm_raises,
 )
 from esc_basicsr.data.building.skipped import Skipped, report_of, write_report
 from esc_basicsr.data.building.sub_images import Cutting, Record, Source, make_records, space_needed
@@ -122,7 +122,7 @@ def build_lmdb_sets(
     state_folder = folders[0].with_name(folders[0].name + ".build")
     asked = {"format": _FORMAT, **cutting._asdict(), "scales": [*scales]}
     discard = partial(_discard, output, name, suffix)
-    with signals.watched_for():
+    with sigterm_raises():
         try:
             with build_state(state_folder, asked, _identities(images), restart, discard) as state:
                 if state.done is None or not state.done.is_verified:

@@ -1,15 +1,16 @@
 """Output folders that appear whole or not at all."""
 
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 
-__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove"]
+__all__ = ["check_replaceable", "partial_of", "publishing", "put_in_place", "remove", "sigterm_raises"]
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def publishing(targets: Sequence[Path], contents: Sequence[str], overwrite: bool
     targets = [target.resolve() for target in targets]
     check_replaceable(targets, contents, overwrite)
     partials = [partial_of(target) for target in targets]
-    with signals.watched_for():
+    with sigterm_raises():
         try:
             for partial in partials:
                 remove(partial)
@@ -92,6 +93,12 @@ def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[
             if is_aside:
                 aside.rename(target)
         raise
+
+
+def sigterm_raises() -> AbstractContextManager[None]:
+    """Make SIGTERM raise SystemExit, so that cleaning up runs, where no other handler is at work."""
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return signals.watched_for() if is_free else nullcontext()
 
 
 def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> None:
