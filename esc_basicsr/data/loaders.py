@@ -21,9 +21,6 @@ def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
     ``batch_size_per_gpu`` samples on each GPU. Without it every GPU takes ``batch_size_per_gpu``, in
     ``train.accumulate`` passes.
 
-    Args:
-        opt: All options, as BasicSR hands them on.
-
     Returns:
         Samples, and passes through the network.
 

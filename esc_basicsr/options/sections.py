@@ -40,11 +40,7 @@ FOREIGN = "If another package provides it, that package must be imported first."
 
 
 class SectionCheck:
-    """Collects what is wrong in sections.
-
-    Attributes:
-        problems: Found so far, a text each.
-    """
+    """Collects what is wrong in sections."""
 
     def __init__(self, opt: Mapping[str, Any], is_train: bool) -> None:
         self.opt = opt

@@ -57,9 +57,7 @@ class TrainingState:
     def save_weights(self, name: int | str, networks: dict[str, nn.Module]) -> None:
         """Write the weights of an iteration, or of the name ``latest``, which has no state.
 
-        Args:
-            name: Part of the file's.
-            networks: By their keys in the file; the weights to use come last.
+        ``networks`` are by their keys in the file; the weights to use come last.
 
         Raises:
             UserError: They cannot be written; on every rank.

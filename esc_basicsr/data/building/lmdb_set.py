@@ -21,17 +21,11 @@ _FIRST_MAP_SIZE = 64 * 2**20
 
 
 class Lengths(NamedTuple):
-    """How much of a set is there.
-
-    Attributes:
-        records: Number of records.
-        meta_info: Bytes of meta_info.txt.
-        checksums: Bytes of checksums.txt.
-    """
+    """How much of a set is there."""
 
     records: int
-    meta_info: int
-    checksums: int
+    meta_info: int  # bytes
+    checksums: int  # bytes
 
 
 class LmdbSet:
