@@ -211,7 +211,7 @@ def options() -> dict[str, Any]:
         "datasets": {
             "train": {
                 **{"name": "noise", "type": "Noise", "phase": "train"},
-                **{"batch_size_per_gpu": 2, "num_worker_per_gpu": 0},
+                **{"batch_size_per_gpu": 2, "num_worker_per_gpu": 0, "max_unreadable": 10},
             }
         },
     }
@@ -337,7 +337,11 @@ def loader_of(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("basicsr.data.build_dataset", lambda section: dataset)
     section = {"name": "theirs", "batch_size_per_gpu": 3, "num_worker_per_gpu": 0, "type": "Theirs"}
     opt = {
-        **{"datasets": {"train": section}, "train": {"total_iter": 1}, "manual_seed": 0},
+        **{
+            "datasets": {"train": section | {"max_unreadable": 10}},
+            "train": {"total_iter": 1},
+            "manual_seed": 0,
+        },
         **{"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0, "scale": 2},
     }
     loader, sampler, *_ = create_train_val_dataloader(opt, logger)

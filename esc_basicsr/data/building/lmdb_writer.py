@@ -223,7 +223,7 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     try:
         with ExitStack() as stack:
             sets = [
-                stack.enter_context(LmdbSet(folder, plan.cutting.compression, lengths))
+                stack.enter_context(closing(LmdbSet(folder, plan.cutting.compression, lengths)))
                 for folder, lengths in zip(plan.partials, done.lengths, strict=True)
             ]
             work = parallel_map(partial(_work, cutting=plan.cutting), tasks, plan.workers)

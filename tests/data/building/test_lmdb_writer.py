@@ -465,14 +465,14 @@ def test_file_that_was_touched_since_is_another_image(tmp_path, photo_folder, mo
 
 
 def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs, monkeypatch):
-    real = LmdbSet.__exit__
+    real = LmdbSet.close
 
-    def damage(self, *error):
-        real(self, *error)
+    def damage(self):
+        real(self)
         with lmdb.open(str(self._folder)) as environment, environment.begin(write=True) as transaction:
             transaction.put(b"coffee", transaction.get(b"chelsea"))
 
-    monkeypatch.setattr(LmdbSet, "__exit__", damage)
+    monkeypatch.setattr(LmdbSet, "close", damage)
     with pytest.raises(
         UserError, match=r"1 of 3 .* 'coffee' has other bytes .* Build the set anew, by --restart"
     ):
