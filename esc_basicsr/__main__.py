@@ -17,6 +17,7 @@ COMMANDS = {
         "train a small ESC on embedded images and compare it with bicubic",
     ),
     "upscale": ("esc_basicsr.commands.upscale", "upscale pictures with a trained network"),
+    "web": ("esc_basicsr.commands.web", "upscale images on a page in the browser, on this computer alone"),
     "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
     "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
     "lmdb": ("esc_basicsr.commands.lmdb", "make LMDB training sets from folders of images"),

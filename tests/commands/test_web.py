@@ -1,0 +1,214 @@
+"""The page of the command web: by HTTP, and in a browser where there is one."""
+
+import base64
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+from browser import dom_of, find, with_script
+from PIL import Image
+
+from esc_basicsr.__main__ import main
+from esc_basicsr.commands import web
+from esc_basicsr.data.sample_images import load_sample_image
+from esc_basicsr.upscale import Upscaler
+
+PHOTO = load_sample_image("chelsea")[:20, :30]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[web.Server]:
+    """The page's server, on a free port, for images of up to 1,000 pixels."""
+    (tmp_path / "sent").mkdir()
+    with web.Server(0, tmp_path / "sent", megapixels=0.001) as server:
+        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def encoded(pixels: np.ndarray = PHOTO, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def ask(
+    server: web.Server,
+    path: str,
+    data: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    **query: str,
+) -> tuple[int, bytes, str]:
+    """The status, content and type of the answer."""
+    address = f"{server.address}{path}?{urlencode(query)}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, data, headers or {})) as answer:
+            return answer.status, answer.read(), answer.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers["Content-Type"]
+
+
+def add(server: web.Server, model: Path) -> str:
+    """Send a network's file; the name that the page has for it."""
+    status, content, _ = ask(server, "/network", model.read_bytes(), name="my net.pth")
+    added = json.loads(content)
+    assert (status, added["title"], added["scale"]) == (200, "my net.pth", 2)
+    return added["name"]
+
+
+def test_image_comes_back_as_upscale_makes_it(server: web.Server, model: Path) -> None:
+    network = add(server, model)
+    status, content, kind = ask(server, "/image", encoded(), name="cat.png", network=network)
+    assert (status, kind) == (200, "image/png")
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(np.asarray(image), Upscaler(model)(PHOTO))
+    assert [path.name for path in server.folder.iterdir()] == [network]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "expected"),
+    [("cat.JPG", "", "jpeg"), ("cat.jpg", ".png", "png"), ("cat.bmp", "", "png"), ("cat", ".webp", "webp")],
+)
+def test_format_is_the_image_s_own_or_the_chosen_one(
+    server: web.Server, model: Path, name: str, wanted: str, expected: str
+) -> None:
+    data = encoded(kind="BMP" if name.endswith("bmp") else "JPEG")
+    _, content, kind = ask(server, "/image", data, name=name, network=add(server, model), format=wanted)
+    assert kind == f"image/{expected}"
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.size) == (expected.upper(), (60, 40))
+
+
+def test_what_is_wrong_with_an_image_or_a_network_is_said_by_its_name(
+    server: web.Server, model: Path
+) -> None:
+    network = add(server, model)
+    transparent = encoded(np.dstack([PHOTO, PHOTO[..., 0]]))
+    for data, query, message in [
+        (encoded()[:300], {"name": "half.png"}, "half.png cannot be decoded"),
+        (b"no image", {"name": "a.png"}, "a.png cannot be decoded as an image"),
+        (encoded(np.zeros((40, 40), np.uint8)), {"name": "big.png"}, "big.png has more than 1,000 pixels"),
+        (transparent, {"name": "a.png", "format": ".jpg"}, "a.png: JPEG holds no transparency"),
+        (b"", {"name": "none.png"}, "none.png: a file of 1 byte to 512 MiB is expected"),
+        (encoded(), {"name": "a.png", "network": "/etc/passwd"}, "this network is no longer here"),
+    ]:
+        status, content, kind = ask(server, "/image", data, **{"network": network, **query})
+        assert (status, kind) == (400, "text/plain; charset=utf-8")
+        assert message in content.decode() and str(server.folder) not in content.decode()
+    status, content, _ = ask(server, "/network", b"no weights", name="odd.pth")
+    assert status == 400 and content.decode().startswith("odd.pth: not a PyTorch checkpoint")
+    assert [path.name for path in server.folder.iterdir()] == [network]
+
+
+def test_file_of_too_many_bytes_is_refused_before_it_is_sent(server: web.Server) -> None:
+    with socket.create_connection((web.HOST, server.server_port)) as connection:
+        head = f"POST /image HTTP/1.1\r\nHost: {web.HOST}:{server.server_port}\r\nContent-Length: {2**29 + 1}"
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        assert b" 400 " in connection.recv(100)
+
+
+def test_more_images_than_may_wait_are_turned_away(server: web.Server) -> None:
+    while server.places.acquire(blocking=False):
+        pass
+    status, content, _ = ask(server, "/image", encoded(), name="a.png")
+    assert (status, content) == (503, b"8 images are waiting: try again later.")
+
+
+def test_other_sites_are_refused(server: web.Server) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    for headers in ({"Host": "example.org"}, {"Origin": "http://example.org"}, {"Origin": "null"}):
+        for data in (None, encoded()):
+            status, content, _ = ask(server, "/image" if data else "/", data, headers)
+            assert (status, content.decode()) == (403, f"open {server.address} instead")
+
+
+def test_page_refers_to_nothing_outside(server: web.Server) -> None:
+    status, content, kind = ask(server, "/")
+    assert (status, kind) == (200, "text/html; charset=utf-8")
+    assert not re.search(rb"https?:|//[a-z]+\.|@import|@font-face", content)
+    assert {b'"ESC-light_x2"', b'"ESC-light_x4"'} <= set(re.findall(rb'"ESC[^"]*"', content))
+    assert ask(server, "/other")[0] == 404
+
+
+def test_mistakes_in_the_terminal_are_one_message(
+    server: web.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        (["--port", str(server.server_port)], f"error: port {server.server_port}: Address already in use."),
+        (["--port", "70000"], "error: --port must be from 0 to 65535"),
+        (["--port", "0", "--max-megapixels", "0"], "error: --max-megapixels must be above 0"),
+        (["--port", "0", "--device", "abacus"], "error: device 'abacus' is not available"),
+    ]:
+        assert main(["web", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.slow
+def test_command_serves_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "esc_basicsr", "web", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
+            with urllib.request.urlopen(address) as answer:
+                assert b"Drop images here" in answer.read()
+            process.send_signal(signal.SIGINT)
+            assert (process.wait(60), process.stderr.read()) == (0, "")
+        finally:
+            process.kill()
+
+
+# Drops a whole image and a broken one, after a network of ours was added; waits until both are answered.
+SCRIPT = """
+const file = (name, data) => new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name);
+const given = (...files) => files.reduce((all, one) => (all.items.add(one), all), new DataTransfer());
+const until = async found => { while (!found()) await new Promise(done => setTimeout(done, 20)); };
+$("weights").files = given(file("my net.pth", "@@model@@")).files;
+$("weights").dispatchEvent(new Event("change"));
+await until(() => $("network").value.startsWith("network"));
+const dataTransfer = given(file("cat.png", "@@image@@"), file("bad.png", "AAAA"));
+dispatchEvent(new DragEvent("drop", {dataTransfer}));
+await until(() => document.querySelector("progress"));
+document.body.dataset.progress = document.querySelector("li span").textContent;
+await until(() => document.querySelector("li .bad") && $("after").naturalWidth);
+$("at").value = 25;
+$("at").dispatchEvent(new Event("input"));
+document.body.dataset.sizes = [$("before"), $("after")].map(image => image.naturalWidth);
+const link = document.querySelector("li a");
+document.body.dataset.bytes = (await (await fetch(link.href)).blob()).size;
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find() is None, reason="no Chromium or Chrome is installed")
+def test_in_a_browser_images_are_dropped_compared_and_downloaded(
+    server: web.Server, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = SCRIPT
+    for name, data in (("model", model.read_bytes()), ("image", encoded())):
+        script = script.replace(f"@@{name}@@", base64.b64encode(data).decode())
+    page = server.page()
+    monkeypatch.setattr(server, "page", lambda: with_script(page, script))
+    dom = dom_of(server.address, tmp_path / "profile")
+    assert 'data-progress="Working, ' in dom
+    assert 'data-sizes="30,60"' in dom  # before and after
+    assert re.search(r'<div class="compare"[^>]*--at: 25%', dom)
+    assert "my net.pth makes images 2 times as large." in dom
+    assert "Done: 30 × 20 to 60 × 40, " in dom and 'download="cat_x2.png"' in dom
+    assert 'class="bad">bad.png cannot be decoded' in dom
+    assert "<progress" not in dom
