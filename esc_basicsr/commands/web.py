@@ -9,14 +9,18 @@ and loads nothing from elsewhere; images stay on this computer. Ctrl+C ends it.
 import argparse
 import itertools
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path, PurePath
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore, Thread
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from esc_basicsr.commands.upscale import upscale_file
@@ -65,12 +69,16 @@ def run(args: argparse.Namespace) -> int:
         with server, suppress(KeyboardInterrupt):
             server.upscaler(default_model())  # tells of a wrong --device now, and saves the first image time
             print(f"Open {server.address} in a browser. Ctrl+C ends it.", flush=True)
-            server.serve_forever()
+            Thread(target=server.serve_forever, daemon=True).start()
+            server.work()
     return 0
 
 
 class Server(ThreadingHTTPServer):
     """The page and what it asks for: one image is upscaled at a time, by the engine of `upscale`.
+
+    ``serve_forever`` answers in threads, which leave the networks to the one that calls `work`: the main one,
+    since an interpreter that ends while another thread is inside PyTorch aborts.
 
     Args:
         port: Where it listens, on `HOST` alone; 0 is any that is free.
@@ -88,20 +96,32 @@ class Server(ThreadingHTTPServer):
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
         self.folder = folder
         self.megapixels = megapixels
-        self.networks = {
-            name: name for name in model_list()
-        }  # a model of Upscaler, by the page's name for it
+        self.networks = {name: name for name in model_list()}  # the page's names, and what Upscaler takes
         self.numbers = itertools.count(1)
         self.places = BoundedSemaphore(_QUEUE)
-        self.at_work = Lock()
+        self.tasks: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self.upscaler = lru_cache(maxsize=2)(lambda model: Upscaler(model, device=device))
+
+    def work(self) -> None:
+        """Do what the page asks of networks, one after the other, until interrupted."""
+        while True:
+            task, result = self.tasks.get()
+            try:
+                result.set_result(task())
+            except Exception as error:  # told where the result is awaited
+                result.set_exception(error)
+
+    def done(self, task: Callable[[], Any]) -> Any:
+        """Return what a task returns, or raise what it raises, when `work` has done it."""
+        result: Future[Any] = Future()
+        self.tasks.put((task, result))
+        return result.result()
 
     def page(self) -> str:
         """Return the page as HTML."""
         settings = {
             "networks": [{"name": name, "scale": listed.scale} for name, listed in model_list().items()],
             "bytes": _MOST_BYTES,
-            "megapixels": self.megapixels,
         }
         text = resources.files(__package__).joinpath("web.html").read_text(encoding="utf-8")
         return text.replace("@@settings@@", json.dumps(settings).replace("<", "\\u003c"))
@@ -165,9 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
             if model is None:
                 raise UserError("this network is no longer here: choose another, or add its file again.")
             try:
-                with self.server.at_work:
-                    most_pixels = int(self.server.megapixels * 10**6)
-                    upscale_file(self.server.upscaler(model), source, target, most_pixels=most_pixels)
+                most = int(self.server.megapixels * 10**6)
+                self.server.done(
+                    lambda: upscale_file(self.server.upscaler(model), source, target, most_pixels=most)
+                )
             except UserError as error:
                 raise UserError(str(error).replace(str(target), name).replace(str(source), name)) from error
             self._answer(HTTPStatus.OK, target.read_bytes(), FORMATS[suffix].lower())
@@ -176,8 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = self.server.folder / f"network{next(self.server.numbers)}{PurePath(name).suffix}"
         try:
             self._receive(file, name)
-            with self.server.at_work:
-                scale = self.server.upscaler(str(file)).scale
+            scale = self.server.done(lambda: self.server.upscaler(str(file)).scale)
         except UserError as error:
             file.unlink(missing_ok=True)
             raise UserError(str(error).replace(str(file), name)) from error
