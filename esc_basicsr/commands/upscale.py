@@ -10,8 +10,10 @@ are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one 
 import argparse
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, find_images
 from esc_basicsr.upscale.image_file import FORMATS
+from esc_basicsr.upscale.output_size import OutputSize, upscaled
 from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
 from esc_basicsr.upscale.write_image import fitted, write_image
@@ -48,6 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"({names}; default: the first of the scale)",
     )
     parser.add_argument("--scale", type=int, choices=[2, 3, 4], help="times as large (default: the model's)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--outscale",
+        type=_factor,
+        metavar="N",
+        help="times as large, such as 3.5: upscaled by the network, then reduced",
+    )
+    size.add_argument(
+        "--size",
+        type=_box,
+        metavar="WxH",
+        help="as large as fits, such as 3840x2160: upscaled by the network, then reduced, in proportion",
+    )
+    parser.add_argument(
+        "--ensemble", action="store_true", help="average eight flips and turns: better, eight times as long"
+    )
     parser.add_argument(
         "--format", choices=[*_SUFFIXES], help="of the files that are written (default: each one's own)"
     )
@@ -85,9 +104,19 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.max_megapixels < float("inf"):
         raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
     images = _find(args.input)
+    size = _output_size(args)
     memory = None if args.memory is None else int(args.memory * 2**30)
-    upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
-    targets = _name_targets(images, args.output, upscaler.scale, args.format)
+    upscaler = Upscaler(
+        args.model,
+        args.scale if args.model or args.scale else _shipped_scale(size),
+        device=args.device,
+        precision=args.precision,
+        memory=memory,
+        ensemble=args.ensemble,
+    )
+    if size.outscale is not None and size.outscale > upscaler.scale:
+        raise UserError(f"--outscale {float(size.outscale):g} is more than the network's ×{upscaler.scale}.")
+    targets = _name_targets(images, args.output, str(size) or f"x{upscaler.scale}", args.format)
     existing = [path for path in targets.values() if os.path.lexists(path)]
     known = {*existing}
     if args.skip_existing:
@@ -106,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         for source, target in bar:
             bar.set_postfix_str(_printable(source.name)[:_NAME])
             try:
-                upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6))
+                upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6), size)
             except UserError as error:
                 problems.append(_printable(str(error)))
             except Exception as error:  # of one image; the others are still to be done
@@ -121,7 +150,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def upscale_file(
-    upscaler: Upscaler, source: Path, target: Path, quality: int = 95, most_pixels: int = MOST_PIXELS
+    upscaler: Upscaler,
+    source: Path,
+    target: Path,
+    quality: int = 95,
+    most_pixels: int = MOST_PIXELS,
+    size: OutputSize | None = None,
 ) -> None:
     """Upscale one image file, with what belongs to it.
 
@@ -129,15 +163,46 @@ def upscale_file(
         UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
     """
     check_replaceable(target)
-    image = fitted(target, read_image(source, most_pixels), upscaler.scale)
-    pixels = upscaler(image.visible_colours())
+    image = read_image(source, most_pixels)
+    shape = (size or OutputSize()).of(image.pixels.shape, upscaler.scale, image.name)
+    image = fitted(target, image, shape)
+    pixels = upscaled(upscaler, image.visible_colours(), shape)
     alpha = image.alpha
     if alpha is not None:
         # a constant one stays what it is; the network would come close
         is_constant = bool((alpha == alpha.flat[0]).all())
-        size = tuple(side * upscaler.scale for side in alpha.shape)
-        alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
+        alpha = (
+            np.full(shape, alpha.flat[0], alpha.dtype) if is_constant else upscaled(upscaler, alpha, shape)
+        )
     write_image(target, replace(image, pixels=pixels, alpha=alpha), quality)
+
+
+def _factor(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number such as 3.5, got {text!r}") from None
+
+
+def _box(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected width and height such as 3840x2160, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _output_size(args: argparse.Namespace) -> OutputSize:
+    if args.outscale is not None and args.outscale < 1:
+        raise UserError(f"--outscale must be at least 1, got {float(args.outscale):g}.")
+    return OutputSize(args.outscale, args.size)
+
+
+def _shipped_scale(size: OutputSize) -> int | None:
+    """Choose the scale of the network that ships: the least that is enough, or for a box the largest."""
+    scales = sorted({listed.scale for listed in model_list().values()})
+    if size.outscale is not None:
+        return next((scale for scale in scales if scale >= size.outscale), None)
+    return scales[-1] if size.box is not None and scales else None
 
 
 def _find(inputs: Sequence[str]) -> dict[Path, Path]:
@@ -163,7 +228,7 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     return found
 
 
-def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str | None) -> dict[Path, Path]:
+def _name_targets(images: dict[Path, Path], output: Path, size: str, kind: str | None) -> dict[Path, Path]:
     """Name the file that each image becomes; what was upscaled before is not an input."""
     suffix = output.suffix.lower()
     if len(images) == 1 and suffix in FORMATS and not output.is_dir():
@@ -178,7 +243,7 @@ def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str 
     sources: dict[Path, Path] = {}
     for source, relative in images.items():
         own = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
-        target = output / relative.with_name(f"{relative.stem}_x{scale}{_SUFFIXES[kind] if kind else own}")
+        target = output / relative.with_name(f"{relative.stem}_{size}{_SUFFIXES[kind] if kind else own}")
         if target in sources:
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target

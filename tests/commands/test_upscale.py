@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from esc_basicsr.__main__ import main
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale import Upscaler
+from esc_basicsr.upscale.output_size import reduced
 
 
 @pytest.fixture
@@ -206,3 +208,50 @@ def test_exported_network_is_told_from_a_checkpoint(
         assert main(["export", str(model), "-o", "small.pt", "--overwrite"]) == 0
     assert main(["upscale", "in", "-o", "out", "--model", f"small{suffix}"]) == 2
     assert f"small{suffix} is an exported network" in capsys.readouterr().err
+
+
+def test_any_size_for_16_bits_and_transparency(folder: Path, model: Path) -> None:
+    photo = load_sample_image("chelsea")[:20, :30].astype(np.uint16) * 257
+    samples = np.dstack([photo, photo[..., 0]])
+    (folder / "in/deep.png").write_bytes(imagecodecs.png_encode(samples))
+    call = ["upscale", "in/deep.png", "-o", "out", "--model", str(model)]
+    assert main([*call, "--outscale", "1.5"]) == 0
+    assert main([*call, "--size", "47x100"]) == 0
+    assert files(folder / "out") == ["deep_47x100.png", "deep_x1.5.png"]
+    image = imagecodecs.png_decode((folder / "out/deep_x1.5.png").read_bytes())
+    assert (image.shape, image.dtype) == ((30, 45, 4), np.uint16)
+    whole = Upscaler(model)(photo)
+    np.testing.assert_array_equal(image[..., :3], reduced(whole, (30, 45)))
+    assert imagecodecs.png_decode((folder / "out/deep_47x100.png").read_bytes()).shape == (31, 47, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--outscale", "2.5"], "--outscale 2.5 is more than the network's ×2"),
+        (["--outscale", "0.5"], "--outscale must be at least 1, got 0.5"),
+        (["--size", "20x20"], "in/cat.png: 30 × 20 pixels are larger than the result is to be"),
+    ],
+)
+def test_sizes_that_cannot_be_made_are_refused(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["upscale", "in/cat.png", "-o", "out", "--model", str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((folder / "out").glob("*"))
+
+
+@pytest.mark.parametrize("arguments", [["--outscale", "1/0"], ["--size", "3840"], ["--size", "0x10"]])
+def test_sizes_that_are_none_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["upscale", "in/cat.png", "-o", "out", *arguments])
+    assert f"got '{arguments[1]}'" in capsys.readouterr().err
+
+
+def test_network_that_ships_is_chosen_by_the_size(folder: Path) -> None:
+    for number, size in (("1.5", (45, 30)), ("3.5", (105, 70))):
+        assert main(["upscale", "in/cat.png", "-o", f"{number}.png", "--outscale", number]) == 0
+        with Image.open(f"{number}.png") as image:
+            assert image.size == size
