@@ -42,8 +42,8 @@ class OutputSize:
             factor = min(Fraction(self.box[0], width), Fraction(self.box[1], height))
         if factor > scale:
             raise UserError(
-                f"{name}: {width} × {height} pixels would be enlarged ×{float(factor):.4g}, and the network makes "
-                f"×{scale}: choose one of a larger scale, or a smaller result."
+                f"{name}: {width} × {height} pixels would be enlarged ×{float(factor):.4g}, and the network "
+                f"makes ×{scale}: choose one of a larger scale, or a smaller result."
             )
         if factor < 1:
             raise UserError(f"{name}: {width} × {height} pixels are larger than the result is to be.")

@@ -34,9 +34,11 @@ def test_sides_of_video_are_even() -> None:
 
 
 def test_what_the_network_cannot_reach_is_refused() -> None:
-    with pytest.raises(UserError, match=r"30 × 20 pixels would be enlarged ×5, and the network makes ×4"):
+    with pytest.raises(
+        UserError, match=r"a\.png: 30 × 20 pixels would be enlarged ×5, and the network makes ×4"
+    ):
         OutputSize(box=(150, 100)).of((20, 30), 4, "a.png")
-    with pytest.raises(UserError, match="a.png: 30 × 20 pixels are larger"):
+    with pytest.raises(UserError, match=r"a\.png: 30 × 20 pixels are larger"):
         OutputSize(box=(29, 100)).of((20, 30), 4, "a.png")
 
 
