@@ -1,10 +1,15 @@
-"""Upscale images: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'.
+"""Upscale images: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'; and films.
 
 PNG, JPEG, WebP and TIFF, 8 and 16 bit, gray or colour, with transparency, colour profile and metadata, which
-are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one image, a file.
+are kept; AVIF, HEIC and JPEG XL are read. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for
+one image, a file.
+
+Films are upscaled where they are named: audio, subtitles, chapters, timestamps and colours are kept. Whoever
+stops one, or loses power, calls again and it goes on. Needs the extra esc-basicsr[video].
 
   python -m esc_basicsr upscale photo.jpg -o photo_x4.jpg --model ESC_x4.pth
   python -m esc_basicsr upscale holiday -o large --model ESC-light_x2.safetensors --format png
+  python -m esc_basicsr upscale film.mp4 -o film_x2.mkv --start 1:30 --end 1:40
 """
 
 import argparse
@@ -24,8 +29,8 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import check_replaceable, check_writable
 from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
-from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, find_images
-from esc_basicsr.upscale.image_file import FORMATS
+from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
+from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
 from esc_basicsr.upscale.output_size import OutputSize, upscaled
 from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
@@ -73,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default: 95)"
     )
+    parser.add_argument(
+        "--crf", type=int, default=16, metavar="N", help="of films: 0 best, 51 smallest (default: 16)"
+    )
+    parser.add_argument(
+        "--start", type=_seconds, metavar="TIME", help="of films: seconds, or such as 1:02:03.5"
+    )
+    parser.add_argument("--end", type=_seconds, metavar="TIME", help="of films")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
     existing.add_argument("--skip-existing", action="store_true", help="skip what was upscaled before")
@@ -104,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.max_megapixels < float("inf"):
         raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
     images = _find(args.input)
+    has_films = any(map(_is_film, images))
+    _check_film_arguments(args, has_films)
     size = _output_size(args)
     memory = None if args.memory is None else int(args.memory * 2**30)
     upscaler = Upscaler(
@@ -135,7 +149,13 @@ def run(args: argparse.Namespace) -> int:
         for source, target in bar:
             bar.set_postfix_str(_printable(source.name)[:_NAME])
             try:
-                upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6), size)
+                if _is_film(source):
+                    from esc_basicsr.upscale.video import upscale_video  # which needs an extra
+
+                    upscale_video(upscaler, source, target, size, args.crf, args.start, args.end)
+                else:
+                    most = int(args.max_megapixels * 10**6)
+                    upscale_file(upscaler, source, target, args.quality, most, size)
             except UserError as error:
                 problems.append(_printable(str(error)))
             except Exception as error:  # of one image; the others are still to be done
@@ -143,7 +163,8 @@ def run(args: argparse.Namespace) -> int:
                 problems.append(_printable(f"{source}: {reason}"))
     done = len(targets) - len(problems)
     skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
-    print(f"{shown(args.output)}: {done} of {len(targets)} images upscaled{skipped}.")
+    word = "files" if has_films else "images"
+    print(f"{shown(args.output)}: {done} of {len(targets)} {word} upscaled{skipped}.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
@@ -175,6 +196,30 @@ def upscale_file(
             np.full(shape, alpha.flat[0], alpha.dtype) if is_constant else upscaled(upscaler, alpha, shape)
         )
     write_image(target, replace(image, pixels=pixels, alpha=alpha), quality)
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _check_film_arguments(args: argparse.Namespace, has_films: bool) -> None:
+    """Refuse times that are none; see that PyAV is installed before anything is upscaled."""
+    if has_films:
+        import av  # noqa: F401
+    elif args.start is not None or args.end is not None:
+        raise UserError("--start and --end are for films, and none is named.")
+    if not 0 <= args.crf <= 51:
+        raise UserError(f"--crf must be from 0 to 51, got {args.crf}.")
+    if args.end is not None and args.end <= (args.start or 0):
+        raise UserError("--end must be later than --start.")
+
+
+def _seconds(text: str) -> Fraction:
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected seconds, or such as 1:02:03.5, got {text!r}")
+    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+    return (hours * 60 + minutes) * 60 + seconds
 
 
 def _factor(text: str) -> Fraction:
@@ -231,19 +276,27 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
 def _name_targets(images: dict[Path, Path], output: Path, size: str, kind: str | None) -> dict[Path, Path]:
     """Name the file that each image becomes; what was upscaled before is not an input."""
     suffix = output.suffix.lower()
-    if len(images) == 1 and suffix in FORMATS and not output.is_dir():
-        if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
+    if len(images) == 1 and not output.is_dir():
+        formats = VIDEO_FORMATS if any(map(_is_film, images)) else FORMATS
+        if kind is not None and FORMATS[_SUFFIXES[kind]] != formats.get(suffix, FORMATS[_SUFFIXES[kind]]):
             raise UserError(f"--format {kind} contradicts the name {output}: leave one out.")
-        return dict.fromkeys(images, output)
-    if len(images) == 1 and suffix in (".bmp", *UNREAD_SUFFIXES) and not output.is_dir():
-        raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(FORMATS)}.")
+        if suffix in formats:
+            return dict.fromkeys(images, output)
+        if suffix in (".bmp", *FORMATS, *UNREAD_SUFFIXES):
+            raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(formats)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; for {len(images)} images a folder is expected.")
     targets: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for source, relative in images.items():
-        own = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
-        target = output / relative.with_name(f"{relative.stem}_{size}{_SUFFIXES[kind] if kind else own}")
+        own = source.suffix.lower()
+        if _is_film(source):
+            own = own if own in VIDEO_FORMATS else ".mkv"
+        elif kind is not None:
+            own = _SUFFIXES[kind]
+        elif own not in FORMATS:
+            own = ".png"
+        target = output / relative.with_name(f"{relative.stem}_{size}{own}")
         if target in sources:
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target

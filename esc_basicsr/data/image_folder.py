@@ -13,8 +13,13 @@ from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import decode_source_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Of images that are not read: named, so that nobody takes them for done.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".wmv", ".flv", ".3gp"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob"),
+)
+# Of what is not read in folders: named, so that nobody takes them for done.
 UNREAD_SUFFIXES = (
+    *VIDEO_SUFFIXES,
     *(".avif", ".gif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".exr", ".hdr"),
     *(".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"),
 )

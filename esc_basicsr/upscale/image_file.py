@@ -27,6 +27,8 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+# suffix of a film that is written -> FFmpeg's name of the format
+VIDEO_FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
 
 EXIF_IFD = 0x8769
 _DIRECTORIES = (EXIF_IFD, 0x8825, 0xA005)  # EXIF's, GPS's, interoperability's

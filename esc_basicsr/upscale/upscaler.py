@@ -93,7 +93,7 @@ class Upscaler:
         self._network = _prepare(trained.network.to(self.device), self.device)
         self._window = grid_of(trained.network, trained.options)
         self._memory = memory
-        self._ensemble = ensemble
+        self.ensemble = ensemble
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
@@ -158,7 +158,7 @@ class Upscaler:
         """
         if 0 in batch.shape:
             raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
-        if self._ensemble:
+        if self.ensemble:
             return finish(self._mean_of_turns(mirrored(batch).expand(-1, 3, -1, -1)))
         return self._without_border(self._upscale_bordered(mirrored(batch).expand(-1, 3, -1, -1), finish))
 
