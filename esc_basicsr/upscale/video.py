@@ -76,7 +76,7 @@ def upscale_video(
             span = _make_segments(upscaler, source, parts, size, crf, (start, end))
             with written_whole(target) as file:
                 join(source, _segments(parts), target, file, span)
-        shutil.rmtree(parts)
+        shutil.rmtree(parts, ignore_errors=True)
     except av.FFmpegError as error:
         raise UserError(f"{source} cannot be upscaled: {error.strerror or error}.") from error
 
@@ -116,7 +116,11 @@ def _parts(target: Path, job: dict[str, Any]) -> Iterator[Path]:
             else:
                 with written_whole(note) as file:
                     file.write(json.dumps(job, indent=2).encode())
-            yield folder
+            try:
+                yield folder
+            finally:
+                if not _segments(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         raise UserError(f"{target} is being made by another process already.") from None
 

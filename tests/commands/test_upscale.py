@@ -1,11 +1,14 @@
 """The command upscale, as people call it."""
 
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
+from fixtures.films import frames_of, moving
 from PIL import Image
 
 from esc_basicsr.__main__ import main
@@ -255,3 +258,59 @@ def test_network_that_ships_is_chosen_by_the_size(folder: Path) -> None:
         assert main(["upscale", "in/cat.png", "-o", f"{number}.png", "--outscale", number]) == 0
         with Image.open(f"{number}.png") as image:
             assert image.size == size
+
+
+def test_films_are_upscaled_where_they_are_named(
+    folder: Path,
+    model: Path,
+    make_film: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    esc_log: list[str],
+) -> None:
+    make_film(folder / "in/film.mp4", moving(3))
+    call = ["upscale", "in/film.mp4", "in/cat.png", "-o", "out", "--model", str(model)]
+    assert main([*call, "--crf", "1", "--start", "0:00.08", "--end", "1"]) == 0
+    assert files(folder / "out") == ["cat_x2.png", "film_x2.mp4"]
+    assert "out: 2 of 2 files upscaled." in capsys.readouterr().out
+    films = [frames_of(path) for path in (folder / "in/film.mp4", folder / "out/film_x2.mp4")]
+    for old, new in zip(films[0][1:], films[1], strict=True):
+        difference = Upscaler(model)(old) - new.astype(float)
+        assert np.abs(difference @ [0.2126, 0.7152, 0.0722]).mean() < 5  # on luma: this network adds colours
+    assert main(["upscale", "in", "-o", "all", "--model", str(model)]) == 0
+    assert files(folder / "all") == ["cat_x2.png", "more/gray_x2.jpg"]
+    assert any("left out: film.mp4" in message for message in esc_log)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in/film.mp4", "-o", "large.avi"], "large.avi: .avi is not written; choose among .mkv, .mp4, .mov"),
+        (["in/film.mp4", "-o", "large.png"], "large.png: .png is not written; choose among .mkv, .mp4, .mov"),
+        (["in/cat.png", "-o", "large.mkv"], "large.mkv: .mkv is not written; choose among .png"),
+        (["in/film.mp4", "-o", "large.mkv", "--crf", "52"], "--crf must be from 0 to 51"),
+        (["in/film.mp4", "-o", "o.mkv", "--start", "3", "--end", "2.5"], "--end must be later than --start"),
+        (["in/film.mp4", "-o", "o.mkv", "--start", "1"], "in/film.mp4 has no frames within this time"),
+        (["in/cat.png", "-o", "large.png", "--start", "1"], "--start and --end are for films"),
+    ],
+)
+def test_wrong_wishes_for_films_are_refused(
+    folder: Path,
+    model: Path,
+    make_film: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    make_film(folder / "in/film.mp4", moving(2))
+    assert main(["upscale", *arguments, "--model", str(model)]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["in"]
+
+
+def test_films_need_an_extra_that_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "in/film.mp4").touch()
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["upscale", "in/film.mp4", "-o", "out"]) == 2
+    assert "pip install 'esc-basicsr[video]'" in capsys.readouterr().err
