@@ -32,7 +32,7 @@ from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
 from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
 from esc_basicsr.upscale.output_size import OutputSize, upscaled
-from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
+from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
 from esc_basicsr.upscale.write_image import fitted, write_image
 from esc_basicsr.weights.shipped import model_list
@@ -256,7 +256,7 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found |= {path / relative: relative for relative in find_images(path, recursive=True)}
+            found |= {path / relative: relative for relative in find_images(path, True, READ_SUFFIXES)}
         elif path.is_file():
             found[path] = Path(path.name)
         elif not path.exists() and glob.has_magic(text):

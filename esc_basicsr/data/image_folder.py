@@ -25,7 +25,7 @@ UNREAD_SUFFIXES = (
 )
 
 
-def find_images(folder: Path, recursive: bool) -> list[Path]:
+def find_images(folder: Path, recursive: bool, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Find the image files in ``folder``, sorted, relative to it; hidden files and folders are ignored.
 
     The log names images of formats that are not read.
@@ -39,13 +39,13 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
         found = sorted(_images_in(folder, recursive, ()))
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be searched: {error.strerror}") from error
-    unread = [path for path in found if path.suffix.lower() in UNREAD_SUFFIXES]
+    unread = [path for path in found if path.suffix.lower() not in suffixes]
     if unread:
         named = first_few([ascii(str(path))[1:-1] for path in unread])
         logger.warning("%s: of formats that are not read, and left out: %s.", folder, named)
-    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in found if path.suffix.lower() in suffixes]
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{folder} holds no images ({', '.join(suffixes)})")
     return images
 
 

@@ -127,7 +127,7 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
             stream = main_stream(container, path)
             if first is not None and is_sought:
                 container.seek(int(first / cast(Fraction, stream.time_base)), stream=stream)
-            frames = (_timed(frame, path) for frame in container.decode(stream))
+            frames = _decoded(container, stream, path)
             head = next(frames, None)
             if is_sought and (head is None or time_of(head) > cast(Fraction, first)):
                 continue  # the film begins later, or its index is wrong: decode it from its beginning
@@ -137,12 +137,21 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
             return
 
 
-def _timed(frame: VideoFrame, path: Path) -> VideoFrame:
-    if frame.pts is None:
-        frame.pts = frame.dts  # which is the same without B-frames, as in old AVI files
-    if frame.pts is None:
-        raise UserError(f"{path}: its frames have no timestamps: put it into another container first.")
-    return frame
+def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            warn_once(f"{path} is damaged: frames that cannot be decoded are left out.")
+            continue
+        for frame in frames:
+            if frame.pts is None:
+                frame.pts = frame.dts  # which is the same without B-frames, as in old AVI files
+            if frame.pts is None:
+                raise UserError(
+                    f"{path}: its frames have no timestamps: put it into another container first."
+                )
+            yield frame
 
 
 def time_of(timed: VideoFrame | Packet) -> Fraction:

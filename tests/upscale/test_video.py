@@ -295,8 +295,9 @@ upscale(Killed(Path({str(model)!r})), Path({str(film)!r}), Path({str(tmp_path / 
 
 
 def test_parts_of_another_job_are_not_mixed(
-    tmp_path: Path, make_film: Callable[..., Path], model: Path
+    tmp_path: Path, make_film: Callable[..., Path], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(video, "_SEGMENT", 2)
     film, target = make_film(tmp_path / "film.mp4"), tmp_path / "large.mp4"
     with pytest.raises(KeyboardInterrupt):
         upscale(Doubling(model, fails_at=3), film, target)
@@ -348,6 +349,18 @@ def test_what_cannot_be_done_is_told_before_it_is_begun(
         upscale(doubling, tmp_path / "sound.mkv", tmp_path / "large.mkv")
     assert doubling.calls == 0
     assert not list(tmp_path.glob("large*"))
+
+
+def test_damaged_part_of_a_film_is_left_out_and_told(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = make_film(tmp_path / "film.mkv", options={"g": "1"}, is_silent=True)
+    content = packets_of(film, "video")[5][1]
+    film.write_bytes(film.read_bytes().replace(content, bytes(len(content))))
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert any("film.mkv is damaged" in message for message in esc_log)
+    assert times_of(large)[:5] == times_of(film)[:5]
+    assert times_of(large)[-6:] == times_of(film)[-6:]
 
 
 def test_odd_sides_become_even_and_a_network_does_the_work(
