@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -98,7 +99,8 @@ class ImageFile:
         for tag, side in ((_WIDTH, size[1]), (_HEIGHT, size[0])):
             if tag in directory:
                 directory[tag] = side
-        for tag, own in (*zip(_PIXELS_PER_UNIT, factors, strict=True), *((tag, factors) for tag in _PLACES)):
+        axes = {_PIXELS_PER_UNIT[0]: factors[:1], _PIXELS_PER_UNIT[1]: factors[1:]}
+        for tag, own in (axes | dict.fromkeys(_PLACES, factors)).items():
             if tag in directory and (value := _times(directory.pop(tag), own)) is not None:
                 directory[tag] = value
         if GEO_TAGS & exif.keys() and not _scale_georeference(exif, factors):
@@ -146,8 +148,8 @@ def _larger_in_xmp(found: re.Match[bytes], factors: tuple[Fraction, Fraction]) -
     return found[1] + b"%d/%d" % (value.numerator, value.denominator)
 
 
-def _times(value: Any, factors: Fraction | tuple[Fraction, Fraction]) -> Any:
-    """Multiply a number or several, which lie along the width and the height in turn; None if one is none."""
+def _times(value: Any, factors: Sequence[Fraction]) -> Any:
+    """Multiply a number or several by the factors in turn; None if one is none."""
     values = value if isinstance(value, tuple) else (value,)
     try:
         are_numbers = all(isinstance(one, int | float | IFDRational) and math.isfinite(one) for one in values)
@@ -155,12 +157,11 @@ def _times(value: Any, factors: Fraction | tuple[Fraction, Fraction]) -> Any:
         return None
     if not are_numbers:
         return None
-    axes = factors if isinstance(factors, tuple) else (factors,)
     scaled = tuple(
         IFDRational(Fraction(float(one)).limit_denominator(10**6) * factor)
         if isinstance(one, IFDRational | float)
         else round(one * factor)
-        for one, factor in zip(values, itertools.cycle(axes), strict=False)
+        for one, factor in zip(values, itertools.cycle(factors), strict=False)
     )
     return scaled if isinstance(value, tuple) else scaled[0]
 

@@ -86,4 +86,4 @@ def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if pixels.ndim == 3:
         return np.dstack([reduced(channel, size) for channel in np.moveaxis(pixels, 2, 0)])
     values = Image.fromarray(pixels.astype(np.float32)).resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.rint(values).clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    return np.rint(np.asarray(values)).clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)

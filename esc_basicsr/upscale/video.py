@@ -177,14 +177,12 @@ def _make_segments(
 
 def _done(segments: list[Path]) -> tuple[int, Fraction | None]:
     """Return how many frames segments hold, and the timestamp of the last."""
-    count, last = 0, None
-    for packet in segment_packets(segments):
-        count, last = count + 1, time_of(packet)
-    return count, last
+    times = [time_of(packet) for packet in segment_packets(segments[-1:])]
+    return max(len(segments) - 1, 0) * _SEGMENT + len(times), times[-1] if times else None
 
 
 def _frames(source: Path, span: Span, after: Fraction | None) -> Iterator[VideoFrame]:
-    """Decode the frames of a part that come after a timestamp."""
+    """Decode the frames of a part that come after a timestamp, each later than the one before."""
     first = after if after is not None else None if span.start is None else span.offset
     for frame in frames_from(source, first):
         time = time_of(frame)
@@ -192,6 +190,7 @@ def _frames(source: Path, span: Span, after: Fraction | None) -> Iterator[VideoF
             return
         if span.holds(time) and (after is None or time > after):
             yield frame
+            after = time
 
 
 def _count(duration: int | None, stream: VideoStream, span: Span) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
 import numpy as np
@@ -30,6 +30,8 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger, warn_once
 from esc_basicsr.upscale.image_file import VIDEO_FORMATS, Pixels
 
+AnyPacket: TypeAlias = "Packet[Any]"
+
 SEGMENT_FORMAT = "nut"  # whose timestamps are as fine as those of any other
 
 _EXACTLY = (
@@ -38,17 +40,20 @@ _EXACTLY = (
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.ACCURATE_RND
 )
-_UNSPECIFIED_MATRIX, _BT709 = 2, 1
+_BT709 = 1  # a matrix from RGB
 _CHROMA = {(8, 8): "420", (8, 16): "422"}  # width and height of what is 16 × 16 in luma
 # Tags that are true of the old file or stream alone.
 _FALSE_TAGS = re.compile(
-    r"major_brand|minor_version|compatible_brands|encoder|BPS|DURATION|NUMBER_OF_|_STATISTICS_|handler_name|vendor_id",
+    r"major_brand|minor_version|compatible_brands|encoder|handler_name|vendor_id|rotate|"
+    r"BPS|DURATION|NUMBER_OF_|_STATISTICS_",
     re.IGNORECASE,
 )
 _LOST = {
     SideData.DOVI_METADATA: "Dolby Vision",
     SideData.DYNAMIC_HDR_PLUS: "HDR10+",
     SideData.A53_CC: "closed captions within the video",
+    SideData.SPHERICAL: "the projection of 360 degrees",
+    SideData.STEREO3D: "that it is stereoscopic",
 }
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
@@ -154,10 +159,10 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
             yield frame
 
 
-def time_of(timed: VideoFrame | Packet) -> Fraction:
+def time_of(timed: "VideoFrame | Packet[Any]") -> Fraction:
     """Return the timestamp of a frame or packet in seconds."""
     ticks = timed.pts if timed.pts is not None else timed.dts
-    return (ticks or 0) * timed.time_base
+    return Fraction(ticks or 0) * cast(Fraction, timed.time_base)
 
 
 def look_of(frame: VideoFrame, stream: VideoStream, name: object) -> Look:
@@ -175,7 +180,7 @@ def look_of(frame: VideoFrame, stream: VideoStream, name: object) -> Look:
     }
     if is_rgb:
         colours |= {"color_range": ColorRange.MPEG, "colorspace": _BT709}
-    side_data = {each.type: bytes(each) for each in frame.side_data}
+    side_data = {each.type: bytes(each) for each in cast(Any, frame.side_data)}
     lost = [word for kind, word in _LOST.items() if kind in side_data]
     if any(component.is_alpha for component in components):
         lost.append("transparency")
@@ -190,7 +195,7 @@ def look_of(frame: VideoFrame, stream: VideoStream, name: object) -> Look:
         _hdr_parameters(side_data),
         cast(Fraction, stream.time_base),
         stream.average_rate or stream.guessed_rate or Fraction(25),
-        1 / aspect if aspect and frame.rotation % 180 else aspect,
+        1 / aspect if aspect and _turn(frame)[0] else aspect,
     )
 
 
@@ -222,7 +227,22 @@ def to_rgb(frame: VideoFrame) -> Pixels:
     rgb = frame.reformat(
         format="rgb48le" if is_deep else "rgb24", interpolation=_EXACTLY, dst_color_range=ColorRange.JPEG
     )
-    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), frame.rotation // 90))
+    pixels: Pixels = rgb.to_ndarray()
+    is_transposed, is_upside_down, is_mirrored = _turn(frame)
+    pixels = pixels.swapaxes(0, 1) if is_transposed else pixels
+    return np.ascontiguousarray(pixels[:: -1 if is_upside_down else 1, :: -1 if is_mirrored else 1])
+
+
+def _turn(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """Tell how a frame is to be turned: transposed, then upside down, then left to right."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return False, False, False
+    # what a step to the right becomes, across and down; and a step down
+    right_across, right_down, _, down_across, down_down = struct.unpack_from("=5i", cast(Any, matrix))
+    if abs(right_down) > abs(right_across):
+        return True, right_down < 0, down_across < 0
+    return False, down_down < 0, right_across < 0
 
 
 def from_rgb(pixels: Pixels, look: Look, pts: int) -> VideoFrame:
@@ -274,7 +294,7 @@ def encode_segment(
         output.mux(encoder.encode(None))
 
 
-def segment_packets(segments: Iterable[Path]) -> Iterator[Packet]:
+def segment_packets(segments: Iterable[Path]) -> Iterator[AnyPacket]:
     """Read the encoded frames of segments, one after the other."""
     for segment in segments:
         with av.open(segment) as container:
@@ -383,13 +403,14 @@ def _chapters(source: InputContainer, span: Span) -> list[Any]:
         times = [chapter[edge] * tick - span.offset for edge in ("start", "end")]
         if span.end is not None:
             times[1] = min(times[1], span.end - (span.start or 0))
-        if times[1] > max(times[0], 0):
-            start, end = (round(max(time, Fraction(0)) * 1000) for time in times)
-            chapters.append({**chapter, "start": start, "end": end, "time_base": Fraction(1, 1000)})
+        start, end = (max(time, Fraction(0)) for time in times)
+        if start < end:
+            edges = {"start": round(start * 1000), "end": round(end * 1000)}
+            chapters.append({**chapter, **edges, "time_base": Fraction(1, 1000)})
     return chapters
 
 
-def _of_stream(packets: Iterable[Packet], stream: Stream, span: Span) -> Iterator[Packet]:
+def _of_stream(packets: Iterable[AnyPacket], stream: Stream, span: Span) -> Iterator[AnyPacket]:
     """Give packets to a stream; the part's begin becomes time zero."""
     for packet in packets:
         shift = round(span.offset / packet.time_base)
@@ -401,7 +422,7 @@ def _of_stream(packets: Iterable[Packet], stream: Stream, span: Span) -> Iterato
         yield packet
 
 
-def _copied(source: InputContainer, copies: Mapping[int, Stream], span: Span) -> Iterator[Packet]:
+def _copied(source: InputContainer, copies: Mapping[int, Stream], span: Span) -> Iterator[AnyPacket]:
     """Read the packets of streams that are copied."""
     if not copies:
         return
@@ -420,7 +441,7 @@ def _copied(source: InputContainer, copies: Mapping[int, Stream], span: Span) ->
             yield from _of_stream([part], stream, span)
 
 
-def _within(packet: Packet, span: Span) -> Packet | None:
+def _within(packet: AnyPacket, span: Span) -> "AnyPacket | None":
     """Shorten a subtitle to the part that is upscaled; None if it is shown outside."""
     tick = packet.time_base
     start, end = time_of(packet), time_of(packet) + (packet.duration or 0) * tick
@@ -436,13 +457,13 @@ def _within(packet: Packet, span: Span) -> Packet | None:
     return packet
 
 
-def _plain_text(packet: Packet) -> Packet | None:
+def _plain_text(packet: AnyPacket) -> "AnyPacket | None":
     """Take the text out of an MP4's subtitle, as Matroska has it; None for a pause."""
     data = bytes(packet)
     text = data[2 : 2 + int.from_bytes(data[:2], "big")]
     if not text:
         return None
-    plain = Packet(text)
+    plain: AnyPacket = Packet(text)
     plain.time_base, plain.pts, plain.dts, plain.duration = (
         packet.time_base,
         packet.pts,

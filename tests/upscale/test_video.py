@@ -180,6 +180,8 @@ def test_hdr_is_kept(tmp_path: Path, make_film: Callable[..., Path], doubling: D
     )
     large = upscale(doubling, film, tmp_path / "large.mp4")
     assert probe(large)["colours"] == PQ
+    with av.open(str(large)) as container:
+        assert container.streams.video[0].codec_tag == "hvc1"
     told = []
     for path in (film, large):
         with av.open(str(path)) as container:
@@ -201,6 +203,16 @@ def test_rotated_films_come_out_upright(
     assert probe(large)["aspect"] == (Fraction(4, 3) if rotation == 180 else Fraction(3, 4))
     with av.open(str(large)) as container:
         assert next(container.decode(video=0)).rotation == 0
+
+
+def test_mirrored_films_come_out_as_they_are_shown(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    """As phones store what their front camera sees."""
+    film = make_film(tmp_path / "film.mp4", rotation=90, is_mirrored=True)
+    large = upscale(doubling, film, tmp_path / "large.mp4")
+    turned = [np.rot90(image)[:, ::-1].repeat(2, 0).repeat(2, 1) for image in frames_of(film)]
+    assert_alike(frames_of(large), turned)
 
 
 def test_frames_that_repeat_are_computed_once(
