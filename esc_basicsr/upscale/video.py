@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 import numpy as np
@@ -26,6 +26,7 @@ from esc_basicsr.upscale.output_size import OutputSize, upscaled
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.upscale.video_file import (
     SEGMENT_FORMAT,
+    Look,
     Span,
     check_holds,
     encode_segment,
@@ -142,37 +143,43 @@ def _make_segments(
         stream = main_stream(container, source)
         beginning = Fraction(container.start_time or 0, av.time_base)  # not zero in what was broadcast
         span = Span(max(beginning, Fraction(0)), *times)
-        number, after = _done(_segments(parts))
-        frames = _frames(source, span, after)
-        head = next(frames, None)
+        head = next(_frames(source, span), None)
         if head is None:
-            if number == 0:
-                raise UserError(f"{source} has no frames within this time.")
-            return span
+            raise UserError(f"{source} has no frames within this time.")
         look = look_of(head, stream, source)
-        frames, upscale = itertools.chain([head], frames), _RepeatingUpscaler(upscaler)
-        shape = size.of(to_rgb(head).shape, upscaler.scale, str(source), multiple=2)
         total = _count(container.duration, stream, span)
-    with tqdm(total=total, initial=number, desc=source.name, unit="frame", leave=False) as bar:
-
-        def results(some: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-            for frame in some:
-                if (frame.width, frame.height) != (head.width, head.height):
-                    raise UserError(
-                        f"{source} changes its size at {float(time_of(frame)):.2f} s: cut it there."
-                    )
-                assert frame.pts is not None
-                yield from_rgb(upscale(to_rgb(frame), shape), look, frame.pts)
-                bar.update()
-
-        for first in frames:
+    shape = size.of(to_rgb(head).shape, upscaler.scale, str(source), multiple=2)
+    done, last = _done(_segments(parts))
+    upscale = _RepeatingUpscaler(upscaler, shape)
+    with tqdm(total=total, initial=done, desc=source.name, unit="frame", leave=False) as bar:
+        results = _results(_frames(source, span, last), upscale, look, source, bar)
+        for first in results:
             segment = parts / f"{len(_segments(parts)):06}.{SEGMENT_FORMAT}"
             with written_whole(segment) as file:
-                some = itertools.chain([first], itertools.islice(frames, _SEGMENT - 1))
-                encode_segment(file, results(some), shape, look, crf)
+                some = itertools.chain([first], itertools.islice(results, _SEGMENT - 1))
+                encode_segment(file, some, shape, look, crf)
     if upscale.repeats:
         logger.info("%s: %d frames repeat the one before.", source, upscale.repeats)
     return span
+
+
+def _results(
+    frames: Iterator[VideoFrame],
+    upscale: "_RepeatingUpscaler",
+    look: Look,
+    source: Path,
+    bar: "tqdm[NoReturn]",
+) -> Iterator[VideoFrame]:
+    """Upscale frames, one at a time, as they are asked for."""
+    before = None
+    for frame in frames:
+        pixels = to_rgb(frame)
+        if before not in (None, pixels.shape):
+            raise UserError(f"{source} changes its size at {float(time_of(frame)):.2f} s: cut it there.")
+        before = pixels.shape
+        assert frame.pts is not None
+        yield from_rgb(upscale(pixels), look, frame.pts)
+        bar.update()
 
 
 def _done(segments: list[Path]) -> tuple[int, Fraction | None]:
@@ -181,7 +188,7 @@ def _done(segments: list[Path]) -> tuple[int, Fraction | None]:
     return max(len(segments) - 1, 0) * _SEGMENT + len(times), times[-1] if times else None
 
 
-def _frames(source: Path, span: Span, after: Fraction | None) -> Iterator[VideoFrame]:
+def _frames(source: Path, span: Span, after: Fraction | None = None) -> Iterator[VideoFrame]:
     """Decode the frames of a part that come after a timestamp, each later than the one before."""
     first = after if after is not None else None if span.start is None else span.offset
     for frame in frames_from(source, first):
@@ -207,14 +214,14 @@ def _count(duration: int | None, stream: VideoStream, span: Span) -> int | None:
 class _RepeatingUpscaler:
     """Upscales frames, but none that equals the one before: cartoons and slides show many twice."""
 
-    def __init__(self, upscaler: Upscaler) -> None:
+    def __init__(self, upscaler: Upscaler, size: tuple[int, int]) -> None:
         self.repeats = 0
-        self._upscaler = upscaler
+        self._upscaler, self._size = upscaler, size
         self._last: tuple[Pixels, Pixels] | None = None
 
-    def __call__(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    def __call__(self, pixels: Pixels) -> Pixels:
         if self._last is not None and np.array_equal(self._last[0], pixels):
             self.repeats += 1
         else:
-            self._last = pixels, upscaled(self._upscaler, pixels, size)
+            self._last = pixels, upscaled(self._upscaler, pixels, self._size)
         return self._last[1]
