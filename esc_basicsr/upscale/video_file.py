@@ -34,12 +34,9 @@ AnyPacket: TypeAlias = "Packet[Any]"
 
 SEGMENT_FORMAT = "nut"  # whose timestamps are as fine as those of any other
 
-_EXACTLY = (
-    Interpolation.BICUBIC
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.ACCURATE_RND
-)
+# libswscale's flags, of which PyAV before 18 names but the first: bicubic, chroma of every pixel in and out,
+# accurate rounding
+_EXACTLY = Interpolation.BICUBIC.value | 0x4000 | 0x2000 | 0x40000
 _BT709 = 1  # a matrix from RGB
 _CHROMA = {(8, 8): "420", (8, 16): "422"}  # width and height of what is 16 × 16 in luma
 # Tags that are true of the old file or stream alone.

@@ -260,6 +260,13 @@ def test_network_that_ships_is_chosen_by_the_size(folder: Path) -> None:
             assert image.size == size
 
 
+def test_ensemble_is_what_it_is_in_python(folder: Path, model: Path) -> None:
+    assert main(["upscale", "in/cat.png", "-o", "out", "--model", str(model), "--ensemble"]) == 0
+    with Image.open("out/cat_x2.png") as image, Image.open("in/cat.png") as small:
+        expected = Upscaler(model, ensemble=True)(np.asarray(small))
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+
 def test_films_are_upscaled_where_they_are_named(
     folder: Path,
     model: Path,
