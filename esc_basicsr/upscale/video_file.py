@@ -232,11 +232,11 @@ def to_rgb(frame: VideoFrame) -> Pixels:
 
 def _turn(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """Tell how a frame is to be turned: transposed, then upside down, then left to right."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    matrix = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return False, False, False
     # what a step to the right becomes, across and down; and a step down
-    right_across, right_down, _, down_across, down_down = struct.unpack_from("=5i", cast(Any, matrix))
+    right_across, right_down, _, down_across, down_down = struct.unpack_from("=5i", matrix)
     if abs(right_down) > abs(right_across):
         return True, right_down < 0, down_across < 0
     return False, down_down < 0, right_across < 0
