@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from esc_basicsr.common.errors import UserError
 
@@ -25,7 +25,6 @@ Pixels = npt.NDArray[Any]
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
 _OF_8_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")  # "a": colours are multiplied by it
-_ORIENTATION = 0x0112  # a tag of EXIF
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins
 _INFO_TAGS = {"icc_profile": 34675, "xmp": 700}
 _RESOLUTION_UNIT, _INCH = 296, 2
@@ -221,7 +220,7 @@ def orientation_of(image: Image.Image) -> int:
     """Read how an image is to be turned, as EXIF says."""
     # JPEG XL says it outside of EXIF, and its decoder does it, unless it restores a JPEG that was packed.
     is_upright = image.format == "JXL" and not getattr(image, "jpeg", False)
-    return 1 if is_upright else exif_of(image).get(_ORIENTATION, 1)
+    return 1 if is_upright else exif_of(image).get(ExifTags.Base.Orientation, 1)
 
 
 def _decode_by_pillow(image: Image.Image) -> Decoded:

@@ -33,7 +33,11 @@ READ_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jxl")
 # Pillow's name of a format -> how its files begin (HEIF's after their first four bytes), the module that
 # reads them, and what installs it
 _PLUGINS = {
-    "AVIF": (re.compile(rb"....ftypavi[fs]", re.DOTALL), "PIL.AvifImagePlugin", "pip install -U pillow"),
+    "AVIF": (
+        re.compile(rb"....ftyp(?:avi[fs]|(?:mif1|msf1).{4,32}avif)", re.DOTALL),
+        "PIL.AvifImagePlugin",
+        "pip install -U pillow",
+    ),
     "HEIF": (
         re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL),
         "pillow_heif",
