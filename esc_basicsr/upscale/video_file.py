@@ -52,6 +52,7 @@ _LOST = {
     SideData.SPHERICAL: "the projection of 360 degrees",
     SideData.STEREO3D: "that it is stereoscopic",
 }
+_COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
 
@@ -363,17 +364,23 @@ def _add_copies(
     video = main_stream(source, path)
     copies: dict[int, Stream] = {}
     lost = []
+    is_matroska = output.format.name == "matroska"
     for stream in source.streams:
         name = stream.name
-        is_film = stream.type == "video" and not stream.disposition & Disposition.attached_pic
+        is_cover = bool(stream.disposition & Disposition.attached_pic)
         if stream.index == video.index or (name == "bin_data" and source.chapters()):
             continue  # MP4 has a stream of data for its chapters' titles
         try:
-            if is_film or stream.type == "data":
+            if stream.type == "data" or (stream.type == "video" and not is_cover):
                 raise ValueError
-            if stream.type == "attachment" and output.format.name != "matroska":
+            if stream.type == "attachment" and not is_matroska:
                 raise ValueError
-            if name == "mov_text" and output.format.name == "matroska":
+            if is_cover and is_matroska:  # which has pictures among its attachments
+                if name not in _COVERS:
+                    raise ValueError
+                output.add_attachment(*_COVERS[name], _first_packet(path, stream.index))
+                continue
+            if name == "mov_text" and is_matroska:
                 copies[stream.index] = output.add_mux_stream("subrip")
             else:
                 copies[stream.index] = output.add_stream_from_template(stream, opaque=True)
@@ -390,6 +397,11 @@ def _add_copies(
     if lost and is_told:
         logger.warning("%s: %s cannot be kept.", path, ", ".join(lost))
     return copies
+
+
+def _first_packet(path: Path, index: int) -> bytes:
+    with av.open(path) as film:
+        return bytes(next(film.demux(film.streams[index])))
 
 
 def _chapters(source: InputContainer, span: Span) -> list[Any]:

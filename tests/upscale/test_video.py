@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from filelock import FileLock
 from fixtures.films import BT709, CHAPTERS, SUBTITLES, TICK, frames_of, moving, packets_of
 
@@ -387,3 +388,63 @@ def test_odd_sides_become_even_and_a_network_does_the_work(
     assert probe(tmp_path / "large.mkv")["size"] == (26, 40)
     upscale(upscaler, film, tmp_path / "double.mkv")
     assert_alike(frames_of(tmp_path / "double.mkv"), [upscaler(image) for image in frames_of(film)])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".ts", "libx264"), (".avi", "mpeg4"), (".webm", "libvpx-vp9")]
+)
+def test_other_containers_are_read_and_begin_at_zero(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, suffix: str, codec: str
+) -> None:
+    options = {"crf": "4"} if codec == "libvpx-vp9" else {"q:v": "1"} if codec == "mpeg4" else {}
+    film = make_film(tmp_path / f"film{suffix}", codec=codec, is_silent=True, options=options)
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert_alike(frames_of(large), [image.repeat(2, 0).repeat(2, 1) for image in frames_of(film)])
+    first = times_of(film)[0]
+    assert (first > 0) is (suffix == ".ts")
+    for old, new in zip(times_of(film), times_of(large), strict=True):
+        assert abs(old - first - new) <= Fraction(1, 900)
+
+
+def streams_beside(path: Path) -> tuple[list[Any], list[bytes]]:
+    """Name and content of the fonts, and of the cover pictures."""
+    with av.open(str(path)) as film:
+        fonts = [(each.metadata["filename"], each.data) for each in film.streams.attachments]
+        covers = [each for each in film.streams.video if each.disposition & Disposition.attached_pic]
+        return fonts, [bytes(packet) for packet in film.demux(covers) if packet.size] if covers else []
+
+
+def test_cover_and_fonts_go_with_a_film(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = make_film(tmp_path / "film.mp4", is_silent=True)
+    with av.open(str(film)) as old, av.open(str(tmp_path / "cover.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        cover: Any = new.add_stream("mjpeg", rate=1, width=32, height=24, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic
+        new.start_encoding()
+        picture = av.VideoFrame.from_ndarray(moving(1)[0]).reformat(format="yuvj420p")
+        picture.pts = 0
+        new.mux([*cover.encode(picture), *cover.encode(None)])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    fonts, covers = streams_beside(tmp_path / "cover.mp4")
+    assert (fonts, len(covers)) == ([], 1)
+    for suffix in (".mp4", ".mkv"):
+        large = upscale(doubling, tmp_path / "cover.mp4", tmp_path / f"large{suffix}")
+        assert streams_beside(large) == ([], covers)
+        assert len(times_of(large)) == 12
+
+    with av.open(str(tmp_path / "large.mkv")) as old, av.open(str(tmp_path / "font.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        new.add_attachment("a.ttf", "application/x-truetype-font", b"a font")
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    large = upscale(doubling, tmp_path / "font.mkv", tmp_path / "font_x2.mkv")
+    assert streams_beside(large) == ([("a.ttf", b"a font")], [])
+    upscale(doubling, tmp_path / "font.mkv", tmp_path / "font_x2.mp4")
+    assert any("(attachment, a.ttf) cannot be kept" in message for message in esc_log)
