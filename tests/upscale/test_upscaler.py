@@ -355,5 +355,12 @@ def test_ensemble_is_the_mean_over_flips_and_turns(
     assert np.abs(np.mean(turns, 0) - upscale(floats)).max() > 1e-3
 
 
+def test_ensemble_in_tiles_is_nearly_what_it_is_whole(model: Path) -> None:
+    image = load_sample_image("chelsea")[:96, :128]
+    whole = Upscaler(model, ensemble=True)
+    in_tiles = Upscaler(model, ensemble=True, memory=whole.bytes_per_pixel * 60**2)
+    assert np.abs(in_tiles(image).astype(int) - whole(image)).mean() < 0.5  # levels
+
+
 def test_ensemble_of_gray_stays_gray(model: Path, photo: np.ndarray) -> None:
     assert Upscaler(model, ensemble=True)(photo[..., 0]).shape == (122, 150)

@@ -278,6 +278,7 @@ def test_stopped_film_goes_on_where_it_was(
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_what_it_did(
     tmp_path: Path, make_film: Callable[..., Path], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
