@@ -134,7 +134,7 @@ def measure(
 ) -> list[Row]:
     """Measure steps of several forms on one batch, in turn."""
     steps = {
-        name: Step(build_network(name, scale).to(lq.device), lq, gt, dtype) for name in dict.fromkeys(names)
+        name: Step(build_network(name, scale, lq.device), lq, gt, dtype) for name in dict.fromkeys(names)
     }
     times = times_in_turn(steps, repeats, warmup, lq.device)
     first: dict[str, dict[str, Tensor]] = {}
