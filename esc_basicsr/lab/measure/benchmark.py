@@ -42,7 +42,7 @@ class Row(NamedTuple):
     params: int
     # largest absolute difference of the output from that of the network's first implementation
     difference: float | None
-    # of the output against that one's in float32, dB for a range of 1; None in float32
+    # of the output against the network's in float32, dB for a range of 1; None in float32
     psnr: float | None
 
     @property
@@ -83,7 +83,7 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
         if lq.dtype != torch.float32:
             if network not in exact:
                 with torch.inference_mode():
-                    exact[network] = build_network(name, scale, lq.device).eval()(lq.float())
+                    exact[network] = build_network(network, scale, lq.device).eval()(lq.float())
             psnr = float(-10 * (outputs[name].float() - exact[network]).square().mean().log10())
         size = (lq.shape[-2], lq.shape[-1])
         figures = (times[name], _memory(name, scale, lq), flops[network], params[name], difference, psnr)
@@ -105,7 +105,12 @@ def _time_those_that_fit(
 
 
 def _memory(name: str, scale: int, lq: torch.Tensor) -> int | None:
-    """Measure peak memory growth; None, with a warning, where that fails: times are not lost for it."""
+    """Measure peak memory growth; None, with a warning, where that fails: times are not lost for it.
+
+    None of CUDA graphs too, which hold what a pass takes between passes.
+    """
+    if implementation_of(name) == "graphs" and lq.device.type == "cuda":
+        return None
     try:
         return peak_memory_growth(functools.partial(build_network, name, scale, lq.device), lq)
     except UserError as error:
