@@ -13,7 +13,7 @@ from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.fast.gpu import take_failures
-from esc_basicsr.lab.gpu_report.floor import count_work, floor, measure_ceilings
+from esc_basicsr.lab.gpu_report.floor import count_numbers, floor, measure_ceilings
 from esc_basicsr.lab.measure import benchmark, training_step, window_attention
 from esc_basicsr.lab.measure.benchmark import random_image
 from esc_basicsr.lab.networks.by_name import build_network, described
@@ -66,9 +66,9 @@ ON_GPU = Plan(
 REHEARSAL = Plan(
     device="cpu",
     implementations=("release", "", "kernels", "graphs"),
-    trained=("release", "", "kernels"),
+    trained=("", "kernels"),
     methods=("naive", "fused", "kernels"),
-    compiled=("release", ""),
+    compiled=("",),
     variants=("ESC-FP",),
     scales=(2,),
     precisions=("fp32", "bf16"),
@@ -78,7 +78,7 @@ REHEARSAL = Plan(
     patch=16,
     windows=(4,),
     growth=((16, 16),),
-    grown=("release", ""),
+    grown=("",),
     repeats=1,
     warmup=0,
     copied=2**16,
@@ -259,9 +259,9 @@ def check_card() -> None:
 
 
 def free_memory() -> None:
-    """Give back what earlier networks have left."""
-    gc.collect()
+    """Give back what earlier networks have left on the GPU."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -286,9 +286,12 @@ def _inference(
     working, failed = _working({name: functools.partial(call, name) for name in names})
     rows = benchmark.measure(working, scale, lq, plan.repeats, plan.warmup) if working else []
     least: dict[str, Any] = {}
+    flops = next((row.flops for row in rows), None)
     for ceilings in results.get("card: ceilings", {}).get("rows", ()):
-        seconds, limit = floor(count_work(variant, scale, height, width), ceilings, kind, lq.element_size())
-        least = {"floor": seconds, "limited by": limit}
+        if flops is not None:
+            size = lq.element_size() * count_numbers(variant, scale, height, width)
+            seconds, limit = floor(flops, size, ceilings, kind)
+            least = {"floor": seconds, "limited by": limit}
     measured = [{**row._asdict(), **least, "precision": kind} for row in rows]
     return [*measured, *_failures(failed, kind)]
 

@@ -1,7 +1,7 @@
 """How fast a card could run a network at best: by what it can move and compute, and what there is to do."""
 
+import functools
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,10 @@ from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import ConvAttention
 from esc_basicsr.archs.layers import ConvFFN
 from esc_basicsr.common.timing import median_times
-from esc_basicsr.lab.measure.complexity import measure_complexity
 from esc_basicsr.lab.networks.by_name import build_network
 
 # Layers of which nothing but input and output need touch the memory; norms go into what follows them.
 _FUSED = (ConvFFN, ConvAttention, WindowAttention, nn.Conv2d)
-
-
-class Work(NamedTuple):
-    """What a forward pass has to do."""
-
-    operations: int  # a multiply-add is two
-    numbers: int  # read and written: each layer's input and output, and each weight, once
 
 
 def measure_ceilings(
@@ -50,10 +42,13 @@ def measure_ceilings(
     return found
 
 
-def count_work(variant: str, scale: int, height: int, width: int) -> Work:
-    """Count what a variant's forward pass of an image (1, 3, H, W) has to do."""
+@functools.cache
+def count_numbers(variant: str, scale: int, height: int, width: int) -> int:
+    """Count what a variant has to read and write for an image (1, 3, H, W).
+
+    That is each layer's input and output, and each weight, once.
+    """
     net = build_network(f"{variant}:plain", scale)
-    operations = 2 * measure_complexity(net, height, width).flops
     numbers = sum(parameter.numel() for parameter in net.parameters())
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -71,14 +66,11 @@ def count_work(variant: str, scale: int, height: int, width: int) -> Work:
     hook(net)
     with torch.no_grad():
         net(torch.zeros(1, 3, height, width, device="meta"))
-    return Work(operations, numbers)
+    return numbers
 
 
-def floor(work: Work, ceilings: Mapping[str, float], precision: str, size: int) -> tuple[float, str]:
-    """Give the seconds that no pass in a precision of ``size`` bytes runs much below, and what limits it."""
-    times = {
-        "operations": work.operations / ceilings[precision],
-        "bytes": work.numbers * size / ceilings["copy"],
-    }
+def floor(multiply_adds: int, size: int, ceilings: Mapping[str, float], precision: str) -> tuple[float, str]:
+    """Give the seconds that no pass of so many bytes runs much below, and what limits it."""
+    times = {"operations": 2 * multiply_adds / ceilings[precision], "bytes": size / ceilings["copy"]}
     limit = max(times, key=times.__getitem__)
     return times[limit], limit

@@ -3,7 +3,7 @@
 import pytest
 
 from esc_basicsr.archs.variants import build_variant
-from esc_basicsr.lab.gpu_report.floor import Work, count_work, floor
+from esc_basicsr.lab.gpu_report.floor import count_numbers, floor
 from esc_basicsr.lab.gpu_report.page import targets, write_page
 
 
@@ -82,14 +82,14 @@ def test_a_report_that_has_nothing_yet_has_a_page():
 def test_work_is_what_layers_read_and_write_once(variant, dim, blocks):
     scale, height, width = 3, 32, 64  # whole windows
     pixel = 3 + dim  # the first convolution
-    # a block: a ConvFFN, attention, five times a ConvFFN and ConvAttn, a convolution; each reads and writes a map
+    # a block: a ConvFFN, attention, five ConvFFNs and ConvAttns, a convolution; each reads and writes a map
     pixel += blocks * (1 + 1 + 5 * 2 + 1) * 2 * dim
     pixel += 2 * dim + dim + 3 * scale**2  # the last two
     weights = sum(parameter.numel() for parameter in build_variant(variant, scale).parameters())
-    assert count_work(variant, scale, height, width).numbers == pixel * height * width + weights
+    assert count_numbers(variant, scale, height, width) == pixel * height * width + weights
 
 
 def test_floor_is_set_by_what_takes_longer():
     ceilings = {"copy": 100.0, "fp32": 10.0, "fp16": 1000.0}
-    assert floor(Work(operations=50, numbers=20), ceilings, "fp32", 4) == (5.0, "operations")
-    assert floor(Work(operations=50, numbers=20), ceilings, "fp16", 2) == (0.4, "bytes")
+    assert floor(25, 80, ceilings, "fp32") == (5.0, "operations")
+    assert floor(25, 40, ceilings, "fp16") == (0.4, "bytes")
