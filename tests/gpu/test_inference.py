@@ -1,4 +1,4 @@
-"""On a GPU whole networks run compiled, from graphs, in half precision, in little memory as they do plainly."""
+"""On a GPU whole networks run compiled, from graphs, in half precision, in little memory as plainly."""
 
 import cv2
 import numpy as np
@@ -104,7 +104,7 @@ def test_upscale_in_half_precision_gives_what_a_cpu_gives(model, tmp_path):
     call = ["upscale", str(tmp_path / "in.png"), "--model", str(model)]
     images = []
     for device, precision in (("cpu", "fp32"), ("cuda", "fp16")):
-        target = tmp_path / f"{device}.png"
+        target = tmp_path / f"{precision}.png"
         assert main([*call, "-o", str(target), "--device", device, "--precision", precision]) == 0
         images.append(cv2.imread(str(target)).astype(int))
     difference = np.abs(images[1] - images[0])

@@ -72,7 +72,7 @@ def test_gradients_by_the_kernels_are_those_of_written_out_scores(case, file, au
     )
     with torch.autocast("cuda", autocast or torch.float16, enabled=autocast is not None):
         loss = SCALE * by_kernels(lq).float().square().mean()
-    tolerance = 1e-4 if autocast is None else 0.1
+    tolerance = {None: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.4}[autocast]
     for ours, right in zip(torch.autograd.grad(loss, list(by_kernels.parameters())), expected, strict=True):
         assert (ours - right).abs().max() <= tolerance * right.abs().max() + 1e-7
     assert not gpu.take_failures()
