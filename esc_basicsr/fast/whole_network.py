@@ -7,6 +7,7 @@ alike, and graphs are kept by size.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class ByGraphs(nn.Module):
         super().__init__()
         self.net = net
         self._capture = capture
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # of CUDA memory
         # the least recently used first
         self._replays: OrderedDict[tuple[object, ...], Replay] = OrderedDict()
 

@@ -1,6 +1,7 @@
 """On a GPU each backend, the fast implementation and the kernels give the golden outputs and gradients."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -72,7 +73,13 @@ def test_gradients_by_the_kernels_are_those_of_written_out_scores(case, file, au
     )
     with torch.autocast("cuda", autocast or torch.float16, enabled=autocast is not None):
         loss = SCALE * by_kernels(lq).float().square().mean()
-    tolerance = {None: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.4}[autocast]
-    for ours, right in zip(torch.autograd.grad(loss, list(by_kernels.parameters())), expected, strict=True):
-        assert (ours - right).abs().max() <= tolerance * right.abs().max() + 1e-7
+    made = torch.autograd.grad(loss, list(by_kernels.parameters()))
+    tolerance = {None: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}[autocast]
+    for part in ("", "relative_position_bias"):  # all, and those that the kernel alone sums up
+        has_part = [part in name for name, _ in net.named_parameters()]
+        ours, right = (
+            torch.cat([grad.flatten() for grad in itertools.compress(grads, has_part)])
+            for grads in (made, expected)
+        )
+        assert (ours - right).norm() <= tolerance * right.norm()
     assert not gpu.take_failures()

@@ -76,14 +76,13 @@ def measure(methods: Sequence[str], window: int, x: Tensor, repeats: int, warmup
     layers = {method: Layer(method, window).to(x.device, x.dtype).eval() for method in methods}
     memory = {method: peak_memory_growth(functools.partial(Layer, method, window), x) for method in methods}
     times, outputs = time_networks(layers, x, repeats, warmup)
-    first = outputs[methods[0]] if methods else None
     return [
         Row(
             method,
             window,
             times[method],
             memory[method],
-            largest_difference(outputs[method], first),
+            largest_difference(outputs[method], outputs[methods[0]]),
         )
         for method in methods
     ]
