@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast.gpu import take_failures
 from esc_basicsr.lab.gpu_report.cases import CardLostError, Case, Plan, check_card, free_memory, list_cases
 from esc_basicsr.lab.gpu_report.page import write_page
 from esc_basicsr.lab.measure.results import describe_machine
@@ -58,6 +59,7 @@ def run_report(folder: Path, plan: Plan, minutes: float) -> int:
 
 def _run(case: Case, results: dict[str, Any]) -> dict[str, Any]:
     torch._dynamo.reset()  # so that no limit of recompilations turns a compiled baseline into an eager one
+    take_failures()  # of an earlier case
     begin = time.monotonic()
     found: dict[str, Any]
     try:
