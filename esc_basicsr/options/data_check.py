@@ -37,10 +37,7 @@ _ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as
 def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool) -> Iterator[Problem]:
     """Find folders and lists of one data set section that are missing, empty or do not belong together.
 
-    Args:
-        dataset: The section.
-        scale: ``scale`` of the file.
-        is_training_set: Whether crops of ``gt_size`` are taken from it.
+    ``is_training_set``: crops of ``gt_size`` are taken from it.
     """
     backend = _backend(dataset)
     if backend == "memcached":
@@ -108,13 +105,10 @@ def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterat
 def result_problems(
     dataset: Mapping[str, Any], scale: Any, saves_images: bool, niqe_border: int | None
 ) -> Iterator[Problem]:
-    """Find what ends or spoils validation: results of one name, images too small for NIQE.
+    """Find what ends or spoils validation on data that exists: equal names, images too small for NIQE.
 
-    Args:
-        dataset: A section to validate or test on, whose data exists.
-        scale: ``scale`` of the file.
-        saves_images: Whether results are saved, under the names of the LR images.
-        niqe_border: What NIQE crops on each side of a result; None if it is not measured.
+    Results are saved under the names of the LR images, if they are. ``niqe_border``: what NIQE crops on each
+    side of a result; None if it is not measured.
     """
     root, backend = dataset.get("dataroot_lq"), _backend(dataset)
     if not isinstance(root, str) or backend == "memcached":
