@@ -278,9 +278,10 @@ def _inference(
     height, width = (side // scale for side in output)
     lq = random_image(height, width, device).to(dtype)
 
-    @torch.inference_mode()
     def call(name: str) -> None:
-        build_network(name, scale, device).to(dtype).eval()(lq)
+        net = build_network(name, scale, device).to(dtype).eval()
+        with torch.inference_mode():  # not around the weights: Flex would be compiled again for others
+            net(lq)
 
     names = _sound(implementations, variant, kind, results)
     working, failed = _working({name: functools.partial(call, name) for name in names})
@@ -321,9 +322,10 @@ def _window_attention(plan: Plan, window: int, kind: str, _: Results) -> Result:
     x = torch.randn(1, window_attention.DIM, *size, generator=torch.Generator().manual_seed(0))
     x = x.to(plan.device, PRECISIONS[kind])
 
-    @torch.inference_mode()
     def call(method: str) -> None:
-        window_attention.Layer(method, window).to(x.device, x.dtype)(x)
+        layer = window_attention.Layer(method, window).to(x.device, x.dtype)
+        with torch.inference_mode():
+            layer(x)
 
     working, failed = _working({method: functools.partial(call, method) for method in plan.methods})
     rows = window_attention.measure(working, window, x, plan.repeats, plan.warmup)
