@@ -62,6 +62,11 @@ def meet(dies: str, limit: float, output: str, environ: dict[str, str]) -> None:
         print("error:", error, flush=True)
         sys.exit(2)
     dist.barrier()
+    if dies == "by a mistake of all":  # as options are refused, on which all ranks agree
+        with heartbeat.watched():
+            dist.destroy_process_group()
+            time.sleep(2 * int(environ["RANK"]))
+            sys.exit(2)
 
 
 def _begin(output: str, environ: dict[str, str]) -> None:

@@ -25,6 +25,8 @@ from esc_basicsr.common.signals import SIGNALS
 
 __all__ = ["bounded", "connect", "is_store_of_rank_0", "loopback_of_master"]
 
+_kept: list[TCPStore] = []  # to this process's end: others may still read how it ends
+
 _INTERVAL = 0.1  # seconds
 _INITIAL_LIMIT = 60.0  # seconds
 _GRACE = 1.0  # seconds in which the others read who is missing, before who keeps it ends
@@ -140,7 +142,10 @@ def _make_store(is_master: bool, limit: float) -> TCPStore:
                 "use it. Set MASTER_PORT, or dist_params.port, to a free one."
             ) from error
     timeout = datetime.timedelta(seconds=limit)
-    return TCPStore(address, port, None, is_master, timeout, wait_for_workers=False, **more)
+    store = TCPStore(address, port, None, is_master, timeout, wait_for_workers=False, **more)
+    if is_master:
+        _kept.append(store)
+    return store
 
 
 def loopback_of_master() -> str | None:

@@ -273,14 +273,14 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_folder_among_others_that_is_no_experiment_is_left_out(
-    training: Training, capsys: pytest.CaptureFixture[str]
+    training: Training, esc_log: list[str]
 ) -> None:
     training.history({1: 30.0})
     empty = training.folder.parent / "never_begun"
     empty.mkdir()
     page = training.folder.parent / "page.html"
     assert main(["report", str(empty), str(training.folder), "-o", str(page)]) == 0
-    assert f"warning: skipped: {empty} is no experiment's folder" in capsys.readouterr().err
+    assert any(message.startswith(f"Skipped: {empty} is no experiment's folder") for message in esc_log)
     assert page.exists()
 
 

@@ -79,6 +79,12 @@ def test_a_rank_that_dies_while_they_meet_ends_the_others_within_the_limit(
     assert "error: " in output and "Traceback" not in output
 
 
+def test_a_mistake_of_all_ends_each_by_its_code_however_soon_rank_0_is_through(tmp_path: Path) -> None:
+    ends = Ranks(tmp_path, 2, [0, 1], dict.fromkeys((0, 1), "by a mistake of all")).ends()
+    for code, output in ends.values():
+        assert code == 2 and "error:" not in output, output
+
+
 @pytest.mark.parametrize(("number", "waiting"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_signals_end_a_rank_that_waits(tmp_path: Path, number: signal.Signals, waiting: int) -> None:
     ranks = Ranks(tmp_path, 2, [waiting], {})
