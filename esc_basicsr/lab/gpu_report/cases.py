@@ -173,13 +173,10 @@ def _upstream(sr: Tensor) -> Tensor:
 
 def _check(plan: Plan, variant: str, kind: str, implementation: str, _: Results) -> Result:
     lq, expected, added, _gradients = _expected(variant, plan.checked)
-    net = (
-        build_network(_full_name(variant, implementation), _CHECK_SCALE, plan.device)
-        .to(PRECISIONS[kind])
-        .eval()
-    )
+    name, dtype = _full_name(variant, implementation), PRECISIONS[kind]
+    net = build_network(name, _CHECK_SCALE, plan.device).to(dtype).eval()
     with torch.inference_mode():
-        sr = net(lq.to(plan.device, PRECISIONS[kind])).double().cpu()
+        sr = net(lq.to(plan.device, dtype)).double().cpu()
     _raise_failures()
     error = float((sr - expected).norm() / added.norm())
     names = {"variant": variant, "implementation": implementation, "precision": kind}
