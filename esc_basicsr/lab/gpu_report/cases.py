@@ -1,4 +1,4 @@
-"""What is measured on a GPU, case by case, those of most worth first."""
+"""Measurements on a GPU, case by case, those of most worth first."""
 
 import functools
 import gc
@@ -33,7 +33,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class Plan(NamedTuple):
-    """What is measured, and at what sizes."""
+    """Networks, precisions and sizes of a report."""
 
     device: str
     implementations: tuple[str, ...]  # keys of `IMPLEMENTATIONS`; figures are compared with the first
@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What its results are kept under."""
+        """Name its results."""
         return f"{self.part}: {self.name}"
 
 
