@@ -118,11 +118,26 @@ def test_what_is_wrong_with_an_image_or_a_network_is_said_by_its_name(
     assert [path.name for path in server.folder.iterdir()] == [network]
 
 
-def test_file_of_too_many_bytes_is_refused_before_it_is_sent(server: web.Server) -> None:
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (2**29 + 1, b"a file of 1 byte to 512 MiB is expected"),
+        (100, b"did not arrive whole"),
+        (-1, b"1 byte"),
+    ],
+)
+def test_file_that_is_too_large_or_breaks_off_is_refused(
+    server: web.Server, length: int, message: bytes
+) -> None:
+    head = (
+        f"POST /image HTTP/1.1\r\nHost: {web.HOST}:{server.server_port}\r\nContent-Length: {length}\r\n\r\n"
+    )
     with socket.create_connection((web.HOST, server.server_port)) as connection:
-        head = f"POST /image HTTP/1.1\r\nHost: {web.HOST}:{server.server_port}\r\nContent-Length: {2**29 + 1}"
-        connection.sendall(f"{head}\r\n\r\n".encode())
-        assert b" 400 " in connection.recv(100)
+        connection.sendall(head.encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.0 400 ") and message in answer
+    assert not [*server.folder.iterdir()]
 
 
 def test_more_images_than_may_wait_are_turned_away(server: web.Server) -> None:
