@@ -27,6 +27,7 @@ from esc_basicsr.commands.upscale import upscale_file
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.memory import is_out_of_memory
+from esc_basicsr.common.signals import watched_for
 from esc_basicsr.upscale.image_file import FORMATS
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.weights.shipped import default_model, model_list
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--port must be from 0 to 65535, got {args.port}.")
     if not 0 < args.max_megapixels < float("inf"):
         raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
-    with TemporaryDirectory(prefix="esc_basicsr_web_", ignore_cleanup_errors=True) as folder:
+    sent = TemporaryDirectory(prefix="esc_basicsr_web_", ignore_cleanup_errors=True)
+    with watched_for(), sent as folder:  # SIGTERM, too, leaves no images behind
         try:
             server = Server(args.port, Path(folder), args.max_megapixels, args.device)
         except OSError as error:
