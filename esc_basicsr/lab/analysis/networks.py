@@ -25,6 +25,7 @@ from esc_basicsr.lab.networks.by_name import (
     scale_of,
     weights_of,
 )
+from esc_basicsr.lab.networks.runtimes import ExportedNetwork
 
 _Shown = TypeVar("_Shown")
 Row = dict[str, Any]
@@ -135,7 +136,7 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
 
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
     net = build_network(name, scale).to(device).eval()
-    if isinstance(net, FastNetwork):
+    if isinstance(net, FastNetwork | ExportedNetwork):
         net = net.net  # whose layers can be seen
     params = sum(parameter.numel() for parameter in net.parameters())
     weights = "none" if not params else weights_of(name) or "random"

@@ -23,6 +23,7 @@ from esc_basicsr.lab.measure.measure import (
 )
 from esc_basicsr.lab.networks.by_name import (
     IMPLEMENTATIONS,
+    IN_BF16,
     build_network,
     described,
     implementation_of,
@@ -42,7 +43,7 @@ class Row(NamedTuple):
     params: int
     # largest absolute difference of the output from that of the network's first implementation
     difference: float | None
-    # of the output against that one's in float32, dB for a range of 1; None in float32
+    # of the output against the network's in float32, dB for a range of 1; None of what is float32 itself
     psnr: float | None
 
     @property
@@ -80,10 +81,10 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
         if network not in flops:
             flops[network] = count_flops(network, scale, lq)
         psnr = None
-        if lq.dtype != torch.float32:
+        if lq.dtype != torch.float32 or implementation_of(name) in IN_BF16:
             if network not in exact:
                 with torch.inference_mode():
-                    exact[network] = build_network(name, scale).to(lq.device).eval()(lq.float())
+                    exact[network] = build_network(network, scale).to(lq.device).eval()(lq.float())
             psnr = float(-10 * (outputs[name].float() - exact[network]).square().mean().log10())
         size = (lq.shape[-2], lq.shape[-1])
         figures = (times[name], _memory(name, scale, lq), flops[network], params[name], difference, psnr)
@@ -156,7 +157,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 # of each implementation
-_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*D", strict=True))
+_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*DPXh", strict=True))
 
 
 def draw(rows: Sequence[Row]) -> Figure:

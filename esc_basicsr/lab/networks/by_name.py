@@ -1,5 +1,6 @@
 """Networks of any origin, by name, to measure and to look into: ESC, BasicSR's, spandrel's, files."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.lab.networks.baselines import build_baseline, imported
 from esc_basicsr.lab.networks.release import attend_as_released
+from esc_basicsr.lab.networks.runtimes import ExportedNetwork, run_by_onnxruntime, run_by_openvino
 from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architecture
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.loader import load_options
@@ -33,7 +35,13 @@ IMPLEMENTATIONS = {
     "release-flex": "the release's, compiled Flex",
     "kernels": "ours, C++ or Triton kernels",
     "compiled": "ours, torch.compile",
+    "onnxruntime": "our ONNX file, ONNX Runtime",
+    "openvino": "our ONNX file, OpenVINO",
+    "openvino-bf16": "our ONNX file, OpenVINO in bfloat16",
 }
+# those that compute in bfloat16 whatever their input is
+IN_BF16 = ("openvino-bf16",)
+_RUNTIMES = ("onnxruntime", "openvino", "openvino-bf16")
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _TORCHSCRIPT = "torchscript:"  # before a file whose code may run
@@ -54,6 +62,10 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
             net.compile()
         case "release" | "release-flex":
             return attend_as_released(net, compile_flex=name == "release-flex")
+        case "onnxruntime":
+            return ExportedNetwork(net, run_by_onnxruntime)
+        case "openvino" | "openvino-bf16":
+            return ExportedNetwork(net, functools.partial(run_by_openvino, bf16=name in IN_BF16))
     return net
 
 
@@ -96,11 +108,15 @@ def check_implementations(names: list[str], device: torch.device, dtype: torch.d
     """Refuse implementations that would run as another one.
 
     Raises:
-        UserError: ':kernels' in half precision on a CPU.
+        UserError: ':kernels' in half precision on a CPU; a runtime of ONNX files on a GPU, or in another
+            precision than its name says.
     """
     for name in names:
-        if implementation_of(name) == "kernels" and device.type == "cpu" and dtype != torch.float32:
+        implementation = implementation_of(name)
+        if implementation == "kernels" and device.type == "cpu" and dtype != torch.float32:
             raise UserError(f"{name}: the C++ kernels are for float32 on a CPU; leave it out here.")
+        if implementation in _RUNTIMES and (device.type != "cpu" or dtype != torch.float32):
+            raise UserError(f"{name}: runs on a CPU, its input in float32; leave it out here.")
 
 
 def scale_of(name: str, scale: int) -> int:

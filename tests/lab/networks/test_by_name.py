@@ -39,6 +39,33 @@ def test_kernels_are_refused_where_they_would_not_be_used():
         check_implementations(["ESC:kernels"], torch.device("cpu"), torch.bfloat16)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_of_onnx_files_give_what_the_network_gives(runtime):
+    pytest.importorskip(runtime)
+    net = build_network(f"ESC-FP:{runtime}", 2).eval()
+    for size in ((1, 3, 20, 33), (2, 3, 9, 12)):
+        lq = torch.rand(size)
+        with torch.inference_mode():
+            torch.testing.assert_close(net(lq), build_network("ESC-FP", 2).eval()(lq), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="has no gradients"):
+        net(lq)
+
+
+def test_a_runtime_that_is_missing_is_named(monkeypatch):
+    net = build_network("ESC-FP:openvino", 2)
+    monkeypatch.setitem(baselines.importlib.sys.modules, "openvino", None)
+    with torch.inference_mode(), pytest.raises(UserError, match=r"needs the package openvino, .*pip install"):
+        net(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+def test_runtimes_are_refused_where_they_would_not_be_used(device, dtype):
+    for name in ("ESC:openvino", "ESC:openvino-bf16", "ESC:onnxruntime"):
+        check_implementations([name], torch.device("cpu"), torch.float32)
+        with pytest.raises(UserError, match=f"{name}: runs on a CPU"):
+            check_implementations([name], torch.device(device), dtype)
+
+
 def test_a_network_is_what_its_forms_have_in_common():
     assert network_of("ESC-light:kernels") == network_of("ESC-light") == "ESC-light"
     assert network_of("MSRResNet") == "MSRResNet"
