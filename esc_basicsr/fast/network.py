@@ -67,6 +67,8 @@ class FastNetwork(nn.Module):
         """Compute what the network makes its image of, (B, dim, H, W)."""
         net = self.net
         feat = net.proj(x.contiguous(memory_format=torch.channels_last))
+        if self._serves(feat):
+            feat = feat.float()  # layers add to it: within autocast their factors alone are in half precision
         large_kernel: LargeKernel
         if isinstance(net, ESCFP):
             large_kernel = net.lk_channel, net.lk_spatial
