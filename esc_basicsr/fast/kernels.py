@@ -19,12 +19,12 @@ __all__ = ["conv_ffn", "load", "serves", "serves_heads_of", "window_attention"]
 
 def serves(x: Tensor) -> bool:
     """Tell whether ``x`` is of the kernels' kind, and nobody records operations for later."""
-    if torch.compiler.is_compiling() or is_tracing() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or is_tracing() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     if not torch.is_autocast_enabled("cpu"):
-        return x.dtype == torch.float32
-    is_half = torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
-    return is_half and not torch.is_grad_enabled() and load().has_bf16
+        return True
+    is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return is_bf16 and not torch.is_grad_enabled() and load().has_bf16
 
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:

@@ -5,6 +5,7 @@ frequency tiles; the ConvFFN's last 1×1 convolution and ConvAttn's become one; 
 they are asked for and serve.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -66,9 +67,8 @@ class FastNetwork(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Compute what the network makes its image of, (B, dim, H, W)."""
         net = self.net
-        feat = net.proj(x.contiguous(memory_format=torch.channels_last))
-        if self._serves(feat):
-            feat = feat.float()  # layers add to it: within autocast their factors alone are in half precision
+        with self._exactly(x):
+            feat = net.proj(x.contiguous(memory_format=torch.channels_last))
         large_kernel: LargeKernel
         if isinstance(net, ESCFP):
             large_kernel = net.lk_channel, net.lk_spatial
@@ -95,10 +95,18 @@ class FastNetwork(nn.Module):
                 y = add_attention(y, pconv.norm, pconv.attn, self._conv_ffn(ln, convffn, y), self.kernels)
             else:
                 y = self._add_conv_attention(y, ln, convffn, pconv, large_kernel)
-        return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
+        with self._exactly(x):
+            return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
 
     def _serves(self, x: Tensor) -> bool:
-        return self.kernels and cpp.serves(x)
+        return self.kernels and cpp.serves(x) and self.net.proj.weight.dtype == x.dtype
+
+    def _exactly(self, x: Tensor) -> AbstractContextManager[object]:
+        """Give a context for what all later layers add to: by the C++ kernels in float32, within autocast too.
+
+        In half precision these convolutions, a tenth of the work, make most of the result's difference.
+        """
+        return without_autocast(x.device) if self._serves(x) else nullcontext()
 
     def _conv_ffn(self, norm: nn.Module, ffn: ConvFFN, x: Tensor) -> Tensor:
         """Compute ``ffn(norm(x))``."""
