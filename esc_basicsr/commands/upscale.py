@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", *PRECISIONS],
         default="auto",
-        help="auto: fp16 on a GPU where it gives the same, else fp32 (default: auto)",
+        help="auto: fp16 on a GPU, bf16 on a CPU that multiplies it, where it gives the same; else fp32 "
+        "(default: auto)",
     )
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="to work in (default: most of what is available)"

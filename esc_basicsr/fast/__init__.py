@@ -4,7 +4,9 @@ from esc_basicsr import fast
 
 with torch.no_grad():  # with gradients it is the plain network
     sr = fast.prepare(net)(lq)                # inference: row chunks, frequency tiles, SDPA
-    sr = fast.prepare(net, kernels=True)(lq)  # and kernels: C++ in float32 on a CPU, Triton on CUDA
+    sr = fast.prepare(net, kernels=True)(lq)  # and kernels: C++ on a CPU, Triton on CUDA
+    with torch.autocast("cpu", torch.bfloat16):  # faster where `fast.require_bf16` finds instructions
+        sr = fast.prepare(net, kernels=True)(lq)
 fast.attend_by_kernels(net)               # training: window attention alone, by these kernels
 """
 
@@ -14,10 +16,11 @@ from esc_basicsr.archs.esc_arch import ESC
 from esc_basicsr.archs.esc_fp_arch import ESCFP
 from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.fast.attention import attend_by_kernels
+from esc_basicsr.fast.kernels import require_bf16
 from esc_basicsr.fast.network import FastNetwork
 from esc_basicsr.fast.real_network import FastRealNetwork
 
-__all__ = ["FastNetwork", "attend_by_kernels", "prepare"]
+__all__ = ["FastNetwork", "attend_by_kernels", "prepare", "require_bf16"]
 
 
 def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
@@ -25,7 +28,8 @@ def prepare(net: nn.Module, kernels: bool = False) -> nn.Module:
 
     Args:
         net: The network; its weights are shared, not copied.
-        kernels: Whether kernels serve where they can: C++ in float32 on a CPU, Triton's on CUDA.
+        kernels: Whether kernels serve where they can: C++ on a CPU, in float32 or within autocast to
+            bfloat16; Triton's on CUDA.
 
     Raises:
         UserError: The kernels are wanted and cannot be compiled.

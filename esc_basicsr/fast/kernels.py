@@ -1,8 +1,10 @@
 """C++ kernels for ESC's layers on a CPU: optional, compiled where they run, once.
 
 They give what the layers of `archs` give, to rounding. Window attention has gradients and so serves training
-too; the rest serves inference. Within autocast to bfloat16 matrix products have factors in it, where the processor
-has instructions for that and nobody wants gradients; sums, softmax and normalisation stay in float32. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
+too; the rest serves inference. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
+
+Within autocast to bfloat16, without gradients and where the processor has instructions for it, factors of
+matrix products are in bfloat16; sums, softmax and normalisation stay in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +14,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast.kernels_build import load
 
-__all__ = ["conv_ffn", "load", "serves", "serves_heads_of", "window_attention"]
+__all__ = [
+    "conv_ffn",
+    "load",
+    "multiplies_by_amx",
+    "require_bf16",
+    "serves",
+    "serves_heads_of",
+    "window_attention",
+]
+
+
+def require_bf16() -> None:
+    """Refuse bfloat16 on a CPU where these kernels do not compute in it, which would be slower than float32.
+
+    Raises:
+        UserError: The processor has no instructions for it, or the kernels cannot be compiled.
+    """
+    if not load().has_bf16:
+        raise UserError(
+            "bfloat16 would be slower than float32 on this CPU, which has no instructions that multiply it "
+            "(AVX-512 BF16): compute in float32"
+        )
 
 
 def serves(x: Tensor) -> bool:
@@ -25,6 +49,11 @@ def serves(x: Tensor) -> bool:
         return True
     is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
     return is_bf16 and not torch.is_grad_enabled() and load().has_bf16
+
+
+def multiplies_by_amx() -> bool:
+    """Tell whether PyTorch's convolutions multiply by AMX: within autocast, where the processor has it."""
+    return torch.is_autocast_enabled("cpu") and load().has_amx
 
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:

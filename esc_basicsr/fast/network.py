@@ -99,12 +99,12 @@ class FastNetwork(nn.Module):
             return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
 
     def _serves(self, x: Tensor) -> bool:
-        return self.kernels and cpp.serves(x) and self.net.proj.weight.dtype == x.dtype
+        return self.kernels and cpp.serves(x) and next(self.net.parameters()).dtype == x.dtype
 
     def _exactly(self, x: Tensor) -> AbstractContextManager[object]:
-        """Give a context for what all later layers add to: by the C++ kernels in float32, within autocast too.
+        """Give a context for what all later layers add to: with the C++ kernels in float32 always.
 
-        In half precision these convolutions, a tenth of the work, make most of the result's difference.
+        In half precision these convolutions, a tenth of the work, would make most of the difference.
         """
         return without_autocast(x.device) if self._serves(x) else nullcontext()
 
@@ -133,7 +133,8 @@ class FastNetwork(nn.Module):
             large_kernel = SymmetricKernel(mixer.plk_filter)
         if isinstance(large_kernel, SymmetricKernel):
             core = cast(LargeKernelConv, mixer.plk)
-            features, convolved = convolved, large_kernel.convolve(convolved)
+            directly = self._serves(x) and cpp.multiplies_by_amx()
+            features, convolved = convolved, large_kernel.convolve(convolved, directly)
             if core.dwc_proj is not None:
                 convolved = _add(convolved, depthwise_per_image(features, core.dwc_proj(features)))
         else:

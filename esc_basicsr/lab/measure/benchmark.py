@@ -157,7 +157,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 # of each implementation
-_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*DPXh", strict=True))
+_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*pDPXh", strict=True))
 
 
 def draw(rows: Sequence[Row]) -> Figure:

@@ -34,14 +34,15 @@ IMPLEMENTATIONS = {
     "release": "the release's",
     "release-flex": "the release's, compiled Flex",
     "kernels": "ours, C++ or Triton kernels",
+    "kernels-bf16": "ours, C++ kernels in bfloat16",
     "compiled": "ours, torch.compile",
     "onnxruntime": "our ONNX file, ONNX Runtime",
     "openvino": "our ONNX file, OpenVINO",
     "openvino-bf16": "our ONNX file, OpenVINO in bfloat16",
 }
 # those that compute in bfloat16 whatever their input is
-IN_BF16 = ("openvino-bf16",)
-_RUNTIMES = ("onnxruntime", "openvino", "openvino-bf16")
+IN_BF16 = ("kernels-bf16", "openvino-bf16")
+_ON_CPU = ("kernels-bf16", "onnxruntime", "openvino", "openvino-bf16")
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _TORCHSCRIPT = "torchscript:"  # before a file whose code may run
@@ -58,6 +59,9 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "kernels":
             fast.attend_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
+        case "kernels-bf16":
+            fast.require_bf16()
+            return InBfloat16(fast.prepare(net, kernels=True))
         case "compiled":
             net.compile()
         case "release" | "release-flex":
@@ -67,6 +71,19 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "openvino" | "openvino-bf16":
             return ExportedNetwork(net, functools.partial(run_by_openvino, bf16=name in IN_BF16))
     return net
+
+
+class InBfloat16(nn.Module):
+    """A network within autocast to bfloat16 on a CPU."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale a batch of images, (B, 3, H, W)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x)
 
 
 class _Name(NamedTuple):
@@ -108,14 +125,17 @@ def check_implementations(names: list[str], device: torch.device, dtype: torch.d
     """Refuse implementations that would run as another one.
 
     Raises:
-        UserError: ':kernels' in half precision on a CPU; a runtime of ONNX files on a GPU, or in another
+        UserError: ':kernels' in half precision on a CPU; an implementation for CPUs on a GPU, or in another
             precision than its name says.
     """
     for name in names:
         implementation = implementation_of(name)
         if implementation == "kernels" and device.type == "cpu" and dtype != torch.float32:
-            raise UserError(f"{name}: the C++ kernels are for float32 on a CPU; leave it out here.")
-        if implementation in _RUNTIMES and (device.type != "cpu" or dtype != torch.float32):
+            raise UserError(
+                f"{name}: measure the C++ kernels in bfloat16 as '{network_of(name)}:kernels-bf16', without "
+                "--precision; leave it out here."
+            )
+        if implementation in _ON_CPU and (device.type != "cpu" or dtype != torch.float32):
             raise UserError(f"{name}: runs on a CPU, its input in float32; leave it out here.")
 
 
