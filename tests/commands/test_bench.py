@@ -144,7 +144,7 @@ def test_picture_has_a_panel_for_each_scale_and_names_networks_and_forms():
     [
         (["--network", "Nothing"], "'Nothing' is no network: expected ESC, ESC-light, ESC-FP"),
         (["--network", "ESC:fast"], "'ESC:fast' is no network"),
-        (["--network", "ESC:kernels", "--precision", "bf16"], "ESC:kernels: the C++ kernels are for float32"),
+        (["--network", "ESC:kernels", "--precision", "bf16"], "ESC:kernels-bf16"),
         (["--network", "absent.yml"], "absent.yml"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--input-size", "0", "8"], "--input-size must be at least 1"),

@@ -7,6 +7,7 @@ import yaml
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.torch_formats import write_torchscript
+from esc_basicsr.fast import kernels
 from esc_basicsr.lab.networks import baselines
 from esc_basicsr.lab.networks.by_name import (
     build_network,
@@ -32,10 +33,23 @@ def test_kernels_give_what_the_network_gives():
     assert difference.abs().max() < 1e-5
 
 
+def test_kernels_in_bfloat16_come_close_or_are_refused(monkeypatch):
+    lq = torch.rand(1, 3, 33, 40)
+    if kernels.load().has_bf16:
+        with torch.inference_mode():
+            expected = build_network("ESC-light", 2)(lq)
+            difference = build_network("ESC-light:kernels-bf16", 2)(lq) - expected
+        assert 1e-5 < difference.abs().max() < 0.1 * expected.abs().max()
+    library = kernels.load()._replace(has_bf16=False)
+    monkeypatch.setattr(kernels, "load", lambda: library)
+    with pytest.raises(UserError, match="bfloat16 would be slower than float32 on this CPU"):
+        build_network("ESC-light:kernels-bf16", 2)
+
+
 def test_kernels_are_refused_where_they_would_not_be_used():
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
         check_implementations(["ESC:kernels", "ESC"], torch.device(device), dtype)
-    with pytest.raises(UserError, match="ESC:kernels: the C"):
+    with pytest.raises(UserError, match="in bfloat16 as 'ESC:kernels-bf16', without --precision"):
         check_implementations(["ESC:kernels"], torch.device("cpu"), torch.bfloat16)
 
 
@@ -60,7 +74,7 @@ def test_a_runtime_that_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
 def test_runtimes_are_refused_where_they_would_not_be_used(device, dtype):
-    for name in ("ESC:openvino", "ESC:openvino-bf16", "ESC:onnxruntime"):
+    for name in ("ESC:openvino", "ESC:openvino-bf16", "ESC:onnxruntime", "ESC:kernels-bf16"):
         check_implementations([name], torch.device("cpu"), torch.float32)
         with pytest.raises(UserError, match=f"{name}: runs on a CPU"):
             check_implementations([name], torch.device(device), dtype)
