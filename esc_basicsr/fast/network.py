@@ -80,7 +80,7 @@ class FastNetwork(nn.Module):
         block: Any
         for block in net.blocks:
             out = self._block(block, out, large_kernel)
-        return _add(map_in_chunks(tail, out), feat)
+        return _add(feat, map_in_chunks(tail, out))
 
     def _to_image(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()
