@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     done = len(targets) - len(problems)
     skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
     print(f"{shown(args.output)}: {done} of {len(targets)} images upscaled{skipped}.")
+    if half := upscaler.chosen_half:
+        print(f"8-bit images were computed in {half}: faster than fp32, and the same in a trial.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0

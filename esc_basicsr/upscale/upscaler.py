@@ -97,6 +97,12 @@ class Upscaler:
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
         self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
 
+    @property
+    def chosen_half(self) -> str | None:
+        """Return what ``auto`` has chosen for 8-bit images; None for fp32, or before the first."""
+        names = (name for name, dtype in PRECISIONS.items() if dtype == self._half != torch.float32)
+        return next(names, None) if self.precision == "auto" else None
+
     def __call__(self, images: Images) -> Images:
         """Upscale one image, or a batch of images of one size.
 
@@ -251,7 +257,6 @@ class Upscaler:
         exact, half = (self._run(part, dtype) for dtype in (torch.float32, PRECISIONS[name]))
         psnr = float(-10 * torch.log10((exact - half).square().mean()))  # inf if they are equal, else finite
         if psnr >= _HALF_IS_SAFE:
-            info_once(f"{self.name} runs in {name}: it is faster than fp32, and as good ({psnr:.1f} dB).")
             return PRECISIONS[name]
         info_once(f"{name} differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
