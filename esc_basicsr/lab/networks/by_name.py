@@ -36,6 +36,7 @@ IMPLEMENTATIONS = {
     "kernels": "ours, C++ or Triton kernels",
     "kernels-bf16": "ours, C++ kernels in bfloat16",
     "compiled": "ours, torch.compile",
+    "graphs": "ours, kernels in CUDA graphs",
     "onnxruntime": "our ONNX file, ONNX Runtime",
     "openvino": "our ONNX file, OpenVINO",
     "openvino-bf16": "our ONNX file, OpenVINO in bfloat16",
@@ -61,9 +62,11 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
             return fast.prepare(net, kernels=True)
         case "kernels-bf16":
             fast.require_bf16()
-            return InBfloat16(fast.prepare(net, kernels=True))
+            return fast.prepare(net, kernels=True, mode="eager+bf16")
         case "compiled":
-            net.compile()
+            return fast.prepare(net, mode="compiled")
+        case "graphs":
+            return fast.prepare(net, kernels=True, mode="graphs")
         case "release" | "release-flex":
             return attend_as_released(net, compile_flex=name == "release-flex")
         case "onnxruntime":
@@ -71,19 +74,6 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "openvino" | "openvino-bf16":
             return ExportedNetwork(net, functools.partial(run_by_openvino, bf16=name in IN_BF16))
     return net
-
-
-class InBfloat16(nn.Module):
-    """A network within autocast to bfloat16 on a CPU."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Upscale a batch of images, (B, 3, H, W)."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.net(x)
 
 
 class _Name(NamedTuple):
@@ -130,7 +120,7 @@ def check_implementations(names: list[str], device: torch.device, dtype: torch.d
     """
     for name in names:
         implementation = implementation_of(name)
-        if implementation == "kernels" and device.type == "cpu" and dtype != torch.float32:
+        if implementation in ("kernels", "graphs") and device.type == "cpu" and dtype != torch.float32:
             raise UserError(
                 f"{name}: measure the C++ kernels in bfloat16 as '{network_of(name)}:kernels-bf16', without "
                 "--precision; leave it out here."
@@ -166,8 +156,8 @@ def scale_of(name: str, scale: int) -> int:
     raise UserError(f"{name}: does not upscale an image: given one of {size}, it returns {shape}.")
 
 
-def build_network(name: str, scale: int) -> nn.Module:
-    """Build a network by its name.
+def build_network(name: str, scale: int, device: torch.device | str = "cpu") -> nn.Module:
+    """Build a network by its name, on a device.
 
     Weights are random but for those of files and of what ships, and the same for each implementation.
 
@@ -179,8 +169,8 @@ def build_network(name: str, scale: int) -> nn.Module:
     if weights is not None:
         _load(net, network, weights, scale)
     if network.startswith("spandrel."):
-        return _described_by_spandrel(network, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
-    return _implementation(net, implementation)
+        net = _described_by_spandrel(network, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
+    return _implementation(net.to(device), implementation)
 
 
 def _build(name: str, scale: int) -> nn.Module:

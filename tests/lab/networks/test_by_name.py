@@ -46,6 +46,16 @@ def test_kernels_in_bfloat16_come_close_or_are_refused(monkeypatch):
         build_network("ESC-light:kernels-bf16", 2)
 
 
+@pytest.mark.parametrize("implementation", ["kernels", "graphs"])
+def test_no_kernel_is_compiled_for_another_device(implementation, monkeypatch):
+    def load():
+        raise AssertionError("the C++ kernels were compiled")
+
+    monkeypatch.setattr(kernels, "load", load)
+    net = build_network(f"ESC-FP:{implementation}", 2, "meta")
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
+
+
 def test_kernels_are_refused_where_they_would_not_be_used():
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
         check_implementations(["ESC:kernels", "ESC"], torch.device(device), dtype)
