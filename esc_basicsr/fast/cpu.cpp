@@ -76,7 +76,7 @@ inline void store_factors(float* to, Vec v) { store(to, v); }
 inline Vec multiply_add(Vec total, const float* same, Vec factors) { return total + *same * factors; }
 inline void round_to(float* to, float value) { *to = value; }
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__)
 #define ESC_BF16 1
 
 template <>
