@@ -35,7 +35,10 @@ def draw() -> Image.Image:
     height, width = (length - length % SCALE for length in photograph.shape[:2])
     hr = np.ascontiguousarray(photograph[:height, :width])
     lr = reduce_uint8(hr, SCALE)
-    results = {"bicubic": upscale_bicubic(lr), "ESC-light (shipped)": Upscaler(scale=SCALE)(lr)}
+    results = {
+        "bicubic": upscale_bicubic(lr),
+        "ESC-light (shipped)": Upscaler(scale=SCALE, precision="fp32")(lr),
+    }
     panels = {"LR": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)}
     for name, sr in results.items():
         panels[f"{name}: {psnr_and_ssim(sr, hr, SCALE)['psnr']:.2f} dB"] = sr

@@ -195,7 +195,7 @@ def compare(folder: Path) -> tuple[dict[str, Figures], list[Path]]:
     (folder / "pictures").mkdir()
     figures: dict[str, Figures] = {}
     paths = []
-    bicubic, shipped = Bicubic(SCALE), Upscaler(scale=SCALE)
+    bicubic, shipped = Bicubic(SCALE), Upscaler(scale=SCALE, precision="fp32")
     for hr_file, lq_file in pairs_of_set(folder / "datasets", "photographs", SCALE):
         name, hr, lq = hr_file.stem, read_rgb(hr_file), read_rgb(lq_file)
         sr = read_rgb(folder / f"results/{NAME}/visualization/photographs/{lq_file.stem}_{NAME}.png")

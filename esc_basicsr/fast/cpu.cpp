@@ -1,4 +1,7 @@
-// ESC's layers for a CPU, float32: what torch's operators do in several passes over memory is done in the cache.
+// ESC's layers for a CPU: what torch's operators do in several passes over memory is done in the cache.
+//
+// In float32; and, where the processor has AVX-512 BF16, with the factors of matrix products in bfloat16. Sums, softmax,
+// normalisation and GELU are in float32 then, too.
 //
 // Plain C++ with the vector extensions that GCC and Clang share, so that one text serves any instruction set.
 // Maps are laid out channels last, (B, H, W, C). The caller has checked shapes. Each function returns 0, or 1 if there
@@ -38,6 +41,11 @@ constexpr int kPixels = 4;
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 
+// A bfloat16: the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
 
@@ -50,6 +58,58 @@ inline Vec load(const float* from) {
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
 
 inline Vec fill(float value) { return value - Vec{}; }
+
+// How factors of type T are multiplied. A lane multiplies kTogether pairs of them and adds the products to a float, so
+// what is summed over lies kTogether by kTogether in memory: a factor for all lanes is kTogether numbers, a vector of
+// factors (kLanes, kTogether).
+template <typename T>
+struct Products;
+
+template <>
+struct Products<float> {
+  static constexpr int kTogether = 1;
+  typedef Vec Factors;
+};
+
+inline Vec load_factors(const float* from) { return load(from); }
+inline void store_factors(float* to, Vec v) { store(to, v); }
+inline Vec multiply_add(Vec total, const float* same, Vec factors) { return total + *same * factors; }
+inline void round_to(float* to, float value) { *to = value; }
+
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__)
+#define ESC_BF16 1
+
+template <>
+struct Products<Bf16> {
+  static constexpr int kTogether = 2;
+  typedef __m512bh Factors;
+};
+
+inline __m512bh load_factors(const Bf16* from) {
+  __m512bh v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline void store_factors(Bf16* to, Vec v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh(v);
+  std::memcpy(to, &rounded, sizeof(rounded));
+}
+
+inline Vec multiply_add(Vec total, const Bf16* same, __m512bh factors) {
+  int32_t pair;
+  std::memcpy(&pair, same, sizeof(pair));
+  return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_epi32(pair), factors);
+}
+
+// To the nearest, to the even one of two; not-a-number stays so.
+inline void round_to(Bf16* to, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  to->bits = static_cast<uint16_t>(value == value ? nearest : 0x7fc0);
+}
+#endif
 
 // Of a number and not-a-number, the second argument. GCC makes two instructions of the plain form.
 #if defined(__AVX512F__)
@@ -89,6 +149,24 @@ inline Vec exp2_negative(Vec x) {
   return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
 
+// 2^x for x <= 0 as a factor of type T needs it.
+template <typename T>
+inline Vec exp2_of(Vec x) {
+  return exp2_negative(x);
+}
+
+#if defined(ESC_BF16)
+template <>
+inline Vec exp2_of<Bf16>(Vec x) {  // relative error 8e-5
+  const Vec f = _mm512_reduce_ps(x, 9);  // x less the integer below it
+  Vec p = fill(0.07802452004188971f);
+  p = p * f + 0.22606715912641914f;
+  p = p * f + 0.6958335392244055f;
+  p = p * f + 0.9999252186224673f;
+  return _mm512_scalef_ps(p, x);
+}
+#endif
+
 constexpr int kGeluTerms = 15;
 constexpr float kGeluEnd = 5.25f;
 // Least squares at Chebyshev's points of [-1, 1], lowest power first.
@@ -121,6 +199,10 @@ class Scratch {
     float* taken = next_;
     next_ += round_up(floats, kLanes);
     return taken;
+  }
+  template <typename T>
+  T* take_as(int64_t numbers) {  // of no more bytes than a float
+    return reinterpret_cast<T*>(take(numbers));
   }
 
  private:
@@ -166,16 +248,21 @@ struct Task {
   }
 };
 
-// Rows of (keys, channels), one vector or several a row, padded with zeros.
-void gather(const Attention& a, const Task& task, const float* map, int64_t pixel_stride, float scale, float* to) {
+// Rows of (keys, channels), padded with zeros to whole vectors; (keys / together, channels, together) for several
+// keys together.
+template <int together, typename T>
+void gather(const Attention& a, const Task& task, const T* map, int64_t pixel_stride, T* to) {
   const int64_t padded = a.padded_channels();
+  std::memset(to, 0, a.padded_keys() * padded * sizeof(T));
   for (int64_t key = 0; key < a.keys(); ++key) {
-    const float* from = map + task.pixel(a, key) * pixel_stride;
-    float* row = to + key * padded;
-    for (int64_t c = 0; c < a.channels; ++c) row[c] = from[c] * scale;
-    for (int64_t c = a.channels; c < padded; ++c) row[c] = 0;
+    const T* from = map + task.pixel(a, key) * pixel_stride;
+    T* row = to + key / together * together * padded + key % together;
+    for (int64_t c = 0; c < a.channels; ++c) row[c * together] = from[c];
   }
-  std::fill(to + a.keys() * padded, to + a.padded_keys() * padded, 0.0f);
+}
+
+void multiply_by(float factor, float* numbers, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) numbers[i] *= factor;
 }
 
 void scatter(const Attention& a, const Task& task, const float* from, float scale, float* map, int64_t pixel_stride) {
@@ -185,18 +272,23 @@ void scatter(const Attention& a, const Task& task, const float* from, float scal
   }
 }
 
-// Rows of (keys, channels) in the order in which they are multiplied: (keys / 2 vectors, channels, 2 vectors).
-void transpose(const Attention& a, const float* rows, float* to) {
+// Rows of (keys, channels) in the order in which they are multiplied: (keys / 2 vectors, channels / together, 2 vectors,
+// together).
+template <typename T>
+void transpose(const Attention& a, const T* rows, T* to) {
+  constexpr int together = Products<T>::kTogether;
   for (int64_t key = 0; key < a.padded_keys(); key += 2 * kLanes)
-    for (int64_t c = 0; c < a.channels; ++c)
-      for (int64_t lane = 0; lane < 2 * kLanes; ++lane) *to++ = rows[(key + lane) * a.padded_channels() + c];
+    for (int64_t c = 0; c < a.channels; c += together)
+      for (int64_t lane = 0; lane < 2 * kLanes; ++lane)
+        for (int i = 0; i < together; ++i) *to++ = rows[(key + lane) * a.padded_channels() + c + i];
 }
 
 // scores[i][key] = starts[i][offset(key)] + sum over c of rows[i][c] * transposed[key][c], for kQueries rows, and the
 // largest of each row, lane by lane.
-template <typename Offset>
-inline void add_products(const Attention& a, const float* rows, const float* transposed, const float* const* starts,
+template <typename T, typename Offset>
+inline void add_products(const Attention& a, const T* rows, const T* transposed, const float* const* starts,
                          Offset offset, float* scores, Vec* highest) {
+  constexpr int together = Products<T>::kTogether;
   const int64_t stride = a.score_stride(), row = a.padded_channels();
   for (int i = 0; i < kQueries; ++i) highest[i] = fill(-kInfinity);
   for (int64_t key = 0; key < a.padded_keys(); key += 2 * kLanes) {
@@ -206,12 +298,12 @@ inline void add_products(const Attention& a, const float* rows, const float* tra
       left[i] = load(starts[i] + start);
       right[i] = load(starts[i] + start + kLanes);
     }
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const Vec first = load(transposed), second = load(transposed + kLanes);
-      transposed += 2 * kLanes;
+    for (int64_t c = 0; c < a.channels; c += together) {
+      const auto first = load_factors(transposed), second = load_factors(transposed + kLanes * together);
+      transposed += 2 * kLanes * together;
       for (int i = 0; i < kQueries; ++i) {
-        left[i] += rows[i * row + c] * first;
-        right[i] += rows[i * row + c] * second;
+        left[i] = multiply_add(left[i], rows + i * row + c, first);
+        right[i] = multiply_add(right[i], rows + i * row + c, second);
       }
     }
     for (int i = 0; i < kQueries; ++i) {
@@ -223,15 +315,16 @@ inline void add_products(const Attention& a, const float* rows, const float* tra
 }
 
 // Scores of kQueries queries from `query` on: products of rows and bias.
-void score(const Attention& a, const float* table, int64_t query, const float* q, const float* k_transposed,
-           float* scores, Vec* highest) {
+template <typename T>
+void score(const Attention& a, const float* table, int64_t query, const T* q, const T* k_transposed, float* scores,
+           Vec* highest) {
   const float* starts[kQueries];
   const auto position = [&](int i, int64_t key_row) {
     // Queries beyond the last repeat it; what they give is not used.
     const int64_t at = std::min(query + i, a.keys() - 1), y = at / a.window, x = at % a.window;
     return table + (key_row - y + a.window - 1) * a.side() + a.window - 1 - x;
   };
-  const float* rows = q + query * a.padded_channels();
+  const T* rows = q + query * a.padded_channels();
   if (a.window % (2 * kLanes) == 0) {
     for (int i = 0; i < kQueries; ++i) starts[i] = position(i, 0);
     const auto offset = [&](int64_t key) { return key / a.window * a.side() + key % a.window; };
@@ -249,18 +342,20 @@ void score(const Attention& a, const float* table, int64_t query, const float* q
   add_products(a, rows, k_transposed, starts, [](int64_t key) { return key; }, scores, highest);
 }
 
-// to[i] = sum over keys of weights[i][key] * rows[key], for kQueries rows i.
-template <int V>
-void weigh_rows(const Attention& a, const float* weights, const float* rows, float* to) {
-  const int64_t keys = a.score_stride();
+// to[i] = sum over keys of weights[i][key] * rows[key], for kQueries rows i; V vectors of (channels), kTogether keys
+// together.
+template <typename T, int V>
+void weigh_rows(const Attention& a, const T* weights, const T* rows, float* to) {
+  constexpr int together = Products<T>::kTogether;
+  const int64_t stride = a.score_stride() * sizeof(float) / sizeof(T);
   Vec even[kQueries][V] = {}, odd[kQueries][V] = {};
-  for (int64_t key = 0; key < a.padded_keys(); key += 2) {
+  for (int64_t key = 0; key < a.padded_keys(); key += 2 * together) {
     for (int v = 0; v < V; ++v) {
-      const Vec first = load(rows + key * V * kLanes + v * kLanes);
-      const Vec second = load(rows + (key + 1) * V * kLanes + v * kLanes);
+      const T* at = rows + (key * V + v * together) * kLanes;
+      const auto first = load_factors(at), second = load_factors(at + together * V * kLanes);
       for (int i = 0; i < kQueries; ++i) {
-        even[i][v] += weights[i * keys + key] * first;
-        odd[i][v] += weights[i * keys + key + 1] * second;
+        even[i][v] = multiply_add(even[i][v], weights + i * stride + key, first);
+        odd[i][v] = multiply_add(odd[i][v], weights + i * stride + key + together, second);
       }
     }
   }
@@ -284,72 +379,74 @@ void add_weighted(const Attention& a, const float* weights, const float* rows, f
   }
 }
 
-typedef void (*WeighRows)(const Attention&, const float*, const float*, float*);
+template <typename T>
+using WeighRows = void (*)(const Attention&, const T*, const T*, float*);
 
 // Both functions for as many vectors as a head's channels fill.
-WeighRows weigh_rows_of(const Attention& a) {
-  constexpr WeighRows forms[] = {weigh_rows<1>, weigh_rows<2>, weigh_rows<3>, weigh_rows<4>};
+template <typename T>
+WeighRows<T> weigh_rows_of(const Attention& a) {
+  constexpr WeighRows<T> forms[] = {weigh_rows<T, 1>, weigh_rows<T, 2>, weigh_rows<T, 3>, weigh_rows<T, 4>};
   return forms[a.padded_channels() / kLanes - 1];
 }
 
-WeighRows add_weighted_of(const Attention& a) {
-  constexpr WeighRows forms[] = {add_weighted<1>, add_weighted<2>, add_weighted<3>, add_weighted<4>};
+WeighRows<float> add_weighted_of(const Attention& a) {
+  constexpr WeighRows<float> forms[] = {add_weighted<1>, add_weighted<2>, add_weighted<3>, add_weighted<4>};
   return forms[a.padded_channels() / kLanes - 1];
 }
 
-// Scores of a head are kept in units of log2, so that exponentials are powers of 2.
-std::unique_ptr<float[]> scaled_table(const Attention& a, const float* table) {
+std::unique_ptr<float[]> scaled_table(const Attention& a, const float* table, float scale) {
   const int64_t entries = a.side() * a.side(), all = a.heads * entries;
   std::unique_ptr<float[]> scaled(new float[all]);
-  for (int64_t i = 0; i < all; ++i) scaled[i] = table[i] * kLog2E;
+  for (int64_t i = 0; i < all; ++i) scaled[i] = table[i] * scale;
   return scaled;
 }
 
-}  // namespace
-
-// qkv: (batch, rows * window, columns * window, 3 * heads * channels), ordered (q k v, head, channel).
-// table: (heads, (2 window - 1)^2). out: as qkv, with heads * channels.
-// log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients; may be null.
-// channels <= 4 * lanes().
-extern "C" int esc_window_attention(const float* qkv, const float* table, float* out, float* log_sums, int64_t batch,
-                                     int64_t rows, int64_t columns, int64_t window, int64_t heads, int64_t channels,
-                                     int threads) try {
-  const Attention a{batch, rows, columns, window, heads, channels};
+// See esc_window_attention. T: of qkv, out and the factors.
+template <typename T>
+void attend(const Attention& a, const T* qkv, const float* table, T* out, float* log_sums, int threads) {
+  constexpr int together = Products<T>::kTogether;
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
-  const auto scaled = scaled_table(a, table);
-  const float scale = kLog2E / std::sqrt(static_cast<float>(channels));
-  const WeighRows weigh = weigh_rows_of(a);
+  const int64_t channels = a.channels;
+  // Scores are kept in units of log2, so that exponentials are powers of 2. In bfloat16 queries are not scaled, which
+  // would round them again, and the scores are in units of their own until the exponentials.
+  const float in_log2 = kLog2E / std::sqrt(static_cast<float>(channels));
+  const float unit = together == 1 ? 1 : in_log2;
+  const auto scaled = scaled_table(a, table, kLog2E / unit);
+  const WeighRows<T> weigh = weigh_rows_of<T>(a);
   const int64_t square = padded_keys * padded, score_block = kQueries * a.score_stride();
-  std::vector<Scratch> scratches = scratch_for(threads, 3 * square + padded_keys * channels + score_block + 8 * kLanes);
+  const int64_t all_transposed = padded_keys * round_up(channels, together);
+  std::vector<Scratch> scratches = scratch_for(threads, 3 * square + all_transposed + score_block + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
-    float* q = scratch.take(padded_keys * padded);
-    float* k = scratch.take(padded_keys * padded);
-    float* v = scratch.take(padded_keys * padded);
-    float* k_transposed = scratch.take(padded_keys * channels);
+    T* q = scratch.take_as<T>(square);
+    T* k = scratch.take_as<T>(square);
+    T* v = scratch.take_as<T>(square);
+    T* k_transposed = scratch.take_as<T>(all_transposed);
     float* scores = scratch.take(score_block);
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < a.tasks(); ++index) {
       const Task task(a, index);
-      const float* from = qkv + task.head * channels;
-      gather(a, task, from, 3 * dim, scale, q);
-      gather(a, task, from + dim, 3 * dim, 1, k);
-      gather(a, task, from + 2 * dim, 3 * dim, 1, v);
+      const T* from = qkv + task.head * channels;
+      gather<1>(a, task, from, 3 * dim, q);
+      gather<1>(a, task, from + dim, 3 * dim, k);
+      gather<together>(a, task, from + 2 * dim, 3 * dim, v);
+      if constexpr (together == 1) multiply_by(in_log2, q, square);
       transpose(a, k, k_transposed);
       for (int64_t query = 0; query < keys; query += kQueries) {
         Vec highest[kQueries];
         score(a, scaled.get() + task.head * a.side() * a.side(), query, q, k_transposed, scores, highest);
         float sums[kQueries];
         for (int i = 0; i < kQueries; ++i) {
-          float* row = scores + i * a.score_stride();
+          const float* row = scores + i * a.score_stride();
+          T* weights = reinterpret_cast<T*>(scores + i * a.score_stride());  // in the scores' place
           const float most = largest(highest[i]);
           Vec even = {}, odd = {};
           for (int64_t key = 0; key < padded_keys; key += 2 * kLanes) {
-            const Vec first = exp2_negative(load(row + key) - most);
-            const Vec second = exp2_negative(load(row + key + kLanes) - most);
-            store(row + key, first);
-            store(row + key + kLanes, second);
+            const Vec first = exp2_of<T>((load(row + key) - most) * unit);
+            const Vec second = exp2_of<T>((load(row + key + kLanes) - most) * unit);
+            store_factors(weights + key, first);
+            store_factors(weights + key + kLanes, second);
             even += first;
             odd += second;
           }
@@ -357,14 +454,33 @@ extern "C" int esc_window_attention(const float* qkv, const float* table, float*
           if (log_sums != nullptr && query + i < keys) log_sums[index * keys + query + i] = most + std::log2(sums[i]);
         }
         float weighed[kQueries * 4 * kLanes];
-        weigh(a, scores, v, weighed);
+        weigh(a, reinterpret_cast<const T*>(scores), v, weighed);
         for (int i = 0; i < kQueries && query + i < keys; ++i) {
-          float* to = out + task.pixel(a, query + i) * dim + task.head * channels;
-          for (int64_t c = 0; c < channels; ++c) to[c] = weighed[i * padded + c] / sums[i];
+          T* to = out + task.pixel(a, query + i) * dim + task.head * channels;
+          for (int64_t c = 0; c < channels; ++c) round_to(to + c, weighed[i * padded + c] / sums[i]);
         }
       }
     }
   }
+}
+
+}  // namespace
+
+// qkv: (batch, rows * window, columns * window, 3 * heads * channels), ordered (q k v, head, channel).
+// table: (heads, (2 window - 1)^2). out: as qkv, with heads * channels.
+// log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients in float32; may be null.
+// bf16: whether qkv and out are bfloat16, not float; if esc_has_bf16(). channels <= 4 * lanes().
+extern "C" int esc_window_attention(const void* qkv, void* out, const float* table, float* log_sums, int bf16,
+                                     int64_t batch, int64_t rows, int64_t columns, int64_t window, int64_t heads,
+                                     int64_t channels, int threads) try {
+  const Attention a{batch, rows, columns, window, heads, channels};
+#if defined(ESC_BF16)
+  if (bf16) {
+    attend(a, static_cast<const Bf16*>(qkv), table, static_cast<Bf16*>(out), log_sums, threads);
+    return 0;
+  }
+#endif
+  attend(a, static_cast<const float*>(qkv), table, static_cast<float*>(out), log_sums, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
@@ -380,9 +496,9 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
   const Attention a{batch, rows, columns, window, heads, channels};
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const int64_t entries = a.side() * a.side();
-  const auto scaled = scaled_table(a, table);
+  const auto scaled = scaled_table(a, table, kLog2E);
   const float root = 1 / std::sqrt(static_cast<float>(channels));
-  const WeighRows weigh = weigh_rows_of(a), add = add_weighted_of(a);
+  const WeighRows<float> weigh = weigh_rows_of<float>(a), add = add_weighted_of(a);
   const int64_t square = padded_keys * padded;
   const int64_t score_block = kQueries * a.score_stride();
   std::vector<Scratch> scratches =
@@ -409,11 +525,12 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
     for (int64_t index = 0; index < a.tasks(); ++index) {
       const Task task(a, index);
       const float* from = qkv + task.head * channels;
-      gather(a, task, from, 3 * dim, root * kLog2E, q);
-      gather(a, task, from + dim, 3 * dim, 1, k);
-      gather(a, task, from + 2 * dim, 3 * dim, 1, v);
-      gather(a, task, out + task.head * channels, dim, 1, attended);
-      gather(a, task, out_grad + task.head * channels, dim, 1, upstream);
+      gather<1>(a, task, from, 3 * dim, q);
+      gather<1>(a, task, from + dim, 3 * dim, k);
+      gather<1>(a, task, from + 2 * dim, 3 * dim, v);
+      gather<1>(a, task, out + task.head * channels, dim, attended);
+      gather<1>(a, task, out_grad + task.head * channels, dim, upstream);
+      multiply_by(root * kLog2E, q, square);
       transpose(a, k, k_transposed);
       transpose(a, v, v_transposed);
       std::fill(k_grad, k_grad + square, 0.0f);
@@ -471,52 +588,63 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
 
 namespace {
 
-// A matrix (outputs, inputs) turned to (inputs, outputs) and padded to whole vectors, and its bias.
+// A matrix (outputs, inputs) in the order in which it is multiplied, (inputs / together, outputs, together), padded to
+// whole vectors; and its bias.
+template <typename T>
 struct Packed {
+  static constexpr int kTogether = Products<T>::kTogether;
   int64_t inputs, outputs, padded;
-  std::unique_ptr<float[]> memory;
+  std::unique_ptr<T[]> weight_memory;
+  std::unique_ptr<float[]> bias_memory;
 
   Packed(const float* weight, const float* bias, int64_t outputs, int64_t inputs)
       : inputs(inputs),
         outputs(outputs),
         padded(round_up(outputs, kLanes)),
-        memory(new float[(inputs + 1) * padded]()) {
+        weight_memory(new T[round_up(inputs, kTogether) * padded]()),
+        bias_memory(new float[padded]()) {
     for (int64_t o = 0; o < outputs; ++o) {
-      for (int64_t i = 0; i < inputs; ++i) memory[i * padded + o] = weight[o * inputs + i];
-      memory[inputs * padded + o] = bias[o];
+      for (int64_t i = 0; i < inputs; ++i)
+        round_to(&weight_memory[i / kTogether * kTogether * padded + o * kTogether + i % kTogether],
+                 weight[o * inputs + i]);
+      bias_memory[o] = bias[o];
     }
   }
-  const float* weight() const { return memory.get(); }
-  const float* bias() const { return memory.get() + inputs * padded; }
+  const T* weight() const { return weight_memory.get(); }
+  const float* bias() const { return bias_memory.get(); }
 };
 
-template <int P, int V, bool Gelu>
-inline void multiply_block(const Packed& by, const float* rows, int64_t stride, float* to, int64_t first) {
+template <typename T, int P, int V, bool Gelu>
+inline void multiply_block(const Packed<T>& by, const T* rows, int64_t stride, float* to, int64_t first) {
+  constexpr int together = Products<T>::kTogether;
   Vec total[P][V];
   for (int v = 0; v < V; ++v)
     for (int i = 0; i < P; ++i) total[i][v] = load(by.bias() + first + v * kLanes);
-  for (int64_t k = 0; k < by.inputs; ++k) {
-    Vec weight[V];
-    for (int v = 0; v < V; ++v) weight[v] = load(by.weight() + k * by.padded + first + v * kLanes);
+  for (int64_t k = 0; k < by.inputs; k += together) {
+    typename Products<T>::Factors weight[V];
+    for (int v = 0; v < V; ++v)
+      weight[v] = load_factors(by.weight() + k * by.padded + (first + v * kLanes) * together);
     for (int i = 0; i < P; ++i)
-      for (int v = 0; v < V; ++v) total[i][v] += rows[i * stride + k] * weight[v];
+      for (int v = 0; v < V; ++v) total[i][v] = multiply_add(total[i][v], rows + i * stride + k, weight[v]);
   }
   for (int i = 0; i < P; ++i)
     for (int v = 0; v < V; ++v)
       store(to + i * by.padded + first + v * kLanes, Gelu ? gelu(total[i][v]) : total[i][v]);
 }
 
-template <int V, bool Gelu>
-void multiply_columns(const Packed& by, const float* rows, int64_t count, int64_t stride, float* to, int64_t first) {
+template <int V, bool Gelu, typename T>
+void multiply_columns(const Packed<T>& by, const T* rows, int64_t count, int64_t stride, float* to, int64_t first) {
   int64_t row = 0;
   for (; row + kPixels <= count; row += kPixels)
-    multiply_block<kPixels, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
-  for (; row < count; ++row) multiply_block<1, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
+    multiply_block<T, kPixels, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
+  for (; row < count; ++row)
+    multiply_block<T, 1, V, Gelu>(by, rows + row * stride, stride, to + row * by.padded, first);
 }
 
 // to (count, padded outputs) = rows (count, inputs) times the matrix, plus the bias; then GELU if asked for.
-template <bool Gelu>
-void multiply(const Packed& by, const float* rows, int64_t count, int64_t stride, float* to) {
+// Where inputs are multiplied together, rows are padded with zeros.
+template <bool Gelu, typename T>
+void multiply(const Packed<T>& by, const T* rows, int64_t count, int64_t stride, float* to) {
   for (int64_t first = 0; first < by.padded;) {
     const int64_t vectors = (by.padded - first) / kLanes;
     // five vectors are better three and two than four and one
@@ -530,7 +658,8 @@ void multiply(const Packed& by, const float* rows, int64_t count, int64_t stride
 }
 
 // to = hidden + GELU(depthwise 3×3 of hidden) for one line; the three lines have a pixel of zeros at both ends.
-void depthwise_line(const Packed& taps, const float* const lines[3], int64_t width, float* to) {
+template <typename T>
+void depthwise_line(const Packed<float>& taps, const float* const lines[3], int64_t width, T* to) {
   const int64_t padded = taps.padded;
   for (int64_t first = 0; first < padded; first += kLanes) {
     Vec tap[9];
@@ -544,37 +673,40 @@ void depthwise_line(const Packed& taps, const float* const lines[3], int64_t wid
                         tap[3 * y + 2] * load(at + 2 * padded);
       }
       const Vec total = bias + line_total[0] + (line_total[1] + line_total[2]);
-      store(to + x * padded + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
+      store_factors(to + x * padded + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
     }
   }
 }
 
-void normalise_line(const float* weight, const float* bias, int64_t channels, int64_t width, const float* line,
-                    float* to) {
-  for (int64_t x = 0; x < width; ++x, line += channels, to += channels) {
+// A LayerNorm over channels of a line of pixels, eps 1e-6, unless weight is null; to: `stride` numbers a pixel.
+template <typename T>
+void normalise_line(const float* weight, const float* bias, int64_t channels, int64_t width, const float* line, T* to,
+                    int64_t stride) {
+  for (int64_t x = 0; x < width; ++x, line += channels, to += stride) {
+    if (weight == nullptr) {
+      for (int64_t c = 0; c < channels; ++c) round_to(to + c, line[c]);
+      continue;
+    }
     float mean = 0, variance = 0;
     for (int64_t c = 0; c < channels; ++c) mean += line[c];
     mean /= channels;
     for (int64_t c = 0; c < channels; ++c) variance += (line[c] - mean) * (line[c] - mean);
     const float factor = 1 / std::sqrt(variance / channels + 1e-6f);
-    for (int64_t c = 0; c < channels; ++c) to[c] = (line[c] - mean) * factor * weight[c] + bias[c];
+    for (int64_t c = 0; c < channels; ++c) round_to(to + c, (line[c] - mean) * factor * weight[c] + bias[c]);
   }
 }
 
-}  // namespace
-
-// A ConvFFN and what follows it without a nonlinearity between: hidden = GELU(proj x), + GELU(dwc hidden); then a 1×1
-// convolution to split + channels channels, of which the first go to `first`, the others to `out`.
-// x, out: (batch, height, width, channels), first: (batch, height, width, split); out may be x.
-// norm_weight, norm_bias: a LayerNorm before proj, eps 1e-6, or null. add: whether x is added to out.
-// proj: (hidden, channels), dwc: (hidden, 9), last: (split + channels, hidden), each with its bias.
-extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
-                             const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
-                             const float* last_weight, const float* last_bias, float* first, float* out, int add,
-                             int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
-                             int64_t split, int threads) try {
-  const Packed proj(proj_weight, proj_bias, hidden, channels), dwc(dwc_weight, dwc_bias, hidden, 9);
-  const Packed last(last_weight, last_bias, split + channels, hidden);
+// See esc_conv_ffn. T: of the 1×1 convolutions' factors.
+template <typename T>
+void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
+              const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
+              const float* last_weight, const float* last_bias, float* first, float* out, int add,
+              int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+              int64_t split, int threads) {
+  const Packed<T> proj(proj_weight, proj_bias, hidden, channels);
+  const Packed<float> dwc(dwc_weight, dwc_bias, hidden, 9);
+  const Packed<T> last(last_weight, last_bias, split + channels, hidden);
+  const int64_t stride = round_up(channels, Products<T>::kTogether);
   // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
   const int64_t band = std::max<int64_t>(16, (height * batch + 4 * threads - 1) / (4 * threads));
   const int64_t bands = (height + band - 1) / band;
@@ -588,22 +720,20 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
     if (top > 0) std::copy_n(from + (top - 1) * x_line, x_line, borders.get() + 2 * index * x_line);
     if (bottom < height) std::copy_n(from + bottom * x_line, x_line, borders.get() + (2 * index + 1) * x_line);
   }
-  std::vector<Scratch> scratches = scratch_for(threads, 5 * line_size + width * (channels + last.padded) + 8 * kLanes);
+  std::vector<Scratch> scratches = scratch_for(threads, 5 * line_size + width * (stride + last.padded) + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
     float* ring[3] = {scratch.take(line_size), scratch.take(line_size), scratch.take(line_size)};
     float* none = scratch.take(line_size);
-    float* mixed = scratch.take(line_size);
-    float* normalised = scratch.take(width * channels);
+    T* mixed = scratch.take_as<T>(line_size);
+    T* normalised = scratch.take_as<T>(width * stride);
     float* results = scratch.take(width * last.padded);
     for (float* line : {ring[0], ring[1], ring[2], none}) std::fill(line, line + line_size, 0.0f);
+    std::memset(normalised, 0, width * stride * sizeof(T));
     const auto expand = [&](const float* line, int64_t y) {
-      if (norm_weight != nullptr) {
-        normalise_line(norm_weight, norm_bias, channels, width, line, normalised);
-        line = normalised;
-      }
-      multiply<true>(proj, line, width, channels, ring[y % 3] + proj.padded);
+      normalise_line(norm_weight, norm_bias, channels, width, line, normalised, stride);
+      multiply<true>(proj, normalised, width, stride, ring[y % 3] + proj.padded);
     };
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < batch * bands; ++index) {
@@ -630,9 +760,50 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
       }
     }
   }
+}
+
+}  // namespace
+
+// A ConvFFN and what follows it without a nonlinearity between: hidden = GELU(proj x), + GELU(dwc hidden); then a 1×1
+// convolution to split + channels channels, of which the first go to `first`, the others to `out`.
+// x, out: (batch, height, width, channels), first: (batch, height, width, split); out may be x.
+// norm_weight, norm_bias: a LayerNorm before proj, eps 1e-6, or null. add: whether x is added to out.
+// bf16: whether 1×1 convolutions multiply in bfloat16; if esc_has_bf16().
+// proj: (hidden, channels), dwc: (hidden, 9), last: (split + channels, hidden), each with its bias.
+extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
+                             const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
+                             const float* last_weight, const float* last_bias, float* first, float* out, int add, int bf16,
+                             int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+                             int64_t split, int threads) try {
+#if defined(ESC_BF16)
+  if (bf16) {
+    conv_ffn<Bf16>(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first,
+                   out, add, batch, height, width, channels, hidden, split, threads);
+    return 0;
+  }
+#endif
+  conv_ffn<float>(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first,
+                  out, add, batch, height, width, channels, hidden, split, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
 }
 
 extern "C" int esc_lanes() { return kLanes; }
+
+extern "C" int esc_has_bf16() {
+#if defined(ESC_BF16)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// Whether the processor has AMX's products of bfloat16, which PyTorch's convolutions use.
+extern "C" int esc_has_amx() {
+#if defined(__AMX_BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -41,8 +41,12 @@ class SymmetricKernel:
         self.weight = average_over_symmetries(weight)
         self._by_tile: dict[int, _Frequencies] = {}
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, directly: bool = False) -> Tensor:
         """Convolve with zero padding, without gradients.
+
+        Args:
+            x: The map.
+            directly: Whether tiles would be slower, as where a processor's products cost next to nothing.
 
         Shape:
             x: (B, in channels, H, W). Output: (B, out channels, H, W).
@@ -51,7 +55,7 @@ class SymmetricKernel:
         # Tiles pay on a CPU, which multiplications limit. Low precision needs the direct sums.
         is_exact = x.dtype in (torch.float32, torch.float64)
         pays = is_exact and x.device.type == "cpu" and size >= _LEAST_KERNEL
-        if not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
+        if directly or not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
             return F.conv2d(x, self.weight, padding=size // 2)
         with torch.autocast("cpu", enabled=False):
             tile = _best_tile(*x.shape[-2:], size, x.shape[1])

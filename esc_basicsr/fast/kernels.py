@@ -1,7 +1,10 @@
-"""C++ kernels for ESC's layers on a CPU, float32: optional, compiled where they run, once.
+"""C++ kernels for ESC's layers on a CPU: optional, compiled where they run, once.
 
 They give what the layers of `archs` give, to rounding. Window attention has gradients and so serves training
 too; the rest serves inference. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
+
+Within autocast to bfloat16, without gradients and where the processor has instructions for it, factors of
+matrix products are in bfloat16; sums, softmax and normalisation stay in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +14,46 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast.kernels_build import load
 
-__all__ = ["conv_ffn", "load", "serves", "serves_heads_of", "window_attention"]
+__all__ = [
+    "conv_ffn",
+    "load",
+    "multiplies_by_amx",
+    "require_bf16",
+    "serves",
+    "serves_heads_of",
+    "window_attention",
+]
+
+
+def require_bf16() -> None:
+    """Refuse bfloat16 on a CPU where these kernels do not compute in it, which would be slower than float32.
+
+    Raises:
+        UserError: The processor has no instructions for it, or the kernels cannot be compiled.
+    """
+    if not load().has_bf16:
+        raise UserError(
+            "bfloat16 would be slower than float32 on this CPU, which has no instructions that multiply it "
+            "(AVX-512 BF16): compute in float32"
+        )
 
 
 def serves(x: Tensor) -> bool:
     """Tell whether ``x`` is of the kernels' kind, and nobody records operations for later."""
-    if torch.compiler.is_compiling() or is_tracing():
+    if torch.compiler.is_compiling() or is_tracing() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not torch.is_autocast_enabled("cpu"):
+        return True
+    is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return is_bf16 and not torch.is_grad_enabled() and load().has_bf16
+
+
+def multiplies_by_amx() -> bool:
+    """Tell whether PyTorch's convolutions multiply by AMX: within autocast, where the processor has it."""
+    return torch.is_autocast_enabled("cpu") and load().has_amx
 
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:
@@ -28,17 +61,20 @@ def serves_heads_of(x: Tensor, channels: int) -> bool:
     return serves(x) and channels <= 4 * load().lanes
 
 
-def _call(function: Callable[..., int], tensors: Sequence[Tensor | None], *sizes: int) -> None:
-    """Call a function of cpu.cpp, which reads and writes whatever it is pointed at."""
+def _pointers(tensors: Sequence[Tensor | None], dtype: torch.dtype = torch.float32) -> list[int | None]:
+    """Give tensors' addresses to cpu.cpp, which reads and writes whatever it is pointed at."""
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise ValueError(
-                f"expected contiguous float32 tensors on a CPU, got {tensor.dtype} on {tensor.device} of "
-                f"strides {tensor.stride()}."
+                f"expected contiguous {str(dtype).removeprefix('torch.')} tensors on a CPU, got "
+                f"{tensor.dtype} on {tensor.device} of strides {tensor.stride()}."
             )
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _call(function: Callable[..., int], pointers: Sequence[int | None], *sizes: int) -> None:
     if function(*pointers, *sizes, torch.get_num_threads()):
         raise MemoryError(f"no memory for the CPU kernels' scratch ({torch.get_num_threads()} threads).")
 
@@ -63,7 +99,7 @@ class _WindowAttention(torch.autograd.Function):
         upstream = out_grad.contiguous()
         tensors = (qkv, table, out, log_sums, upstream, qkv_grad, table_grad)
         sizes = (B, rows, columns, w, heads, out.shape[-1] // heads)
-        _call(load().window_attention_backward, tensors, *sizes)
+        _call(load().window_attention_backward, _pointers(tensors), *sizes)
         return qkv_grad, table_grad.sum(0), None
 
 
@@ -76,10 +112,11 @@ def _attend(
         raise ValueError(f"the sides of the map must be multiples of the window {w}, got {H}x{W}.")
     rows, columns = H // w, W // w
     out = qkv.new_empty(B, H, W, channels // 3)
-    log_sums = qkv.new_empty(B * rows * columns * heads * w * w) if with_log_sums else None
-    tensors = (qkv, table, out, log_sums)
-    sizes = (B, rows, columns, w, heads, channels // 3 // heads)
-    _call(load().window_attention, tensors, *sizes)
+    log_sums = table.new_empty(B * rows * columns * heads * w * w) if with_log_sums else None
+    is_half = qkv.dtype == torch.bfloat16 and load().has_bf16
+    maps = _pointers((qkv, out), torch.bfloat16 if is_half else torch.float32)
+    sizes = (int(is_half), B, rows, columns, w, heads, channels // 3 // heads)
+    _call(load().window_attention, [*maps, *_pointers((table, log_sums))], *sizes)
     return out, log_sums
 
 
@@ -93,7 +130,8 @@ def window_attention(qkv: Tensor, table: Tensor, window_size: int) -> Tensor:
         window_size: Side w of a window.
 
     Shape:
-        qkv: (B, H, W, 3·dim), H and W multiples of w. table: (heads, (2w-1)²). Output: (B, H, W, dim).
+        qkv: (B, H, W, 3·dim), H and W multiples of w; float32, or without gradients bfloat16. table:
+        (heads, (2w-1)²). Output: (B, H, W, dim), of qkv's type.
     """
     qkv, table = qkv.contiguous(), table.contiguous()
     if torch.is_grad_enabled() and (qkv.requires_grad or table.requires_grad):
@@ -113,6 +151,8 @@ def conv_ffn(
 ) -> tuple[Tensor, Tensor]:
     """Run a ConvFFN whose last 1×1 convolution may be another than its own, without gradients.
 
+    Within autocast 1×1 convolutions have factors in bfloat16.
+
     Args:
         x: Features, laid out channels last.
         norm: Weight and bias of a LayerNorm over channels before it, eps 1e-6.
@@ -123,7 +163,7 @@ def conv_ffn(
         residual: Whether the second result is added to ``x``, which may be overwritten.
 
     Shape:
-        x: (B, dim, H, W). Output: (B, split, H, W) and (B, dim, H, W), laid out channels last.
+        x: (B, dim, H, W), float32. Output: (B, split, H, W) and (B, dim, H, W), laid out channels last.
     """
     B, dim, H, W = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()
@@ -131,6 +171,6 @@ def conv_ffn(
     weights = [tensor.contiguous() for pair in (proj, dwc, last) for tensor in pair]
     norms = [None, None] if norm is None else [tensor.contiguous() for tensor in norm]
     tensors = (x, *norms, *weights, first, out)
-    sizes = (int(residual), B, H, W, dim, len(proj[1]), split)
-    _call(load().conv_ffn, tensors, *sizes)
+    sizes = (int(residual), int(torch.is_autocast_enabled("cpu")), B, H, W, dim, len(proj[1]), split)
+    _call(load().conv_ffn, _pointers(tensors), *sizes)
     return first.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)

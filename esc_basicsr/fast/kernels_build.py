@@ -29,12 +29,16 @@ class Library(NamedTuple):
 
     Attributes:
         lanes: Floats in a vector of this processor.
+        has_bf16: Whether it has instructions that multiply bfloat16, without which no function takes it.
+        has_amx: Whether it has AMX's, by which PyTorch's convolutions multiply.
     """
 
     window_attention: Callable[..., int]
     window_attention_backward: Callable[..., int]
     conv_ffn: Callable[..., int]
     lanes: int
+    has_bf16: bool
+    has_amx: bool
 
 
 @functools.cache
@@ -61,10 +65,12 @@ def load() -> Library:
 
     sizes = [size] * 6
     return Library(
-        function("esc_window_attention", *[pointer] * 4, *sizes, ctypes.c_int),
+        function("esc_window_attention", *[pointer] * 4, ctypes.c_int, *sizes, ctypes.c_int),
         function("esc_window_attention_backward", *[pointer] * 7, *sizes, ctypes.c_int),
-        function("esc_conv_ffn", *[pointer] * 11, ctypes.c_int, *sizes, ctypes.c_int),
+        function("esc_conv_ffn", *[pointer] * 11, *[ctypes.c_int] * 2, *sizes, ctypes.c_int),
         library.esc_lanes(),
+        bool(library.esc_has_bf16()),
+        bool(library.esc_has_amx()),
     )
 
 

@@ -5,6 +5,7 @@ frequency tiles; the ConvFFN's last 1×1 convolution and ConvAttn's become one; 
 they are asked for and serve.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -66,7 +67,8 @@ class FastNetwork(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Compute what the network makes its image of, (B, dim, H, W)."""
         net = self.net
-        feat = net.proj(x.contiguous(memory_format=torch.channels_last))
+        with self._exactly(x):
+            feat = net.proj(x.contiguous(memory_format=torch.channels_last))
         large_kernel: LargeKernel
         if isinstance(net, ESCFP):
             large_kernel = net.lk_channel, net.lk_spatial
@@ -78,7 +80,7 @@ class FastNetwork(nn.Module):
         block: Any
         for block in net.blocks:
             out = self._block(block, out, large_kernel)
-        return _add(map_in_chunks(tail, out), feat)
+        return _add(feat, map_in_chunks(tail, out))
 
     def _to_image(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()
@@ -93,10 +95,18 @@ class FastNetwork(nn.Module):
                 y = add_attention(y, pconv.norm, pconv.attn, self._conv_ffn(ln, convffn, y), self.kernels)
             else:
                 y = self._add_conv_attention(y, ln, convffn, pconv, large_kernel)
-        return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
+        with self._exactly(x):
+            return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
 
     def _serves(self, x: Tensor) -> bool:
-        return self.kernels and cpp.serves(x)
+        return self.kernels and cpp.serves(x) and next(self.net.parameters()).dtype == x.dtype
+
+    def _exactly(self, x: Tensor) -> AbstractContextManager[object]:
+        """Give a context for what all later layers add to: with the C++ kernels in float32 always.
+
+        In half precision these convolutions, a tenth of the work, would make most of the difference.
+        """
+        return without_autocast(x.device) if self._serves(x) else nullcontext()
 
     def _conv_ffn(self, norm: nn.Module, ffn: ConvFFN, x: Tensor) -> Tensor:
         """Compute ``ffn(norm(x))``."""
@@ -123,7 +133,8 @@ class FastNetwork(nn.Module):
             large_kernel = SymmetricKernel(mixer.plk_filter)
         if isinstance(large_kernel, SymmetricKernel):
             core = cast(LargeKernelConv, mixer.plk)
-            features, convolved = convolved, large_kernel.convolve(convolved)
+            directly = self._serves(x) and cpp.multiplies_by_amx()
+            features, convolved = convolved, large_kernel.convolve(convolved, directly)
             if core.dwc_proj is not None:
                 convolved = _add(convolved, depthwise_per_image(features, core.dwc_proj(features)))
         else:

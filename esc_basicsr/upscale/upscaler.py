@@ -26,7 +26,7 @@ _MAPS = 6
 _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
-_TRIAL_SIDE = 128
+_TRIAL_SIDE = {"cpu": 64, "cuda": 128}  # on a CPU a larger one would take longer than small images do
 # Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
 # them gain nothing (docs/upscale.md).
 BORDER = 4
@@ -53,8 +53,8 @@ class Upscaler:
         scale: Upscaling factor that is wanted; the network's if left out.
         device: ``auto``, a GPU where there is one; ``cpu``; ``cuda``, ``cuda:1`` ...
         precision: ``fp32``; ``fp16`` or ``bf16``, to compute in it where autocast deems that safe;
-            ``auto``: fp32 on a CPU, on a GPU fp16 for 8-bit images if a part of the first one comes
-            out the same.
+            ``auto``: fp16 on a GPU, bf16 on a CPU with instructions for it, for 8-bit images if a part of
+            the first one comes out the same; else fp32.
         memory: Bytes to work in, beside a result that is put together from tiles; by default what is
             available.
         ensemble: Average the results of all eight flips and turns of an image, which takes eight times as
@@ -64,7 +64,7 @@ class Upscaler:
         bytes_per_pixel: Memory that a pixel of LR takes in one piece.
 
     Raises:
-        UserError: The model, its scale or the device is not available.
+        UserError: The model, its scale or the device is not available; or bf16 would be slower than fp32.
     """
 
     def __init__(
@@ -90,6 +90,8 @@ class Upscaler:
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
+        if precision == "bf16" and self.device.type == "cpu":
+            fast.require_bf16()
         self._network = _prepare(trained.network.to(self.device), self.device)
         self._window = grid_of(trained.network, trained.options)
         self._memory = memory
@@ -98,6 +100,12 @@ class Upscaler:
         self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
         self._half: torch.dtype | None = None if precision == "auto" else PRECISIONS[precision]
+
+    @property
+    def chosen_half(self) -> str | None:
+        """Return what ``auto`` has chosen for 8-bit images; None for fp32, or before the first."""
+        names = (name for name, dtype in PRECISIONS.items() if dtype == self._half != torch.float32)
+        return next(names, None) if self.precision == "auto" else None
 
     def __call__(self, images: Images) -> Images:
         """Upscale one image, or a batch of images of one size.
@@ -258,17 +266,19 @@ class Upscaler:
         """Choose what to compute in, tried out on a part of the first image."""
         if self._half is None:
             self._half = torch.float32
-            if self.device.type == "cuda":
-                rows, columns = (_middle(length) for length in batch.shape[2:])
-                self._half = self._half_if_it_is_safe(batch[:1, :, rows, columns])
+            name = _half_of(self.device)
+            if name is not None:
+                side = _TRIAL_SIDE[self.device.type]
+                rows, columns = (_middle(length, side) for length in batch.shape[2:])
+                self._half = self._half_if_it_is_safe(batch[:1, :, rows, columns], name)
         return self._half
 
-    def _half_if_it_is_safe(self, part: Tensor) -> torch.dtype:
-        exact, half = (self._run(part, dtype) for dtype in (torch.float32, torch.float16))
+    def _half_if_it_is_safe(self, part: Tensor, name: str) -> torch.dtype:
+        exact, half = (self._run(part, dtype) for dtype in (torch.float32, PRECISIONS[name]))
         psnr = float(-10 * torch.log10((exact - half).square().mean()))  # inf if they are equal, else finite
         if psnr >= _HALF_IS_SAFE:
-            return torch.float16
-        info_once(f"fp16 differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
+            return PRECISIONS[name]
+        info_once(f"{name} differs from fp32 ({psnr:.1f} dB): {self.name} runs in fp32.")
         return torch.float32
 
 
@@ -303,10 +313,21 @@ def _check_range(values: Tensor) -> None:
         )
 
 
-def _middle(length: int) -> slice:
+def _middle(length: int, most: int) -> slice:
     """Return the middle part of a side: images have more there than in their corners."""
-    first = max(0, length - _TRIAL_SIDE) // 2
-    return slice(first, first + _TRIAL_SIDE)
+    first = max(0, length - most) // 2
+    return slice(first, first + most)
+
+
+def _half_of(device: torch.device) -> str | None:
+    """Find the half precision in which a device is faster than in float32."""
+    if device.type == "cuda":
+        return "fp16"
+    try:
+        fast.require_bf16()
+    except UserError:  # which says why; float32 is what is left
+        return None
+    return "bf16"
 
 
 def _device(name: str) -> torch.device:

@@ -57,6 +57,20 @@ def test_half_precision_is_compared_with_float32(tmp_path, monkeypatch):
     assert f"| {row['psnr']:.1f} dB |" in (tmp_path / "bench.md").read_text()
 
 
+def test_a_form_in_bfloat16_is_compared_with_float32_in_a_run_of_float32(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 0)
+    networks = ["--network", "ESC-FP", "ESC-FP:openvino", "ESC-FP:openvino-bf16"]
+    size = ["--scale", "2", "--input-size", "20", "20"]
+    assert main(["bench", *networks, *size, *QUICK, "-o", str(tmp_path)]) == 0
+    ours, exact, half = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert ours["psnr"] is exact["psnr"] is None
+    assert exact["difference"] < 1e-5 and half["params"] == ours["params"]
+    assert half["psnr"] > 30
+
+
 def test_a_network_that_lacks_memory_is_left_out_with_a_warning(tmp_path, monkeypatch, esc_log):
     def time_networks(nets, lq, repeats, warmup):
         if "ESC" in nets:
@@ -130,7 +144,7 @@ def test_picture_has_a_panel_for_each_scale_and_names_networks_and_forms():
     [
         (["--network", "Nothing"], "'Nothing' is no network: expected ESC, ESC-light, ESC-FP"),
         (["--network", "ESC:fast"], "'ESC:fast' is no network"),
-        (["--network", "ESC:kernels", "--precision", "bf16"], "ESC:kernels: the C++ kernels are for float32"),
+        (["--network", "ESC:kernels", "--precision", "bf16"], "ESC:kernels-bf16"),
         (["--network", "absent.yml"], "absent.yml"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--input-size", "0", "8"], "--input-size must be at least 1"),

@@ -14,6 +14,7 @@ import torch
 from esc_basicsr.archs.variants import VARIANTS, build_variant
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.sample_images import load_sample_image
+from esc_basicsr.fast import kernels
 from esc_basicsr.fast.tiles import MARGIN, run_in_tiles, tile_side, tiles
 from esc_basicsr.upscale import Upscaler, upscaler
 from esc_basicsr.weights.read import read_weights
@@ -23,7 +24,7 @@ from esc_basicsr.weights.write import write_safetensors
 
 @pytest.fixture(scope="module")
 def upscale(model: Path) -> Upscaler:
-    return Upscaler(model)
+    return Upscaler(model, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_what_is_too_large_goes_in_tiles_with_little_difference(
 def test_it_goes_on_in_smaller_pieces_where_memory_runs_out(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upscale = Upscaler(model)
+    upscale = Upscaler(model, precision="fp32")
     run, seen = upscale._run, []
 
     def run_in_little_memory(batch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -187,7 +188,7 @@ def test_memory_that_is_not_enough_for_a_tile_is_told(
 def test_result_that_the_memory_is_not_enough_for_is_told_before_the_work(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiled = Upscaler(model, memory=10**6)
+    tiled = Upscaler(model, memory=10**6, precision="fp32")
     monkeypatch.setattr(upscaler, "available_memory", lambda device: 122 * 150 * 3 - 1)
     monkeypatch.setattr(tiled, "_run", lambda *arguments: pytest.fail("it worked"))
     with pytest.raises(UserError, match="a result of 150 × 122 pixels takes"):
@@ -214,8 +215,8 @@ def test_tiles_leave_room_for_the_result(
 def test_half_precision_is_tried_in_the_middle(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert upscaler._middle(61) == slice(0, 128)
-    assert upscaler._middle(1000) == slice(436, 564)
+    assert upscaler._middle(61, 128) == slice(0, 128)
+    assert upscaler._middle(1000, 128) == slice(436, 564)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(
@@ -237,16 +238,39 @@ def test_other_errors_are_not_taken_for_want_of_memory(
 def test_half_precision_is_chosen_where_it_gives_the_same(
     model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
 ) -> None:
-    exact = Upscaler(model, precision="fp32")(photo)
-    half = Upscaler(model, precision="bf16")(photo)
-    assert 0 < np.abs(exact.astype(int) - half).max() <= 8
     part = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
     upscale = Upscaler(model)
     for noise, expected in ((1e-5, torch.float16), (1e-2, torch.float32)):
         outputs = {torch.float32: part, torch.float16: part + noise}
         monkeypatch.setattr(upscale, "_run", lambda batch, dtype, outputs=outputs: outputs[dtype])
-        assert upscale._half_if_it_is_safe(part) == expected
+        assert upscale._half_if_it_is_safe(part, "fp16") == expected
     assert any("fp16 differs from fp32 (40.0 dB)" in message for message in esc_log)
+
+
+def test_bfloat16_is_chosen_on_a_cpu_that_multiplies_it(photo: np.ndarray) -> None:
+    if not kernels.load().has_bf16:
+        pytest.skip("this processor has no instructions for bfloat16")
+    name = "ESC-light_x2"
+    exact, half = (Upscaler(name, precision=each)(photo) for each in ("fp32", "bf16"))
+    upscale = Upscaler(name)
+    assert upscale.chosen_half is None
+    chosen = upscale(photo)
+    assert upscale.chosen_half == "bf16"
+    np.testing.assert_array_equal(chosen, half)
+    difference = np.abs(exact.astype(int) - half)
+    assert 0 < difference.mean() < 0.1 and difference.max() <= 2
+
+
+def test_bfloat16_is_refused_and_not_tried_where_it_would_be_slower(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, esc_log: list[str]
+) -> None:
+    library = kernels.load()._replace(has_bf16=False)
+    monkeypatch.setattr(kernels, "load", lambda: library)
+    with pytest.raises(UserError, match="bfloat16 would be slower than float32 on this CPU"):
+        Upscaler(model, precision="bf16")
+    upscale = Upscaler(model)
+    np.testing.assert_array_equal(upscale(photo), Upscaler(model, precision="fp32")(photo))
+    assert upscale.chosen_half is None and not esc_log
 
 
 # Models

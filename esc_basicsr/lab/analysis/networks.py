@@ -16,6 +16,7 @@ from tqdm import tqdm
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import FastNetwork
+from esc_basicsr.fast.whole_network import InHalfPrecision
 from esc_basicsr.lab.measure.measure import device_to_measure_on
 from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.lab.networks.by_name import (
@@ -25,6 +26,7 @@ from esc_basicsr.lab.networks.by_name import (
     scale_of,
     weights_of,
 )
+from esc_basicsr.lab.networks.runtimes import ExportedNetwork
 
 _Shown = TypeVar("_Shown")
 Row = dict[str, Any]
@@ -132,7 +134,7 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
 
 def _subject(name: str, scale: int, device: torch.device) -> Subject:
     net = build_network(name, scale).to(device).eval()
-    if isinstance(net, FastNetwork):
+    while isinstance(net, FastNetwork | ExportedNetwork | InHalfPrecision):
         net = net.net  # whose layers can be seen
     params = sum(parameter.numel() for parameter in net.parameters())
     weights = "none" if not params else weights_of(name) or "random"

@@ -23,6 +23,7 @@ from esc_basicsr.lab.measure.measure import (
 )
 from esc_basicsr.lab.networks.by_name import (
     IMPLEMENTATIONS,
+    IN_BF16,
     build_network,
     described,
     implementation_of,
@@ -42,7 +43,7 @@ class Row(NamedTuple):
     params: int
     # largest absolute difference of the output from that of the network's first implementation
     difference: float | None
-    # of the output against the network's in float32, dB for a range of 1; None in float32
+    # of the output against the network's in float32, dB for a range of 1; None of what is float32 itself
     psnr: float | None
 
     @property
@@ -80,7 +81,7 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
         if network not in flops:
             flops[network] = count_flops(network, scale, lq)
         psnr = None
-        if lq.dtype != torch.float32:
+        if lq.dtype != torch.float32 or implementation_of(name) in IN_BF16:
             if network not in exact:
                 with torch.inference_mode():
                     exact[network] = build_network(network, scale, lq.device).eval()(lq.float())
@@ -161,7 +162,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 # of each implementation
-_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*DP", strict=True))
+_MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*pDPXhd", strict=True))
 
 
 def draw(rows: Sequence[Row]) -> Figure:

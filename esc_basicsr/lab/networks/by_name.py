@@ -1,5 +1,6 @@
 """Networks of any origin, by name, to measure and to look into: ESC, BasicSR's, spandrel's, files."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.lab.networks.baselines import build_baseline, imported
 from esc_basicsr.lab.networks.release import attend_as_released
+from esc_basicsr.lab.networks.runtimes import ExportedNetwork, run_by_onnxruntime, run_by_openvino
 from esc_basicsr.lab.networks.spandrel_arch import SpandrelNetwork, spandrel_architecture
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.loader import load_options
@@ -32,9 +34,16 @@ IMPLEMENTATIONS = {
     "release": "the release's",
     "release-flex": "the release's, compiled Flex",
     "kernels": "ours, C++ or Triton kernels",
+    "kernels-bf16": "ours, C++ kernels in bfloat16",
     "compiled": "ours, torch.compile",
     "graphs": "ours, kernels in CUDA graphs",
+    "onnxruntime": "our ONNX file, ONNX Runtime",
+    "openvino": "our ONNX file, OpenVINO",
+    "openvino-bf16": "our ONNX file, OpenVINO in bfloat16",
 }
+# those that compute in bfloat16 whatever their input is
+IN_BF16 = ("kernels-bf16", "openvino-bf16")
+_ON_CPU = ("kernels-bf16", "onnxruntime", "openvino", "openvino-bf16")
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _TORCHSCRIPT = "torchscript:"  # before a file whose code may run
@@ -51,12 +60,19 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "kernels":
             fast.attend_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
+        case "kernels-bf16":
+            fast.require_bf16()
+            return fast.prepare(net, kernels=True, mode="eager+bf16")
         case "compiled":
             return fast.prepare(net, mode="compiled")
         case "graphs":
             return fast.prepare(net, kernels=True, mode="graphs")
         case "release" | "release-flex":
             return attend_as_released(net, compile_flex=name == "release-flex")
+        case "onnxruntime":
+            return ExportedNetwork(net, run_by_onnxruntime)
+        case "openvino" | "openvino-bf16":
+            return ExportedNetwork(net, functools.partial(run_by_openvino, bf16=name in IN_BF16))
     return net
 
 
@@ -99,15 +115,18 @@ def check_implementations(names: list[str], device: torch.device, dtype: torch.d
     """Refuse implementations that would run as another one.
 
     Raises:
-        UserError: ':kernels' in half precision on a CPU.
+        UserError: ':kernels' in half precision on a CPU; an implementation for CPUs on a GPU, or in another
+            precision than its name says.
     """
     for name in names:
-        if (
-            implementation_of(name) in ("kernels", "graphs")
-            and device.type == "cpu"
-            and dtype != torch.float32
-        ):
-            raise UserError(f"{name}: the C++ kernels are for float32 on a CPU; leave it out here.")
+        implementation = implementation_of(name)
+        if implementation in ("kernels", "graphs") and device.type == "cpu" and dtype != torch.float32:
+            raise UserError(
+                f"{name}: measure the C++ kernels in bfloat16 as '{network_of(name)}:kernels-bf16', without "
+                "--precision; leave it out here."
+            )
+        if implementation in _ON_CPU and (device.type != "cpu" or dtype != torch.float32):
+            raise UserError(f"{name}: runs on a CPU, its input in float32; leave it out here.")
 
 
 def scale_of(name: str, scale: int) -> int:

@@ -33,6 +33,19 @@ def test_kernels_give_what_the_network_gives():
     assert difference.abs().max() < 1e-5
 
 
+def test_kernels_in_bfloat16_come_close_or_are_refused(monkeypatch):
+    lq = torch.rand(1, 3, 33, 40)
+    if kernels.load().has_bf16:
+        with torch.inference_mode():
+            expected = build_network("ESC-light", 2)(lq)
+            difference = build_network("ESC-light:kernels-bf16", 2)(lq) - expected
+        assert 1e-5 < difference.abs().max() < 0.1 * expected.abs().max()
+    library = kernels.load()._replace(has_bf16=False)
+    monkeypatch.setattr(kernels, "load", lambda: library)
+    with pytest.raises(UserError, match="bfloat16 would be slower than float32 on this CPU"):
+        build_network("ESC-light:kernels-bf16", 2)
+
+
 @pytest.mark.parametrize("implementation", ["kernels", "graphs"])
 def test_no_kernel_is_compiled_for_another_device(implementation, monkeypatch):
     def load():
@@ -46,8 +59,35 @@ def test_no_kernel_is_compiled_for_another_device(implementation, monkeypatch):
 def test_kernels_are_refused_where_they_would_not_be_used():
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
         check_implementations(["ESC:kernels", "ESC"], torch.device(device), dtype)
-    with pytest.raises(UserError, match="ESC:kernels: the C"):
+    with pytest.raises(UserError, match="in bfloat16 as 'ESC:kernels-bf16', without --precision"):
         check_implementations(["ESC:kernels"], torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_of_onnx_files_give_what_the_network_gives(runtime):
+    pytest.importorskip(runtime)
+    net = build_network(f"ESC-FP:{runtime}", 2).eval()
+    for size in ((1, 3, 20, 33), (2, 3, 9, 12)):
+        lq = torch.rand(size)
+        with torch.inference_mode():
+            torch.testing.assert_close(net(lq), build_network("ESC-FP", 2).eval()(lq), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="has no gradients"):
+        net(lq)
+
+
+def test_a_runtime_that_is_missing_is_named(monkeypatch):
+    net = build_network("ESC-FP:openvino", 2)
+    monkeypatch.setitem(baselines.importlib.sys.modules, "openvino", None)
+    with torch.inference_mode(), pytest.raises(UserError, match=r"needs the package openvino, .*pip install"):
+        net(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+def test_runtimes_are_refused_where_they_would_not_be_used(device, dtype):
+    for name in ("ESC:openvino", "ESC:openvino-bf16", "ESC:onnxruntime", "ESC:kernels-bf16"):
+        check_implementations([name], torch.device("cpu"), torch.float32)
+        with pytest.raises(UserError, match=f"{name}: runs on a CPU"):
+            check_implementations([name], torch.device(device), dtype)
 
 
 def test_a_network_is_what_its_forms_have_in_common():

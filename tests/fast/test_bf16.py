@@ -1,0 +1,192 @@
+"""The C++ kernels in bfloat16, within autocast, against double precision."""
+
+import platform
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from esc_basicsr import fast
+from esc_basicsr.archs import ESC
+from esc_basicsr.archs.attention import BACKENDS
+from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
+from esc_basicsr.archs.variants import NETWORKS
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast import kernels, network
+from esc_basicsr.fast import kernels_build as build
+
+# a factor is rounded by 2^-9 of itself at most, and results are sums of many
+_STEP = 2.0**-8
+
+in_bf16 = torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def processor(request):
+    if "without" not in request.node.name and not kernels.load().has_bf16:
+        pytest.skip("this processor has no instructions for bfloat16")
+
+
+def randomise(module: nn.Module, std: float) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the kernels were called for, and the type of the map that they were given."""
+    calls = []
+    for name in ("window_attention", "conv_ffn"):
+        kernel = getattr(kernels, name)
+
+        def call(x, *rest, _kernel=kernel, _name=name):
+            calls.append((_name, x.dtype))
+            return _kernel(x, *rest)
+
+        monkeypatch.setattr(kernels, name, call)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("window_size", "heads", "channels"),
+    [(1, 1, 3), (2, 2, 8), (5, 2, 12), (7, 1, 16), (8, 3, 21), (16, 1, 4), (32, 2, 16), (32, 1, 64)],
+)
+def test_window_attention_equals_double_precision_of_its_rounded_input(window_size, heads, channels):
+    qkv = torch.randn(2, 3 * heads * channels, window_size, 2 * window_size).bfloat16()
+    table = torch.randn(heads, (2 * window_size - 1) ** 2)
+    exact = BACKENDS["Naive"](qkv.double(), table.double(), window_size)
+    with torch.inference_mode():
+        made = kernels.window_attention(qkv.permute(0, 2, 3, 1), table, window_size).permute(0, 3, 1, 2)
+    assert made.dtype == torch.bfloat16
+    assert torch.allclose(made.double(), exact, rtol=_STEP, atol=2 * _STEP * float(exact.std()))
+
+
+def test_large_scores_do_not_overflow():
+    qkv = torch.full((1, 8, 8, 24), 1e4).bfloat16()
+    qkv[..., 16:] = 3
+    with torch.inference_mode():
+        made = kernels.window_attention(qkv, torch.zeros(1, 225), 8)
+    assert (made == 3).all()
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2d, None])
+@pytest.mark.parametrize(
+    ("dim", "ratio", "split"), [(64, 1.25, 16), (48, 1.5, 16), (16, 1.25, 4), (6, 1.3, 2), (5, 1.4, 2)]
+)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (37, 29), (70, 3)])
+def test_conv_ffn_equals_double_precision(norm, dim, ratio, split, height, width, served):
+    ffn = ConvFFN(dim, ratio)
+    norm = norm(dim) if norm else nn.Identity()
+    randomise(ffn, 0.3)
+    randomise(norm, 0.3)
+    hidden = len(ffn.proj.bias)
+    x = torch.randn(2, dim, height, width)
+    first, rest = ((torch.randn(channels, hidden) / 4, torch.randn(channels)) for channels in (split, dim))
+    fast_net = network.FastNetwork(ESC(2, n_blocks=1), kernels=True)
+    with torch.inference_mode():
+        with in_bf16:
+            whole = fast_net._conv_ffn(norm, ffn, x)
+            made_first, made_rest = fast_net._two_ended_conv_ffn(norm, ffn, x.clone(), first, rest)
+        assert served == [("conv_ffn", torch.float32)] * 2
+        ffn, norm, x = ffn.double(), norm.double(), x.double()
+        mid = F.gelu(ffn.proj(norm(x)))
+        mid = mid + F.gelu(ffn.dwc(mid))
+        exact = [F.conv2d(mid, m.double()[:, :, None, None], b.double()) for m, b in (first, rest)]
+        pairs = ((whole, ffn(norm(x))), (made_first, exact[0]), (made_rest, x + exact[1]))
+    for made, expected in pairs:
+        assert made.dtype == torch.float32
+        assert torch.allclose(made.double(), expected, rtol=0, atol=2 * _STEP * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, served):
+    tiny_network.pop("type")
+    if name == "ESCReal":
+        tiny_network["upscaling_factor"] = 4
+    net = fast.prepare(NETWORKS[name](**tiny_network).eval(), kernels=True)
+    lq = torch.rand(2, 3, 33, 50)
+    with torch.inference_mode():
+        expected = net(lq)
+        served.clear()
+        with in_bf16:
+            made = net(lq)
+    assert {*served} == {("window_attention", torch.bfloat16), ("conv_ffn", torch.float32)}
+    assert 0 < (made - expected).square().mean().sqrt() < 2 * _STEP * expected.std()
+
+
+def test_number_of_threads_changes_nothing(build_network, tiny_network):
+    net = fast.prepare(build_network(tiny_network).eval(), kernels=True)
+    lq = torch.rand(2, 3, 50, 41)
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            with torch.inference_mode(), in_bf16:
+                made.append(net(lq))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(*made, atol=1e-3)
+
+
+def test_nan_is_not_lost(build_network, tiny_network, served):
+    net = fast.prepare(build_network(tiny_network).eval(), kernels=True)
+    lq = torch.rand(1, 3, 16, 16)
+    lq[0, 0, 3, 3] = float("nan")
+    with torch.inference_mode(), in_bf16:
+        assert net(lq).isnan().any()
+    assert served
+
+
+def test_float16_gradients_and_weights_in_bfloat16_go_without(build_network, tiny_network, served):
+    plain = build_network(tiny_network).eval()
+    net = fast.prepare(plain, kernels=True)
+    lq = torch.rand(1, 3, 16, 16)
+    with in_bf16:
+        net(lq)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        net(lq)
+    plain.bfloat16()
+    with torch.no_grad(), in_bf16:
+        net(lq)
+    assert not served
+
+
+def test_large_kernel_is_left_to_the_processors_products_where_it_has_amx(
+    build_network, tiny_network, monkeypatch
+):
+    net = fast.prepare(build_network(tiny_network | {"kernel_size": 13}).eval(), kernels=True)
+    lq = torch.rand(1, 3, 64, 64)
+    library = build.load()
+    seen = []
+    convolve = network.SymmetricKernel.convolve
+    monkeypatch.setattr(
+        network.SymmetricKernel,
+        "convolve",
+        lambda *args: (seen.append(convolve(*args)), seen[-1])[1],
+    )
+    made = []
+    for has_amx in (False, True):
+        monkeypatch.setattr(kernels, "load", lambda has_amx=has_amx: library._replace(has_amx=has_amx))
+        with torch.inference_mode(), in_bf16:
+            made.append(net(lq))
+    assert {each.dtype for each in seen} == {torch.float32, torch.bfloat16}
+    assert torch.allclose(*made, atol=0.05 * float(made[0].std()))
+
+
+def test_bfloat16_is_refused_without_instructions(monkeypatch):
+    if platform.machine() != "x86_64":
+        pytest.skip("an instruction set of x86-64 is tried")
+    flags = [flag.replace("native", "x86-64-v3") for flag in build._FLAGS]
+    monkeypatch.setattr(build, "_FLAGS", tuple(flags))
+    build.load.cache_clear()
+    try:
+        with pytest.raises(UserError, match="no instructions that multiply it"):
+            fast.require_bf16()
+        with in_bf16, torch.no_grad():
+            assert not kernels.serves(torch.rand(1, 4, 8, 8))
+        with pytest.raises(ValueError, match="expected contiguous float32 tensors"):
+            kernels.window_attention(torch.rand(1, 8, 8, 12).bfloat16(), torch.rand(1, 225), 8)
+    finally:
+        build.load.cache_clear()
