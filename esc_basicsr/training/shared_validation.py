@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from basicsr.data import build_dataloader, build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -79,6 +80,15 @@ class SharedValidation:
             for phase, options in self._opt["datasets"].items()
             if phase.split("_")[0] == "val" and options["name"] not in self.records.measured(iteration)
         ]
+
+    def missed(self, iteration: int) -> Iterator[Any]:
+        """Make BasicSR's loaders of the sets that were to be measured at an iteration, and were not."""
+        val = self._opt.get("val") or {}
+        if val.get("metrics") is None or iteration % val["val_freq"]:
+            return
+        for phase in self.missing(iteration):
+            section = self._opt["datasets"][phase]
+            yield build_dataloader(build_dataset(section), section, self._opt["num_gpu"], self._opt["dist"])
 
     def run(
         self, upscale: Upscale, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool

@@ -21,7 +21,7 @@ from esc_basicsr.training.ranks import gather, on_first_rank
 from esc_basicsr.training.skipped_steps import SkippedSteps
 from esc_basicsr.weights.write import write_safetensors
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "is_plain"]
 
 # What a state of another form makes PyTorch raise.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -45,6 +45,8 @@ class TrainingState:
 
     Attributes:
         position: In the training data, after the batch that was fed last.
+        pool: Pairs that this rank keeps for later batches, as Real-ESRGAN's models do: ``lq`` and ``gt``, of
+            which the first ``filled`` are pairs; empty where there are none.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TrainingState:
         self._records = records
         self._skipped = skipped
         self.position: dict[str, int] = {}
+        self.pool: dict[str, Any] = {}
         self._sha256: dict[str, str] = {}  # of the newest weights, by file name
         self._saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
 
@@ -140,6 +143,8 @@ class TrainingState:
             "skipped": self._skipped.counts,
             "options": self._options,
         }
+        if self.pool:
+            state["pools"] = gather(self.pool)
         return state | ({"grad_scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {})
 
     # Resuming
@@ -163,6 +168,8 @@ class TrainingState:
                 self._scaler.load_state_dict(state["grad_scaler"])
             if len(randoms) == self._opt["world_size"]:
                 checkpoints.restore_random_state(randoms[self._opt["rank"]])
+                if len(pools := state.get("pools", [])) == len(randoms):
+                    self.pool = pools[self._opt["rank"]]
         except _MISFITS as error:
             raise UserError(
                 f"{path} does not fit these options ({error}): it is a state of another network, optimizer "
@@ -206,7 +213,7 @@ class TrainingState:
                 _refuse_missing(needed - entry.keys())
                 for name, value in entry.items():
                     shape = () if name in _SCALARS else parameters[number].shape
-                    if not _is_plain(value, shape):
+                    if not is_plain(value, shape):
                         raise ValueError(f"{where}.state.{number}.{name} is not what it should be")
         for index, (scheduler, found) in enumerate(zip(self._schedulers, state["schedulers"], strict=True)):
             where = f"schedulers.{index}"
@@ -221,7 +228,7 @@ def _refuse_missing(names: set[str]) -> None:
         raise ValueError(f"no {', '.join(sorted(names))}")
 
 
-def _is_plain(value: Any, shape: tuple[int, ...]) -> bool:
+def is_plain(value: Any, shape: tuple[int, ...]) -> bool:
     """Tell whether it is a tensor of finite numbers in memory, of this shape."""
     return (
         isinstance(value, Tensor)
