@@ -21,7 +21,7 @@ from esc_basicsr.common.suggestion import hint
 from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
-from esc_basicsr.options.kinds import SECTION, is_whole
+from esc_basicsr.options.kinds import SECTION, is_whole, shown
 from esc_basicsr.options.schema import Option, lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, keys_read, registered
 from esc_basicsr.weights.fit import check_fit
@@ -235,9 +235,32 @@ class _Check(SectionCheck):
                 self.check_optimizer(where, section)
             elif key in ("pixel_opt", "perceptual_opt") or (str(key).endswith("_opt") and is_basicsrs):
                 self.check_class(where, section, LOSS_REGISTRY, "loss", schema.SECTIONS.get(where))
+                if name == "PerceptualLoss" and registered(LOSS_REGISTRY)[name].__module__.startswith(
+                    "basicsr."
+                ):
+                    self.check_vgg(where, section.get("vgg_type", "vgg19"))
                 if name in ("YChannelL1Loss", "PerceptualLoss") and self.channels not in (None, 3):
                     message = f"compares RGB images, and network_g gives {self.channels} channels"
                     self.add(f"{where}.type", f"{name} {message}. Write L1Loss, or leave it out.")
+
+    def check_vgg(self, where: str, name: Any) -> None:
+        """Report weights that BasicSR's perceptual loss would download while the training is set up."""
+        from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
+        from torchvision.models import get_model_weights
+
+        if not isinstance(name, str) or name.removesuffix("_bn") not in NAMES:
+            self.add(f"{where}.vgg_type", f"got {shown(name)}. {instead(name, NAMES, '')}".rstrip())
+            return
+        url = get_model_weights(name).DEFAULT.url
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+        own = Path(VGG_PRETRAIN_PATH) if Path(VGG_PRETRAIN_PATH).name == cached.name else cached
+        if not (is_file(own) or is_file(cached)):
+            self.add(
+                where,
+                f"there are no weights '{own}', which PerceptualLoss needs. Download them from {url}, or "
+                "leave the loss out.",
+            )
+            self.note_paths()
 
     def check_metrics(self) -> None:
         from basicsr.metrics import METRIC_REGISTRY

@@ -8,7 +8,15 @@ import torch
 
 from esc_basicsr.common.log import logger
 from esc_basicsr.options.kinds import COUNT, is_whole
-from esc_basicsr.options.schema import DATASETS, KNOWN_MODELS, LOADER, SECTIONS, lookup, sound
+from esc_basicsr.options.schema import (
+    DATASETS,
+    DEGRADING_MODELS,
+    KNOWN_MODELS,
+    LOADER,
+    SECTIONS,
+    lookup,
+    sound,
+)
 
 Problem = tuple[str, str]  # key, message
 
@@ -35,6 +43,8 @@ def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
         yield from _of_the_schedule(opt)
         if opt.get("model_type") == "ESCModel":
             yield from _of_a_step(opt)
+        if opt.get("model_type") in DEGRADING_MODELS and opt.get("high_order_degradation", True):
+            yield from _of_degradations(opt)
     if is_train and lookup(opt, "logger.wandb.project") and lookup(opt, "logger.use_tb_logger") is not True:
         yield "logger.use_tb_logger", "expected true with wandb, which sends what TensorBoard logs."
 
@@ -61,12 +71,16 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
     values = sound(dataset, {**LOADER, **DATASETS.get(kind, {})})
     if is_training_set and values.get("prefetch_mode") == "cuda" and values.get("pin_memory") is False:
         yield "pin_memory", "expected true with prefetch_mode: cuda."
-    if opt.get("model_type") == "SRModel":
+    model = opt.get("model_type")
+    if model in KNOWN_MODELS and model != "ESCModel":
         if values.get("global_batch_size") is not None:
-            message = "SRModel takes a batch in one pass only: with model_type: ESCModel it is known."
+            message = f"{model} takes a batch in one pass only: with model_type: ESCModel it is known."
             yield "global_batch_size", message
         if values.get("lq_on_device") is True:
-            yield "lq_on_device", "got true, but SRModel cannot make LR: with model_type: ESCModel it can."
+            yield "lq_on_device", f"got true, but {model} cannot make LR: with model_type: ESCModel it can."
+    is_folder = lookup(dataset, "io_backend.type") == "disk"
+    if kind == "RealESRGANDataset" and is_folder and dataset.get("meta_info") is None:
+        yield "meta_info", "missing; expected a file that lists the images to take of dataroot_gt."
     mean: Any = values.get("mean")
     std: Any = values.get("std")
     channels = 1 if values.get("color") == "y" else 3
@@ -104,6 +118,25 @@ def _of_the_schedule(opt: Mapping[str, Any]) -> Iterator[Problem]:
             f"{where}.periods",
             f"got {scheduler['periods']}, {sum(scheduler['periods'])} iterations in all, "
             f"less than total_iter, {total}. Make them cover the training.",
+        )
+
+
+def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
+    values = sound(opt, SECTIONS[""])
+    pairs, batch = values.get("queue_size"), lookup(opt, "datasets.train.batch_size_per_gpu")
+    if pairs and COUNT.accepts(batch) and pairs % batch:
+        yield (
+            "queue_size",
+            f"got {pairs}, expected a multiple of datasets.train.batch_size_per_gpu, {batch}.",
+        )
+    size, scale = values.get("gt_size"), values.get("scale")
+    if size and scale and size % scale:
+        yield "gt_size", f"got {size}, expected a multiple of scale, {scale}."
+    kind = lookup(opt, "datasets.train.type")
+    if kind in DATASETS and kind != "RealESRGANDataset":
+        yield (
+            "datasets.train.type",
+            f"got '{kind}', expected RealESRGANDataset, which gives the kernels that images are blurred by.",
         )
 
 

@@ -117,6 +117,7 @@ NUMBER = _number("a number")
 NOT_NEGATIVE = _number("a number of at least 0", minimum=0)
 POSITIVE = _number("a number above 0", exclusiveMinimum=0)
 SECONDS = _number("a number of seconds of at least 1", minimum=1)
+PROBABILITY = _number("a number from 0 to 1", minimum=0, maximum=1)
 FRACTION = _number("a number from 0 to below 1", minimum=0, exclusiveMaximum=1)
 AMP = Kind(
     "bf16 or fp16, or false",
