@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file
 from esc_basicsr.common.suggestion import hint
@@ -122,7 +122,7 @@ class _Check(SectionCheck):
         name = section.get("type")
         variant = _variant_for(name)
         if variant is not None and name not in ARCH_REGISTRY:
-            options = ", ".join(f"{key}: {value}" for key, value in VARIANTS[variant].items())
+            options = ", ".join(f"{key}: {value}" for key, value in RELEASED[variant].items())
             self.add(f"{where}.type", f"got '{name}', a variant: write {options}.")
             return
         network = self.check_class(where, section, ARCH_REGISTRY, "network")
@@ -370,5 +370,5 @@ def _optimizer() -> torch.optim.Optimizer:
 
 def _variant_for(name: Any) -> str | None:
     """Find the published variant that ``name`` is, however it is spelled: ESC-light, esc_light, ESCLight."""
-    spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in VARIANTS}
+    spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in RELEASED}
     return spelled.get(re.sub("[-_ ]", "", str(name)).lower())

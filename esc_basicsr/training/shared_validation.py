@@ -20,7 +20,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
@@ -325,10 +325,10 @@ class SharedValidation:
 
 
 def published_variant(net: nn.Module) -> str | None:
-    """Name the one of `VARIANTS` that a network is, at any scale, by its parameters; None for another."""
+    """Name the one of `RELEASED` that a network is, at any scale, by its parameters; None for another."""
     options = infer_network_options(net.state_dict()) or {}
     options.pop("upscaling_factor", None)
-    return next((name for name, known in VARIANTS.items() if known == options), None)
+    return next((name for name, known in RELEASED.items() if known == options), None)
 
 
 def _lr_files(dataset: Any) -> list[str]:
