@@ -121,13 +121,23 @@ def _of_the_schedule(opt: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
+def _devices_of_process(opt: Mapping[str, Any]) -> int:
+    """Count the GPUs that one process feeds: all, unless a launcher starts one for each."""
+    wanted = opt.get("num_gpu")
+    devices = torch.cuda.device_count() if wanted == "auto" else wanted
+    is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
+    return devices if is_whole(devices) and devices > 1 and not is_launched else 1
+
+
 def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
     values = sound(opt, SECTIONS[""])
     pairs, batch = values.get("queue_size"), lookup(opt, "datasets.train.batch_size_per_gpu")
-    if pairs and COUNT.accepts(batch) and pairs % batch:
+    devices = _devices_of_process(opt)
+    if pairs and COUNT.accepts(batch) and pairs % (batch * devices):
+        times = f" × {devices} GPUs" if devices > 1 else ""
         yield (
             "queue_size",
-            f"got {pairs}, expected a multiple of datasets.train.batch_size_per_gpu, {batch}.",
+            f"got {pairs}, expected a multiple of datasets.train.batch_size_per_gpu, {batch}{times}.",
         )
     size, scale = values.get("gt_size"), values.get("scale")
     if size and scale and size % scale:
@@ -143,20 +153,18 @@ def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
 def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
     """Find what accumulation, half precision and compilation do not go with."""
     train = sound(opt["train"], SECTIONS["train"])
-    wanted = opt.get("num_gpu")
-    devices = torch.cuda.device_count() if wanted == "auto" else wanted
-    is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
+    devices = _devices_of_process(opt)
     for key in ("amp", "compile"):
         if not train.get(key):
             continue
         if opt.get("cpu_kernels") is True:
             yield f"train.{key}", "does not go with cpu_kernels, which are for float32. Leave one out."
         # Without a launcher several GPUs are served by threads, which autocast and compile do not suit.
-        if is_whole(devices) and devices > 1 and not is_launched:
+        if devices > 1:
             yield (
                 f"train.{key}",
-                f"needs a process for each GPU, and num_gpu is {wanted} ({devices} GPUs) in one process. "
-                "Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
+                f"needs a process for each GPU, and num_gpu is {opt['num_gpu']} ({devices} GPUs) in one "
+                "process. Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
             )
     where, pieces = "train.accumulate", train.get("accumulate", 1)
     if lookup(opt, "datasets.train.global_batch_size") is not None:
