@@ -58,7 +58,7 @@ def _of_the_scale(opt: Mapping[str, Any]) -> Iterator[Problem]:
     metrics = lookup(opt, "val.metrics")
     for name, metric in metrics.items() if isinstance(metrics, Mapping) else ():
         border = metric.get("crop_border") if isinstance(metric, Mapping) else None
-        if is_whole(border) and border != scale:
+        if is_whole(border) and border != scale and scale != 1:
             logger.warning(
                 "val.metrics.%s.crop_border is %s and scale is %s: published figures crop a border of scale "
                 "pixels.",
@@ -81,6 +81,14 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
     is_folder = lookup(dataset, "io_backend.type") == "disk"
     if kind == "RealESRGANDataset" and is_folder and dataset.get("meta_info") is None:
         yield "meta_info", "missing; expected a file that lists the images to take of dataroot_gt."
+    if kind == "DamagedDataset":
+        if (values.get("noise_sigma") is None) == (values.get("jpeg_quality") is None):
+            yield "noise_sigma", "expected either this or jpeg_quality."
+        if opt.get("scale") not in (None, 1):
+            yield "type", f"got 'DamagedDataset', which is for scale 1, and scale is {opt['scale']}."
+        quality = values.get("jpeg_quality")
+        if isinstance(quality, list) and quality[0] > quality[1]:
+            yield "jpeg_quality", f"got {quality}, expected the least first."
     mean: Any = values.get("mean")
     std: Any = values.get("std")
     channels = 1 if values.get("color") == "y" else 3

@@ -55,7 +55,11 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
     if is_pairs and not problems and (not _listings(dataset) or backend == "lmdb"):
         yield from _pair_problems(dataset, backend, scale, is_training_set)
     for index, root, _ in _sources(dataset):
-        problems = [*_lmdb_problems(f"sources[{index}].dataroot_gt", root)]
+        key = f"sources[{index}].dataroot_gt"
+        if _is_tested_folder(dataset, root, is_training_set):
+            yield from _root_problems(key, root, "disk")
+            continue
+        problems = [*_lmdb_problems(key, root)]
         yield from problems
         if not problems and is_training_set:
             yield from _crop_problems(root, *_listed(root), dataset.get("gt_size"))
@@ -170,6 +174,10 @@ def _listings(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Give key and file of a list of a data set's images, where it has one."""
     keys = ("meta_info_file", "meta_info")  # the latter is Real-ESRGAN's
     return [(key, dataset[key]) for key in keys if isinstance(dataset.get(key), str)]
+
+
+def _is_tested_folder(dataset: Mapping[str, Any], root: str, is_training_set: bool) -> bool:
+    return dataset.get("type") == "DamagedDataset" and not is_training_set and not root.endswith(".lmdb")
 
 
 def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:

@@ -139,6 +139,19 @@ SOURCES = Kind(
     lambda value: isinstance(value, list) and len(value) > 0,
     {"type": "array", "minItems": 1},
 )
+QUALITY = Kind(
+    "a whole number from 1 to 100, or a list of the least and the largest",
+    lambda value: all(
+        is_whole(one) and 1 <= one <= 100
+        for one in (value if isinstance(value, list) and len(value) == 2 else [value])
+    ),
+    {
+        "anyOf": [
+            _QUALITY := {"type": "integer", "minimum": 1, "maximum": 100},
+            {"type": "array", "items": _QUALITY, "minItems": 2, "maxItems": 2},
+        ]
+    },
+)
 SECTION = Kind("a section of 'key: value' lines", lambda value: isinstance(value, dict), {"type": "object"})
 
 

@@ -82,6 +82,9 @@ SHORT = Schedule(
 # from the trained ×2
 SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
 
+# Our own choice: at ×1 a patch of 64 shows little beyond one window.
+WHOLE_SIZE = Schedule(lr_patch=128, batch=16, batch_per_gpu=4)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -95,6 +98,7 @@ class Recipe:
     remark: str = ""
     scale_key: str = "upscaling_factor"
     schedule: Schedule = Schedule()
+    damage: str = ""  # of images whose size is kept: what `DamagedDataset` does to them
 
     @property
     def name(self) -> str:
@@ -129,7 +133,7 @@ def recipes() -> list[Recipe]:
         Recipe("ESC-light", scale, PHOTOGRAPHS, VARIANTS["ESC-light"], schedule=schedule)
         for scale, schedule in ((2, SHORT), (4, SHORTER))
     ]
-    return plain + dflip + ablation + shipped
+    return plain + dflip + ablation + shipped + damaged_recipes()
 
 
 def degraded_recipes() -> list[Recipe]:
@@ -141,6 +145,24 @@ def degraded_recipes() -> list[Recipe]:
             ("MSE", "For photographs, the first stage: pixels alone"),
             ("GAN", "For photographs, the second stage: adversarial, from the first one's weights"),
         )
+    ]
+
+
+def damaged_recipes() -> list[Recipe]:
+    """List what removes noise or JPEG artefacts, without a change of size."""
+    networks = {
+        "ESC": RELEASED["ESC"],
+        "ESC-RealM": {**RELEASED["ESC-RealM"], "upsampler": "conv", "unshuffle_mod": False},
+    }
+    tasks = [
+        (f"noise{sigma}", f"noise_sigma: {sigma} # of 255", f"Removes Gaussian noise of sigma {sigma}")
+        for sigma in (15, 25, 50)
+    ]
+    tasks.append(("jpeg", "jpeg_quality: [10, 90]", "Removes JPEG's artefacts"))
+    return [
+        Recipe(variant, 1, "DIV2K", network, row, remark, schedule=WHOLE_SIZE, damage=damage)
+        for variant, network in networks.items()
+        for row, damage, remark in tasks
     ]
 
 
@@ -180,6 +202,13 @@ def training_text(recipe: Recipe) -> str:
             "sources: # weight: how often an epoch visits each image of the set",
             *(f"  - dataroot_gt: datasets/{name}_sub.lmdb\n    weight: 1.0" for name in sources),
         ]
+    elif recipe.damage:
+        data = [
+            "type: DamagedDataset # images are damaged on the fly",
+            "sources:",
+            "  - dataroot_gt: datasets/DIV2K/DIV2K_train_HR_sub.lmdb",
+            recipe.damage,
+        ]
     else:
         prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
         data = [
@@ -190,7 +219,7 @@ def training_text(recipe: Recipe) -> str:
             "  type: lmdb",
         ]
     start = ["pretrain_network_g: ~"]
-    if scale != 2:
+    if scale > 2:
         first = replace(recipe, scale=2).name
         start = [
             f"# ×{scale} starts from the trained ×2; ~ trains from scratch.",
@@ -210,12 +239,37 @@ def training_text(recipe: Recipe) -> str:
         "kernels": kernels if recipe.data == PHOTOGRAPHS else "",
         "training_set": _lines([f"name: {recipe.data}", *data], 4),
         "sets": _benchmark("val", "Set5", scale),
+        "loss": _RGB if recipe.damage else _LUMA,
+        "metrics": _metrics(recipe),
         "start": _lines(start, 2),
         "scheduler": _lines(fall, 4),
     }
+    if recipe.damage:
+        ((name, damage), *_) = _damaged_sets(recipe)
+        values["sets"] = _damaged("val", name, damage)
     return _filled("train", recipe, values)
 
 
+_LUMA = """\
+  # L1 on luma, with a light chroma term: luma alone leaves colours free, and edges get tints (docs/loss.md).
+  pixel_opt: {type: YChannelL1Loss, chroma_weight: 0.2, loss_weight: 1.0, reduction: mean}
+  # Instead, the paper's, luma alone:
+  # pixel_opt: {type: YChannelL1Loss, loss_weight: 1.0, reduction: mean}
+  # Instead, that of the authors' released files, RGB:
+  # pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"""
+_RGB = "  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"
+_METRICS = """\
+  metrics: # on luma, a border of scale pixels cropped
+    psnr:
+      type: calculate_psnr
+      crop_border: *scale
+      test_y_channel: true
+      better: higher
+    ssim:
+      type: calculate_ssim
+      crop_border: *scale
+      test_y_channel: true
+      better: higher"""
 _PIXELS = "pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"
 _FIRST_STAGE = f"""\
 total_iter: 1000000
@@ -309,9 +363,16 @@ def benchmark_text(recipe: Recipe) -> str:
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:
         checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
-    is_esc = recipe.network["type"] in ("ESC", "ESCFP") and recipe.data != PHOTOGRAPHS
+    is_esc = recipe.network["type"] in ("ESC", "ESCFP") and recipe.data != PHOTOGRAPHS and not recipe.damage
     padding = "true # as the published figures are measured" if is_esc else "false"
-    values = {"sets": "\n\n".join(sets), "checkpoint": checkpoint, "padding": padding}
+    if recipe.damage:
+        sets = [_damaged(f"test_{number}", *each) for number, each in enumerate(_damaged_sets(recipe), 1)]
+    values = {
+        "sets": "\n\n".join(sets),
+        "checkpoint": checkpoint,
+        "padding": padding,
+        "metrics": _metrics(recipe),
+    }
     return _filled("test", recipe, values)
 
 
@@ -324,6 +385,39 @@ def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
     head = {key: getattr(recipe, key) for key in ("name", "title", "folder", "scale")}
     template = Template((_TEMPLATES / f"{kind}.yml").read_text(encoding="utf-8"))
     return template.substitute(head, network=_lines(network, 2), **values)
+
+
+def _metrics(recipe: Recipe) -> str:
+    if not recipe.damage:
+        return _METRICS
+    is_luma = "jpeg" in recipe.damage
+    told = "luma" if is_luma else "all of RGB"
+    return (
+        _METRICS.replace("luma, a border of scale pixels cropped", f"{told}, to the border")
+        .replace("*scale", "0")
+        .replace("test_y_channel: true", f"test_y_channel: {str(is_luma).lower()}")
+    )
+
+
+def _damaged_sets(recipe: Recipe) -> list[tuple[str, str]]:
+    """List the sets that a damage is measured on, by name, and how their images are damaged."""
+    if "noise" in recipe.damage:
+        return [(name, recipe.damage) for name in ("McMaster", "CBSD68", "Kodak24")]
+    return [
+        (f"{name}_quality{quality}", f"jpeg_quality: {quality}")
+        for name in ("Classic5", "LIVE1")
+        for quality in (10, 20, 30, 40)
+    ]
+
+
+def _damaged(phase: str, name: str, damage: str) -> str:
+    return f"""\
+  {phase}:
+    name: {name}
+    type: DamagedDataset
+    sources:
+      - dataroot_gt: datasets/{name.partition("_")[0]}
+    {damage}"""
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:

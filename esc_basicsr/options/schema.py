@@ -25,6 +25,7 @@ from esc_basicsr.options.kinds import (
     NUMBER,
     POSITIVE,
     PROBABILITY,
+    QUALITY,
     RESTARTS,
     SECONDS,
     SECTION,
@@ -381,6 +382,14 @@ DATASETS = {
         "sources": Option(SOURCES, "LMDBs of HR images, a section each.", required=ALWAYS),
         **_CROPS,
         "lq_on_device": Option(BOOL, "Make LR of whole batches, on the GPU, in the model.", False),
+    },
+    "DamagedDataset": {
+        "sources": Option(SOURCES, "LMDBs of HR images, or folders to test on.", required=ALWAYS),
+        **_CROPS,
+        "noise_sigma": Option(or_none(POSITIVE), "Standard deviation of Gaussian noise, of 255.", None),
+        "jpeg_quality": Option(
+            or_none(QUALITY), "Quality of JPEG, or the least and the largest to draw from.", None
+        ),
     },
 }
 

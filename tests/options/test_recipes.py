@@ -25,8 +25,9 @@ from esc_basicsr.weights.shipped import model_list
 OPTIONS = Path(__file__).parents[2] / "options"
 FILES = sorted(map(str, option_files()))
 LARGE = (("ESC", "DFLIP"), ("ESC-XL", "DF2K"))  # trained on several sets
-REAL = [file for file in FILES if "ESC-Real" in file]
+REAL = [file for file in FILES if file.endswith(("_MSE.yml", "_GAN.yml"))]
 TRAINING = [file for file in FILES if file.startswith("train") and file not in REAL]
+DAMAGED = [file for file in FILES if "_x1_" in file]
 VALIDATOR = Draft7Validator(json.loads(json_schema()))
 
 
@@ -84,13 +85,16 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
     ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
     real = {f"{name}_DIV2K_{stage}" for name in ("ESC-Real_x4", "ESC-RealM_x2") for stage in ("MSE", "GAN")}
-    assert stems["train"] == {*networks, *ablation, *ships, *real}
+    tasks = ("noise15", "noise25", "noise50", "jpeg")
+    damaged = {f"{variant}_x1_DIV2K_{task}" for variant in ("ESC", "ESC-RealM") for task in tasks}
+    assert stems["train"] == {*networks, *ablation, *ships, *real, *damaged}
     baselines = {f"{baseline}_x{scale}_DIV2K" for baseline in BASELINES for scale in (2, 3, 4)}
     assert stems["test"] == {
         *networks,
         *ablation,
         *baselines,
         *ships,
+        *damaged,
         "Bicubic_x2",
         "Bicubic_x3",
         "Bicubic_x4",
@@ -143,7 +147,7 @@ def test_name_is_the_files_and_no_path_is_absolute(file):
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in TRAINING if "photographs" not in file],
+    [file for file in TRAINING if "photographs" not in file and file not in DAMAGED],
 )
 def test_training_follows_the_published_recipe(file):
     options = read(file)
@@ -198,6 +202,31 @@ def test_stages_for_photographs_follow_the_releases_recipe(file):
     assert train["optim_g"] == optimizer and train["ema_decay"] == 0.999
 
 
+@pytest.mark.parametrize("file", DAMAGED)
+def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
+    options = read(file)
+    sets = {each["name"]: each for each in options["datasets"].values()}
+    training = sets.pop("DIV2K", None)
+    is_jpeg = file.endswith("_jpeg.yml")
+    sigma = None if is_jpeg else int(file.partition("_noise")[2].removesuffix(".yml"))
+    assert {each["type"] for each in options["datasets"].values()} == {"DamagedDataset"}
+    assert (options["scale"], options["network_g"]["upscaling_factor"]) == (1, 1)
+    metrics = options["val"]["metrics"].values()
+    assert all((one["crop_border"], one["test_y_channel"]) == (0, is_jpeg) for one in metrics)
+    if training is not None:
+        assert options["train"]["pixel_opt"]["type"] == "L1Loss"
+        assert training.get("jpeg_quality") == ([10, 90] if is_jpeg else None)
+        assert training.get("noise_sigma") == sigma
+        assert len(sets) == 1
+    elif is_jpeg:
+        names = [f"{name}_quality{quality}" for name in ("Classic5", "LIVE1") for quality in (10, 20, 30, 40)]
+        assert [*sets] == names
+        assert all(f"quality{each['jpeg_quality']}" in name for name, each in sets.items())
+    else:
+        assert sets.keys() == {"CBSD68", "Kodak24", "McMaster"}
+        assert {each["noise_sigma"] for each in sets.values()} == {sigma}
+
+
 @pytest.mark.parametrize(("scale", "iterations"), [(2, 1500), (4, 600)])
 def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
     name = f"ESC-light_x{scale}_photographs"
@@ -212,7 +241,8 @@ def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if file.startswith("test") and "photographs" not in file]
+    "file",
+    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in DAMAGED],
 )
 def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(file):
     options = read(file)
@@ -248,7 +278,8 @@ def test_networks_are_the_published_variants(file):
     options = read(file)
     network = dict(options["network_g"])
     assert (network.pop("upscaling_factor"), network.pop("attn_type")) == (options["scale"], "auto")
-    assert network == RELEASED[options["name"].split("_")[0]]
+    own = {"upsampler": "conv", "unshuffle_mod": False} if file in DAMAGED and "RealM" in file else {}
+    assert network == RELEASED[options["name"].split("_")[0]] | own
 
 
 @pytest.mark.parametrize(
@@ -277,7 +308,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("file", TRAINING)
+@pytest.mark.parametrize("file", [file for file in TRAINING if file not in DAMAGED])
 def test_the_losses_of_paper_and_release_are_one_line_each(file, tmp_path, monkeypatch, make_data):
     lines = (OPTIONS / file).read_text().splitlines()
     shipped, paper, release = (index for index, line in enumerate(lines) if "pixel_opt:" in line)
