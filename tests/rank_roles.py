@@ -2,14 +2,18 @@
 
 import datetime
 import os
+import signal
 import sys
 import time
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.training import heartbeat
+from esc_basicsr.training import heartbeat, meeting
 
 
 def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:
@@ -17,12 +21,7 @@ def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:
 
     Its output goes to the file ``output``.
     """
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    os.environ.update(environ)
-    torch.set_num_threads(1)
+    _begin(output, environ)
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=600))
     heartbeat.start(limit)
     try:
@@ -31,6 +30,52 @@ def run(role: str, limit: float, output: str, environ: dict[str, str]) -> None:
     except UserError as error:  # as `esc_basicsr.__main__` does
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def meet(dies: str, limit: float, output: str, environ: dict[str, str]) -> None:
+    """Be a rank that meets the others, and kills itself on its way, at the place ``dies`` if that is any."""
+    _begin(output, environ)
+
+    def die_at(place: str) -> None:
+        if dies == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stock = meeting._meet  # between it and the process group nothing public is called
+
+    def meet_then_die(rank: int, world: int, limit: float) -> Any:
+        store = stock(rank, world, limit)
+        die_at("when all are there")
+        return store
+
+    die_at("before")
+    print("waits", flush=True)
+    try:
+        with (
+            mock.patch.object(meeting, "_meet", meet_then_die),
+            signals.watched_for(),
+            meeting.bounded(limit),
+        ):
+            dist.init_process_group(backend="gloo")
+            die_at("after the process group")
+            heartbeat.start(limit)
+    except UserError as error:
+        print("error:", error, flush=True)
+        sys.exit(2)
+    dist.barrier()
+    if dies == "by a mistake of all":  # as options are refused, on which all ranks agree
+        with heartbeat.watched():
+            dist.destroy_process_group()
+            time.sleep(2 * int(environ["RANK"]))
+            sys.exit(2)
+
+
+def _begin(output: str, environ: dict[str, str]) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ.update(environ)
+    torch.set_num_threads(1)
 
 
 def _play(role: str) -> None:

@@ -1,7 +1,9 @@
 """Importing is light, by what is imported; and BasicSR knows ESC however it is imported itself."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -41,6 +43,45 @@ def test_a_data_worker_imports_what_it_needs():
     assert not loaded & {"basicsr", "torchvision", "mmengine", "matplotlib", "tensorboard"}
 
 
+# Has imported what takes seconds, and nothing of BasicSR or of this package; runs each program in a fork.
+SERVER = """
+import json, os, sys, tempfile, traceback, warnings
+import torch, torchvision, cv2, scipy.ndimage, mmengine, tensorboard.compat.proto.event_pb2
+assert not {"basicsr", "esc_basicsr", "wrapt"} & sys.modules.keys()
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as output:
+        process = os.fork()
+        if not process:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            try:
+                exec(json.loads(line), {"__name__": "__main__"})
+                sys.stderr.flush()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        output.seek(0)
+        print(json.dumps((code, output.read())), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Callable[[str], tuple[int, str]]]:
+    """Run a program in a process that has imported nothing of BasicSR; gives exit code and output."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", SERVER], text=True, **pipes) as server:
+
+        def run(program: str) -> tuple[int, str]:
+            server.stdin.write(f"{json.dumps(program)}\n")
+            server.stdin.flush()
+            return tuple(json.loads(server.stdout.readline()))
+
+        yield run
+        server.kill()
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -54,18 +95,20 @@ def test_a_data_worker_imports_what_it_needs():
         "import esc_basicsr.training.checkpoints",
     ],
 )
-def test_basicsr_knows_esc_however_it_is_imported(statement):
-    code = f"import esc_basicsr\n{statement}\n" + (
+def test_basicsr_knows_esc_however_it_is_imported(statement, fresh):
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        f"import esc_basicsr\n{statement}\n"
         "from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY\n"
         "for name in ('ESC', 'ESCFP', 'Bicubic', 'HiT_SRF'): ARCH_REGISTRY.get(name)\n"
         "DATASET_REGISTRY.get('DFLIPDataset'), LOSS_REGISTRY.get('YChannelL1Loss')\n"
         "MODEL_REGISTRY.get('ESCModel')\n"
     )
-    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
+    exit_code, output = fresh(code)
+    assert exit_code == 0, output
 
 
-def test_a_name_that_another_package_has_taken_registers_nothing_of_esc_and_says_so():
+def test_a_name_that_another_package_has_taken_registers_nothing_of_esc_and_says_so(fresh):
     code = (
         "import esc_basicsr.basicsr_host.functional_tensor as f; f.provide_functional_tensor()\n"
         "import sys; sys.meta_path[:] = [m for m in sys.meta_path if 'wrapt' not in type(m).__module__]\n"
@@ -76,12 +119,12 @@ def test_a_name_that_another_package_has_taken_registers_nothing_of_esc_and_says
         "import esc_basicsr.lab.networks.registration as baselines; baselines.register(basicsr)\n"
         "assert 'HiT_SRF' in ARCH_REGISTRY\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "ESCFP is registered with BasicSR already" in result.stderr
+    exit_code, output = fresh(code)
+    assert exit_code == 0, output
+    assert "ESCFP is registered with BasicSR already" in output
 
 
-def test_baselines_that_cannot_be_registered_do_not_keep_esc_out():
+def test_baselines_that_cannot_be_registered_do_not_keep_esc_out(fresh):
     code = (
         "import esc_basicsr.basicsr_host.functional_tensor as f; f.provide_functional_tensor()\n"
         "import sys; sys.meta_path[:] = [m for m in sys.meta_path if 'wrapt' not in type(m).__module__]\n"
@@ -92,6 +135,6 @@ def test_baselines_that_cannot_be_registered_do_not_keep_esc_out():
         "assert 'ESC' in ARCH_REGISTRY and 'ESCModel' in MODEL_REGISTRY\n"
         "assert 'MambaIRv2Light' not in ARCH_REGISTRY\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "baselines are not registered" in result.stderr
+    exit_code, output = fresh(code)
+    assert exit_code == 0, output
+    assert "baselines are not registered" in output

@@ -127,7 +127,7 @@ class ESCRealM(nn.Module):
             for _ in range(n_blocks)
         )
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img: nn.Module = Upsampler(
+        self.to_img = self._upsampler(
             upsampler, upscaling_factor * self.unshuffle, dim, out_channels, mid_dim
         )
         self.skip = nn.Sequential(
@@ -137,6 +137,9 @@ class ESCRealM(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(2 * dim, dim, 1),
         )
+
+    def _upsampler(self, name: str, scale: int, dim: int, out_channels: int, mid_dim: int) -> nn.Module:
+        return Upsampler(name, scale, dim, out_channels, mid_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore and upscale a batch of images."""
@@ -186,7 +189,13 @@ class ESCReal(ESCRealM):
             *(upscaling_factor, dim, pdim, kernel_size, n_blocks, conv_blocks, window_size, num_heads),
             exp_ratio=exp_ratio,
             attn_type=attn_type,
+            upsampler="dysample" if use_dysample else "nearest+conv",
             in_channels=in_channels,
             out_channels=out_channels,
         )
-        self.to_img = DySample(dim, out_channels, 4) if use_dysample else nearest_upsampler(dim, out_channels)
+
+    def _upsampler(self, name: str, scale: int, dim: int, out_channels: int, mid_dim: int) -> nn.Module:
+        # not of the names' form in `Upsampler`, as the release has it
+        return (
+            DySample(dim, out_channels, scale) if name == "dysample" else nearest_upsampler(dim, out_channels)
+        )

@@ -5,6 +5,7 @@ BasicSR #533, #649, #663. It must be found while BasicSR is imported: the other 
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -17,6 +18,12 @@ def provide_functional_tensor() -> None:
     """Have Python find the module where torchvision lacks it. Idempotent; imports nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())  # the last to be asked: a module that exists is found before
+
+
+def is_provided() -> bool:
+    """Return whether the module is ours: torchvision lacks it."""
+    spec = importlib.util.find_spec(NAME)
+    return spec is not None and isinstance(spec.loader, _Finder)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -86,12 +86,12 @@ def _complete(opt: dict[str, Any], args: argparse.Namespace, root: Path, is_trai
     opt["dist"] = args.launcher != "none"
     opt["rank"] = dist.get_rank() if opt["dist"] else 0
     opt["world_size"] = dist.get_world_size() if opt["dist"] else 1
-    if opt.get("manual_seed") is None:
+    opt["seed_is_drawn"] = opt.get("manual_seed") is None
+    if opt["seed_is_drawn"]:
         opt["manual_seed"] = random.randint(1, 10000)
     set_random_seed(opt["manual_seed"] + opt["rank"])
     opt["auto_resume"], opt["is_train"] = args.auto_resume, is_train
-    if args.debug and not opt["name"].startswith("debug"):
-        opt["name"] = f"debug_{opt['name']}"
+    opt["name"] = _run_name(args, opt["name"])
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     for phase, section in opt["datasets"].items():
@@ -113,6 +113,10 @@ def _complete(opt: dict[str, Any], args: argparse.Namespace, root: Path, is_trai
             opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
 
 
+def _run_name(args: argparse.Namespace, name: str) -> str:
+    return f"debug_{name}" if args.debug and not name.startswith("debug") else name
+
+
 def _expand(section: dict[str, Any], *keys: str) -> None:
     for key in keys:
         if section.get(key) is not None:
@@ -129,7 +133,7 @@ def _agree_on_options(args: argparse.Namespace, root: Path, is_train: bool) -> d
         resumes = (
             args.auto_resume
             and FOLDER_NAME.accepts(name)
-            and any(Path(root, "experiments", name, "training_states").glob("*.state"))
+            and any((root / "experiments" / _run_name(args, name) / "training_states").glob("*.state"))
         )
         check_options(options, args.opt, is_train, resumes)
     except UserError as error:

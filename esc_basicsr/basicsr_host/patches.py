@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from esc_basicsr.basicsr_host import functional_tensor
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.log import logger
@@ -44,6 +45,14 @@ class Patch:
     apply: Callable[[], None]
 
 
+# The one that must be in place before BasicSR is imported.
+FUNCTIONAL_TENSOR = Patch(
+    "functional_tensor",
+    "basicsr/data/degradations.py; BasicSR #533, #649, #663",
+    f"BasicSR imports {functional_tensor.NAME}, which torchvision has removed.",
+    functional_tensor.is_provided,
+    functional_tensor.provide_functional_tensor,
+)
 PATCHES: list[Patch] = []
 _active: list[Patch] = []
 
@@ -71,8 +80,8 @@ def apply() -> None:
 
 
 def active() -> tuple[Patch, ...]:
-    """List the patches that the BasicSR of this process needed, in the order of `PATCHES`."""
-    return tuple(_active)
+    """List the patches that the BasicSR of this process needed, in their order."""
+    return (*([FUNCTIONAL_TENSOR] * FUNCTIONAL_TENSOR.is_needed()), *_active)
 
 
 # Judging and replacing what BasicSR has

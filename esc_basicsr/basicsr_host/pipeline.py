@@ -46,9 +46,10 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            train = "datasets.train.batch_size_per_gpu or gt_size, " if is_train else ""
             raise UserError(
-                f"{args.opt}: out of memory. Lower datasets.train.batch_size_per_gpu or gt_size, "
-                f"val.batch_size, or the sizes of network_g. ({str(error).partition(chr(10))[0]})"
+                f"{args.opt}: out of memory. Lower {train}val.batch_size, or the sizes of network_g. "
+                f"({str(error).partition(chr(10))[0]})"
             ) from error
         except OSError as error:
             if error.errno not in _OF_DISKS:

@@ -7,7 +7,10 @@ from typing import Any
 
 
 def register(basicsr: ModuleType) -> None:
-    """Patch BasicSR, and register ESC's networks, model, loss and data set: all, or none with a warning."""
+    """Patch BasicSR, and register ESC's networks, model, loss and data set.
+
+    Where one of these cannot be registered, none is, with a warning; patches stay.
+    """
     try:
         from esc_basicsr.basicsr_host import patches
 

@@ -117,14 +117,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_scene(image: Image, name: str, window: list[int] | None, crop: int, scale: int) -> Scene:
-    """Crop an image around a window, and reduce it.
+    """Crop an image, (H, W, 3), to a square around a window, and reduce it.
 
-    Args:
-        image: (H, W, 3).
-        name: What messages call it.
-        window: X, Y and, if wanted, SIZE; None for the centre.
-        crop: Side of the square that is kept, rounded down to a multiple of ``scale``.
-        scale: Reduction factor.
+    The window is X, Y and, if wanted, SIZE; None for the centre. The square's side is ``crop``, rounded down
+    to a multiple of ``scale``.
 
     Raises:
         UserError: The window is none, or does not fit into the image or the crop.

@@ -57,15 +57,7 @@ Figures = dict[str, dict[str, float]]  # by method, by metric
 
 
 def write_option_files(folder: Path, iterations: int) -> tuple[Path, Path]:
-    """Write the option files of the demonstration: the shipped recipe, made small.
-
-    Args:
-        folder: Where ``train.yml`` and ``test.yml`` go; training runs there.
-        iterations: Training iterations.
-
-    Returns:
-        The two files.
-    """
+    """Write the option files of the demonstration, train.yml and test.yml: the shipped recipe, made small."""
     recipe = Recipe("ESC", SCALE, "DFLIP", {"type": "ESC"})
     held_out = {
         "name": "photographs",

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from esc_basicsr.archs.esc_arch import ESC
-from esc_basicsr.basicsr_host import functional_tensor
 from esc_basicsr.basicsr_host.copies import copies
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.version import __version__
@@ -150,8 +149,5 @@ def _basicsr() -> Findings:
         missing = [name for name in names if name not in own]
         message = f"without {', '.join(missing)}" if missing else ", ".join(names)
         yield f"{kind} registry", message, bool(missing)
-    spec = importlib.util.find_spec(functional_tensor.NAME)
-    if spec is not None and spec.origin is None:  # provided by no file, but by ours
-        yield "patched", f"{functional_tensor.NAME}: BasicSR imports it, torchvision has removed it.", False
     for patch in patches.active():
         yield "patched", f"{patch.name}: {patch.purpose}", False

@@ -23,6 +23,7 @@ from torch import Tensor
 from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
+from esc_basicsr.common.tables import markdown_table, milliseconds, scientific
 from esc_basicsr.common.timing import median_times
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
@@ -155,7 +156,11 @@ def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, in
         outputs = {name: run(lr) for name, run in runs.items()}
     own = "esc_basicsr"
     print(f"\n1×3×{size[0]}×{size[1]}, CPU, {torch.get_num_threads()} threads, medians of {_REPEATS}\n")
-    print("| runs by | time | ratio | largest difference |\n|---|---|---|---|")
-    for name, value in seconds.items():
-        apart = float((outputs[name] - outputs[own]).abs().max())
-        print(f"| {name} | {1e3 * value:,.1f} ms | {value / seconds[own]:.2f} | {apart:.1e} |")
+    rows = [
+        [
+            *(name, milliseconds(value), f"{value / seconds[own]:.2f}"),
+            scientific(float((outputs[name] - outputs[own]).abs().max())),
+        ]
+        for name, value in seconds.items()
+    ]
+    print(markdown_table(["runs by", "time", "ratio", "largest difference"], rows))

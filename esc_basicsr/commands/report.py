@@ -10,13 +10,13 @@ For example:
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import logger
 from esc_basicsr.metrics.result_files import write_text
 from esc_basicsr.report.experiment import Experiment, read_experiment
 from esc_basicsr.report.render import render
@@ -68,7 +68,7 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     if not experiments:
         raise UserError("\n  ".join(errors))
     for reason in errors:
-        print(f"warning: skipped: {reason}", file=sys.stderr)
+        logger.warning("Skipped: %s", reason)
     names = Counter(experiment.name for experiment in experiments.values())
     return [
         experiment if names[experiment.name] == 1 else replace(experiment, name=str(folder))

@@ -43,6 +43,8 @@ def heed() -> None:
 def watched_for() -> Iterator[None]:
     """Note a signal to stop within the block, if somebody heeds it, instead of obeying; obey a second Ctrl-C.
 
+    If nobody does, SIGTERM raises SystemExit, so that what cleans up runs.
+
     Only in the main thread, where signals arrive; elsewhere it does nothing.
     """
     global _wish, _is_heeded
@@ -97,6 +99,7 @@ def _note(number: int, frame: FrameType | None) -> None:
     if not _is_heeded or is_impatient:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the cleaning up
         raise SystemExit(128 + number)
     if _wish is None:
         _wish, _wished_at = signal.Signals(number), now

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import find_images, read_image
 
@@ -56,7 +55,7 @@ class DamagedDataset(DFLIPDataset):
         ``gt_path`` and ``lq_path``: ``<dataroot_gt>/<key>``.
 
     Raises:
-        UserError: As `DFLIPDataset`; both or neither damage is given; a scale other than 1.
+        UserError: As `DFLIPDataset`; a folder that does not exist or has no images.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -64,10 +63,6 @@ class DamagedDataset(DFLIPDataset):
         self._sigma = opt.get("noise_sigma")
         quality = opt.get("jpeg_quality")
         self._qualities = [quality, quality] if isinstance(quality, int) else quality
-        if (self._sigma is None) == (quality is None):
-            raise UserError(f"{self._label}: expected one of noise_sigma and jpeg_quality")
-        if self._scale != 1:
-            raise UserError(f"{self._label}: images are damaged at scale 1, got {self._scale}")
 
     def _images(self, root: str) -> Any:
         is_folder = not self._training and not root.endswith(".lmdb")

@@ -34,7 +34,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
     source's weight. Random numbers come from Python's ``random``, which BasicSR seeds in each worker.
 
     Args:
-        opt: BasicSR's options of a data set:
+        opt: BasicSR's options of a data set, as `check_options` lets them pass:
 
             * ``name``, ``type``, and the keys of BasicSR's loader;
             * ``sources``: list of ``{dataroot_gt: folder.lmdb, weight: 1}``. ``weight`` is how often an epoch
@@ -52,49 +52,24 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         With ``lq_on_device`` there is no ``lq``, and ``gt`` is (3, H, W), uint8 RGB: a quarter of the bytes.
 
     Raises:
-        UserError: A missing or impossible option; an LMDB that is missing or broken; an image smaller than
-            ``gt_size``, or in training of another size than meta_info.txt states, named with its source.
+        UserError: An LMDB that is missing or broken; an image smaller than ``gt_size``, or in training of
+            another size than meta_info.txt states, named with its source; a weight that visits none.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
         self._label = f"data set {opt.get('name', 'without a name')!r}"
-        self._scale = int(self._option("scale"))
-        self._training = self._option("phase") == "train"
-        self._lq_on_device = bool(opt.get("lq_on_device", False))
+        self._scale: int = opt["scale"]
+        self._training = opt["phase"] == "train"
+        self._lq_on_device = opt.get("lq_on_device", False)
         if self._training:
-            self._gt_size = int(self._option("gt_size"))
-            if self._gt_size < 1 or self._gt_size % self._scale:
-                raise UserError(
-                    f"{self._label}: gt_size must be a positive multiple of the scale {self._scale}, "
-                    f"got {self._gt_size}"
-                )
-            self._use_hflip = bool(self._option("use_hflip"))
-            self._use_rot = bool(self._option("use_rot"))
-        sources = self._option("sources")
-        if not isinstance(sources, list) or not sources:
-            raise UserError(f"{self._label}: sources must be a list of at least one LMDB, got {sources!r}")
-        self._sources = [self._open(number, source) for number, source in enumerate(sources)]
+            self._gt_size: int = opt["gt_size"]
+            self._use_hflip, self._use_rot = opt["use_hflip"], opt["use_rot"]
+        self._sources = [self._open(number, source) for number, source in enumerate(opt["sources"])]
         self._ends = list(itertools.accumulate(source.visits for source in self._sources))
 
-    def _option(self, key: str) -> Any:
-        if key not in self.opt:
-            raise UserError(f"{self._label}: {key} is missing")
-        return self.opt[key]
-
-    def _open(self, number: int, source: Any) -> _Source:
-        label = f"{self._label}: sources[{number}]"
-        if not isinstance(source, Mapping) or "dataroot_gt" not in source:
-            raise UserError(f"{label} must have a dataroot_gt, the path of an LMDB, got {source!r}")
-        unknown = set(source) - {"dataroot_gt", "weight"}
-        if unknown:
-            raise UserError(
-                f"{label} has dataroot_gt and weight, but no key {', '.join(map(repr, sorted(unknown)))}"
-            )
-        weight = source.get("weight", 1)
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-            raise UserError(f"{label}: weight must be a number above 0, got {weight!r}")
-        images = self._images(source["dataroot_gt"])
+    def _open(self, number: int, source: Mapping[str, Any]) -> _Source:
+        images, weight = self._images(source["dataroot_gt"]), source.get("weight", 1)
         if not self._training:
             return _Source(images, len(images))
         small = np.flatnonzero(images.sizes.min(axis=1) < self._gt_size)
@@ -108,7 +83,8 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         visits = round(len(images) * weight)
         if visits < 1:
             raise UserError(
-                f"{label}: with weight {weight} none of its {len(images)} images is visited; raise it"
+                f"{self._label}: sources[{number}]: with weight {weight} none of its {len(images)} images is "
+                "visited; raise it"
             )
         return _Source(images, visits)
 

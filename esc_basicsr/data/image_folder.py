@@ -47,10 +47,7 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
 def _images_in(folder: Path, recursive: bool, within: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Yield image files, read or not, relative to ``folder``; links that lead round in a circle lead to none.
 
-    Args:
-        folder: Where to look.
-        recursive: Whether to look in its folders, too.
-        within: Device and inode of the folders that this one is in.
+    ``within``: device and inode of the folders that this one is in.
     """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)

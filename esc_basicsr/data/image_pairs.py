@@ -31,10 +31,7 @@ def stray_names(folder: Path) -> list[str]:
 def pair_folders(gt: Path, lq: Path, template: str = "{}") -> dict[str, str]:
     """Find the LR image of each HR image: names are told by HR's without suffix; suffixes may differ.
 
-    Args:
-        gt: Folder of HR images.
-        lq: Folder of LR images.
-        template: ``filename_tmpl``: an LR image's name without suffix, ``{}`` being HR's.
+    ``template``: an LR image's name without suffix, ``{}`` being HR's.
 
     Returns:
         LR name by HR name, sorted.

@@ -145,13 +145,6 @@ class ImageLMDB:
         Any other record, of a set that was made with compression or by other tools, is decoded as a whole.
         The pixels are the same.
 
-        Args:
-            index: Position of the image in ``keys``.
-            top: First row.
-            left: First column.
-            height: Rows, at least 1.
-            width: Columns, at least 1.
-
         Returns:
             (height, width, 3), BGR.
 

@@ -11,10 +11,7 @@ import torch.distributed as dist
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.reproducible import ReproducibleDataset, ReproducibleSampler, TrainingLoader
 
-__all__ = ["MAX_UNREADABLE", "batch_of_process", "create_train_val_dataloader"]
-
-# datasets.train.max_unreadable by default.
-MAX_UNREADABLE = 10
+__all__ = ["batch_of_process", "create_train_val_dataloader"]
 
 
 def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
@@ -23,9 +20,6 @@ def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
     ``datasets.train.global_batch_size`` is shared out evenly, in passes of no more than
     ``batch_size_per_gpu`` samples on each GPU. Without it every GPU takes ``batch_size_per_gpu``, in
     ``train.accumulate`` passes.
-
-    Args:
-        opt: All options, as BasicSR hands them on.
 
     Returns:
         Samples, and passes through the network.
@@ -39,7 +33,7 @@ def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
     at_once = train["batch_size_per_gpu"] * (1 if opt["dist"] else max(1, opt["num_gpu"]))
     wanted = train.get("global_batch_size")
     if wanted is None:
-        return at_once, opt["train"].get("accumulate", 1)
+        return at_once, opt["train"].get("accumulate", 1)  # of ESCModel alone
     if wanted % world_size:
         raise UserError(
             f"datasets.train.global_batch_size, {wanted}, cannot be shared evenly by {world_size} processes: "
@@ -81,7 +75,7 @@ def create_train_val_dataloader(
     if isinstance(paths := getattr(images, "paths", None), list) and len(paths) == len(images):
         # BasicSR lists a folder as the file system does, on each machine in another order.
         order = sorted(range(len(paths)), key=lambda index: str(paths[index]))
-    dataset = ReproducibleDataset(images, section.get("max_unreadable", MAX_UNREADABLE), order)
+    dataset = ReproducibleDataset(images, section["max_unreadable"], order)
     sampler = ReproducibleSampler(
         len(dataset),
         section.get("dataset_enlarge_ratio", 1),
@@ -115,6 +109,12 @@ def create_train_val_dataloader(
     # Counted from where training goes on: with another batch size than before, epochs had another length.
     left = iterations - resumed.get("iter", 0) + sampler.begin(resumed.get("epoch", 0))
     epochs = resumed.get("epoch", 0) + math.ceil(left / sampler.batches)
+    if sampler.seed != opt["manual_seed"] and not opt.get("seed_is_drawn"):
+        log.warning(
+            "manual_seed was %d and is %d: the order of the training data goes on by the state's. "
+            "For another, start a new experiment.",
+            *(sampler.seed, opt["manual_seed"]),
+        )
     if resumed.get("samples", sampler.samples) != sampler.samples:
         log.warning(
             "The training data had %d samples an epoch and has %d now: the epoch is begun anew, so this is "

@@ -5,7 +5,6 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +37,8 @@ class Keys(Sequence[str]):
         """Return the number of keys."""
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Return a key, or a list of some."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # nobody takes slices
+        """Return a key."""
         position = range(len(self))[index]
         begin = int(self._ends[position - 1]) if position else 0
         return self._text[begin : int(self._ends[position])].decode()

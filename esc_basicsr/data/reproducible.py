@@ -15,7 +15,6 @@ import struct
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from esc_basicsr.common import signals as stopping
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
-from esc_basicsr.common.parallel_map import end_with_main_process
+from esc_basicsr.common.parallel_map import end_with_main_process, from_server
 
 __all__ = ["Draw", "ReproducibleDataset", "ReproducibleSampler", "TrainingLoader"]
 
@@ -197,7 +196,9 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         self, dataset: ReproducibleDataset, sampler: ReproducibleSampler, batch_size: int, **kwargs: Any
     ) -> None:
         if kwargs.get("num_workers"):
-            kwargs.setdefault("multiprocessing_context", _context())
+            is_forked = multiprocessing.get_start_method() == "fork"
+            context = None if is_forked else from_server(__name__, "esc_basicsr.data.dflip_dataset")
+            kwargs.setdefault("multiprocessing_context", context)
         super().__init__(
             dataset,
             batch_size,
@@ -271,23 +272,6 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     failure = next((sample for sample in samples if "failure" in sample), None)
     batch: dict[str, Any] = failure or default_collate(samples)
     return batch
-
-
-def _context() -> BaseContext | None:
-    """Return how workers start: where they would be spawned, from one server that has imported for all.
-
-    A spawned worker has 0.3 GB of imported code for itself; workers of the server share its.
-    """
-    if (
-        multiprocessing.get_start_method() == "fork"
-        or "forkserver" not in multiprocessing.get_all_start_methods()
-    ):
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["esc_basicsr.data.worker_server", __name__, "esc_basicsr.data.dflip_dataset"]
-    )
-    return context
 
 
 def _start_worker(number: int) -> None:

@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from esc_basicsr.common.errors import UserError
 
@@ -25,7 +25,6 @@ Pixels = npt.NDArray[Any]
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # JPEG's reads MPO too
 _OF_8_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")  # "a": colours are multiplied by it
-_ORIENTATION = 0x0112  # a tag of EXIF
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins
 _INFO_TAGS = {"icc_profile": 34675, "xmp": 700}
 _RESOLUTION_UNIT, _INCH = 296, 2
@@ -200,7 +199,7 @@ def decoded(image: Image.Image, data: bytes) -> Decoded:
         raise RefusedImageError("has no pixels: replace or remove it")
     # To look for EXIF after the pixels, Pillow decodes a PNG that has none.
     has_exif = image.format != "PNG" or any(mark in data for mark in (b"eXIf", b"iTXt", b"Raw profile type"))
-    orientation = exif_of(image).get(_ORIENTATION, 1) if has_exif else 1
+    orientation = exif_of(image).get(ExifTags.Base.Orientation, 1) if has_exif else 1
     return Decoded(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
 
 

@@ -45,13 +45,7 @@ def crop_stored_png(
 ) -> npt.NDArray[np.uint8] | None:
     """Copy a window out of a stored PNG. Of ``data`` only the window's rows are touched, and no checksums.
 
-    Args:
-        data: An image file's bytes.
-        size: Height and width of the image.
-        top: First row of the window, which must lie within the image.
-        left: First column.
-        height: Rows.
-        width: Columns.
+    The window must lie within the image, whose height and width are ``size``.
 
     Returns:
         (height, width, 3), BGR; None if ``data`` is no stored PNG of that size.

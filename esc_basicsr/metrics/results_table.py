@@ -31,25 +31,15 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Methods by test sets.
+    """Methods by test sets."""
 
-    Args:
-        name: The name of this run's network.
-        scale: Upscaling factor; None if unknown.
-        checkpoint: The file its weights are from; None if there is none.
-        variant: The published variant that the network is; None for another one.
-        metrics: The options' ``val.metrics``.
-        results: Measured figures, by test set.
-        is_padded: Whether LR was mirrored to multiples of the network's window (``val.pad_to_window``).
-    """
-
-    name: str
-    scale: int | None
-    checkpoint: str | None
-    variant: str | None
-    metrics: Mapping[str, Mapping[str, Any]]
-    results: Mapping[str, SetResult]
-    is_padded: bool = False
+    name: str  # of this run's network
+    scale: int | None  # None if unknown
+    checkpoint: str | None  # the file its weights are from, if any
+    variant: str | None  # the published one that the network is, if any
+    metrics: Mapping[str, Mapping[str, Any]]  # the options' ``val.metrics``
+    results: Mapping[str, SetResult]  # by test set
+    is_padded: bool = False  # LR was mirrored to multiples of the network's window (``val.pad_to_window``)
 
     def write(self, folder: Path) -> None:
         """Write results.md and results.csv into ``folder``, each whole or not at all.

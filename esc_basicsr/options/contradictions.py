@@ -14,6 +14,7 @@ from esc_basicsr.options.schema import (
     KNOWN_MODELS,
     LOADER,
     SECTIONS,
+    TRAIN,
     lookup,
     sound,
 )
@@ -174,7 +175,7 @@ def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
                 f"needs a process for each GPU, and num_gpu is {opt['num_gpu']} ({devices} GPUs) in one "
                 "process. Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
             )
-    where, pieces = "train.accumulate", train.get("accumulate", 1)
+    where, pieces = "train.accumulate", train.get("accumulate", TRAIN["accumulate"].default)
     if lookup(opt, "datasets.train.global_batch_size") is not None:
         if pieces != 1:
             yield where, "not with datasets.train.global_batch_size, which chooses it. Leave one out."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file, is_folder
@@ -31,16 +31,12 @@ _LISTED = 5
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
 _NIQE_BLOCK = 96  # pixels, whose statistics BasicSR's NIQE takes
 _LONGEST_SIDE = 10**9  # pixels
-_ORIENTATION = 0x0112  # EXIF's tag; 5 and above turn the image by a quarter, as OpenCV does on reading
 
 
 def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool) -> Iterator[Problem]:
     """Find folders and lists of one data set section that are missing, empty or do not belong together.
 
-    Args:
-        dataset: The section.
-        scale: ``scale`` of the file.
-        is_training_set: Whether crops of ``gt_size`` are taken from it.
+    ``is_training_set``: crops of ``gt_size`` are taken from it.
     """
     backend = _backend(dataset)
     if backend == "memcached":
@@ -112,13 +108,10 @@ def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterat
 def result_problems(
     dataset: Mapping[str, Any], scale: Any, saves_images: bool, niqe_border: int | None
 ) -> Iterator[Problem]:
-    """Find what ends or spoils validation: results of one name, images too small for NIQE.
+    """Find what ends or spoils validation on data that exists: equal names, images too small for NIQE.
 
-    Args:
-        dataset: A section to validate or test on, whose data exists.
-        scale: ``scale`` of the file.
-        saves_images: Whether results are saved, under the names of the LR images.
-        niqe_border: What NIQE crops on each side of a result; None if it is not measured.
+    Results are saved under the names of the LR images, if they are. ``niqe_border``: what NIQE crops on each
+    side of a result; None if it is not measured.
     """
     root, backend = dataset.get("dataroot_lq"), _backend(dataset)
     if not isinstance(root, str) or backend == "memcached":
@@ -313,7 +306,9 @@ def _file_size(file: Path) -> Size:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            is_turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5
+            # 5 and above turn the image by a quarter, as OpenCV does on reading; a PNG is decoded to be asked
+            is_photo = image.format in ("JPEG", "MPO")
+            is_turned = is_photo and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise UserError(f"'{file}' cannot be read as an image. Replace or remove it.") from None
     return (width, height) if is_turned else (height, width)

@@ -160,7 +160,7 @@ def misfit(value: Any, kind: Kind) -> str:
     number = _number_for(value, kind)
     why = "YAML 1.1 reads that as text" if "e" in str(value).lower() else "In quotes it is text"
     remedy = "" if number is None else f" {why}: write {number}."
-    return f"got {shown(value)}, expected {kind.expected}.{remedy}"
+    return f"got {as_written(value)}, expected {kind.expected}.{remedy}"
 
 
 def _number_for(value: Any, kind: Kind) -> str | None:
@@ -174,7 +174,7 @@ def _number_for(value: Any, kind: Kind) -> str | None:
     return yaml.safe_dump(number).split()[0] if kind.accepts(number) else None
 
 
-def shown(value: Any) -> str:
+def as_written(value: Any) -> str:
     """Write ``value`` as an option file would hold it, and what it is where that could be overlooked."""
     if isinstance(value, Mapping):
         return "a section"

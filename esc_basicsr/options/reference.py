@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.options.kinds import Kind
 from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, KNOWN_MODELS, LOADER, SECTIONS, UNSET, Option
 
@@ -50,13 +51,12 @@ def _title(where: str) -> str:
 
 
 def _table(title: str, table: Mapping[str, Option]) -> str:
-    lines = [f"## {title}\n", "| key | value | default | unit | meaning |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{key}` | {option.kind.expected} | {_default(option)} | {option.unit} | {_meaning(option)} |"
+    rows = [
+        [f"`{key}`", option.kind.expected, _default(option), option.unit, _meaning(option)]
         for key, option in table.items()
         if not option.doc.startswith("Set by BasicSR")
     ]
-    return "\n".join([*lines, ""])
+    return f"## {title}\n\n{markdown_table(['key', 'value', 'default', 'unit', 'meaning'], rows)}\n"
 
 
 def _default(option: Option) -> str:

@@ -147,7 +147,7 @@ TOP_LEVEL = {
     "val": Option(or_none(SECTION), "How to validate and test.", None, required=IN_TEST),
     "logger": Option(SECTION, "What is printed and saved, and how often.", required=IN_TRAINING),
     "dist_params": Option(SECTION, "How processes meet, with a launcher.", {}),
-    **_by_basicsr("dist", "rank", "world_size", "auto_resume", "is_train", "root_path"),
+    **_by_basicsr("dist", "rank", "world_size", "auto_resume", "is_train", "root_path", "seed_is_drawn"),
 }
 
 PATH = {

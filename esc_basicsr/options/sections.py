@@ -21,10 +21,10 @@ from esc_basicsr.options.kinds import (
     SECTION,
     TEXT,
     Kind,
+    as_written,
     is_number,
     is_whole,
     misfit,
-    shown,
 )
 from esc_basicsr.options.release import NOT_HERE
 from esc_basicsr.options.schema import Option, lookup, required_keys
@@ -40,11 +40,7 @@ FOREIGN = "If another package provides it, that package must be imported first."
 
 
 class SectionCheck:
-    """Collects what is wrong in sections.
-
-    Attributes:
-        problems: Found so far, a text each.
-    """
+    """Collects what is wrong in sections."""
 
     def __init__(self, opt: Mapping[str, Any], is_train: bool) -> None:
         self.opt = opt
@@ -149,7 +145,9 @@ class SectionCheck:
         if "type" not in section:
             self.add(f"{where}.type", f"missing; expected the name of {what}.")
         else:
-            self.add(f"{where}.type", f"got {shown(name)}, no known {what}. {instead(name, names, remedy)}")
+            self.add(
+                f"{where}.type", f"got {as_written(name)}, no known {what}. {instead(name, names, remedy)}"
+            )
         return None
 
     def find(self, where: str, section: Mapping[str, Any], registry: Any, what: str) -> Any:

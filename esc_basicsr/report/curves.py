@@ -20,8 +20,13 @@ def put(curves: Curves, name: str, iteration: int, value: float) -> None:
 
 
 def first_iteration(run: Curves) -> float:
-    """Find the first iteration of a run's curves; infinity if there are none."""
-    return min((min(curve) for curve in run.values() if curve), default=math.inf)
+    """Find the first iteration of a run's curves; infinity if there are none.
+
+    A validation that a resumed run makes up for is of the iteration before its first.
+    """
+    return min(
+        (min(curve) + name.startswith("metrics/") for name, curve in run.items() if curve), default=math.inf
+    )
 
 
 def first_begun_first(runs: Sequence[T], begins: Sequence[float]) -> list[T]:

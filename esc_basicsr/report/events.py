@@ -1,12 +1,12 @@
 """TensorBoard's events files: numbers, and comparison images."""
 
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.log import warn_once
 from esc_basicsr.report.curves import Curves, first_begun_first, first_iteration, joined, put
 
 __all__ = ["Comparison", "Events", "event_files", "read_events"]
@@ -109,4 +109,4 @@ def _events(path: Path, offset: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def _warn_of_damage(path: Path, offset: int) -> None:
-    print(f"warning: {path} is damaged {offset:,} bytes in: what follows is skipped.", file=sys.stderr)
+    warn_once(f"{path} is damaged {offset:,} bytes in: what follows is skipped.")

@@ -16,27 +16,20 @@ from esc_basicsr.report.text_log import read_logs
 __all__ = ["Experiment", "read_experiment"]
 
 # Options that say where and how a run was started, not what is trained.
-_INCIDENTAL = {"name", "root_path", "rank", "auto_resume", "dist", "is_train"}
+_INCIDENTAL = {"name", "root_path", "rank", "auto_resume", "dist", "is_train", "seed_is_drawn"}
 _PATHS = ("path.experiments_root", "path.models", "path.training_states", "path.log", "path.visualization")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Curves, images and options of a training.
+    """Curves, images and options of a training."""
 
-    Args:
-        name: Its folder's.
-        curves: Values by iteration, by TensorBoard's names.
-        comparisons: TensorBoard's comparison images, in the order of iterations.
-        images: Metrics of each image at its set's last validation: set -> image -> ``iter`` and metrics.
-        options: As texts, by names such as ``train.total_iter``, without those of its folders.
-    """
-
-    name: str
+    name: str  # its folder's
     curves: Curves
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[Comparison]  # in the order of iterations
+    # metrics at each set's last validation: set -> image -> ``iter`` and metrics
     images: Mapping[str, Mapping[str, Mapping[str, float]]]
-    options: Mapping[str, str]
+    options: Mapping[str, str]  # by names such as train.total_iter, without those of its folders
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -29,10 +29,7 @@ _DIGITS = 6
 
 
 def render(experiments: Sequence[Experiment]) -> tuple[str, int]:
-    """Draw up the page.
-
-    Args:
-        experiments: One or more, of different names.
+    """Draw up the page of experiments of different names.
 
     Returns:
         The page, and how many comparison images were skipped because others took their room.

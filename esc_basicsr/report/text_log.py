@@ -1,7 +1,7 @@
 """BasicSR's train_*.log: numbers by iteration, and the options that it begins with."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,6 @@ _METRIC = re.compile(r"\t # (\w+): (\S+)")
 _START = re.compile(r"Start training from epoch: \d+, iter: (\d{1,18})")
 _SECTION = re.compile(r" +(\w+):\[$")
 _OPTION = re.compile(r" +(\w+): (.*)$")
-
-
 _LONGEST = 10_000  # characters of a line; expressions take time that grows faster than the line
 
 
@@ -43,20 +41,15 @@ def read_logs(files: Sequence[Path]) -> TextLog:
     """
     logs = []
     for path in files:
+        logs.append(_Reader())
         try:
             with path.open(encoding="utf-8", errors="replace") as lines:
-                logs.append(_read(lines))
+                for line in lines:
+                    logs[-1].take(line[:_LONGEST].rstrip("\n"))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     options = next((log.options for log in reversed(logs) if log.options), {})
     return TextLog(joined(log.curves for log in logs), options)
-
-
-def _read(lines: Iterable[str]) -> TextLog:
-    log = _Reader()
-    for line in lines:
-        log.take(line[:_LONGEST].rstrip("\n"))
-    return TextLog(log.curves, log.options)
 
 
 class _Reader:

@@ -12,10 +12,11 @@ from esc_basicsr.common.log import logger
 
 __all__ = ["load_optimizer", "load_scheduler", "options_of", "report_changes"]
 
-# Of all options: these say where and how a training runs. A seed that is not given is drawn each time.
+# Of all options: these say where and how a training runs. The seed is the loader's to compare.
 _INCIDENTAL = {
-    *("name", "path", "val", "logger", "num_gpu", "dist_params", "manual_seed", "rank", "world_size", "dist"),
-    *("auto_resume", "is_train", "root_path", "resume", "datasets", "cpu_kernels", "find_unused_parameters"),
+    *("name", "path", "val", "logger", "num_gpu", "dist_params", "rank", "world_size", "dist", "auto_resume"),
+    *("manual_seed", "seed_is_drawn", "is_train", "root_path", "resume", "datasets", "cpu_kernels"),
+    "find_unused_parameters",
 }
 # Of datasets.train: these change no sample.
 _WITHOUT_EFFECT = {

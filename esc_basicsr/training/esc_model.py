@@ -19,7 +19,6 @@ from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.fast import kernels
 from esc_basicsr.fast.tiles import grid_of, run_in_tiles, tile_side
 from esc_basicsr.options.schema import fill_defaults
-from esc_basicsr.training.changed_options import options_of
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
 from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
@@ -59,7 +58,6 @@ class ESCModel(SRModel):
         self._kernels = opt["cpu_kernels"] and opt["num_gpu"] == 0
         if self._kernels:
             kernels.load()  # a missing compiler is reported before anything else is done
-        options = options_of(opt) if opt["is_train"] else ""  # BasicSR takes out of them what it has used
         super().__init__(opt)
         if self._kernels:
             fast.attend_by_kernels(self.net_g)
@@ -71,7 +69,7 @@ class ESCModel(SRModel):
             self.throughput = Throughput()
             records = self.shared_validation.records
             self.state = TrainingState(
-                opt, options, self.optimizers, self.schedulers, self.scaler, records, self.skipped
+                opt, self._options, self.optimizers, self.schedulers, self.scaler, records, self.skipped
             )
 
     def model_to_device(self, net: nn.Module) -> nn.Module:

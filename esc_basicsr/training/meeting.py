@@ -23,9 +23,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.signals import SIGNALS
 
-__all__ = ["bounded", "loopback_of_master", "loopback_server"]
+__all__ = ["bounded", "connect", "is_store_of_rank_0", "loopback_of_master"]
+
+_kept: list[TCPStore] = []  # to this process's end: others may still read how it ends
 
 _INTERVAL = 0.1  # seconds
+_INITIAL_LIMIT = 60.0  # seconds
 _GRACE = 1.0  # seconds in which the others read who is missing, before who keeps it ends
 
 
@@ -78,13 +81,21 @@ def _obeyed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def connect(purpose: str) -> Store:
+    """Connect to the store through which ranks find one another, for keys of one's own."""
+    return _own_part(purpose, _make_store(is_master=False, limit=_INITIAL_LIMIT))
+
+
+def is_store_of_rank_0() -> bool:
+    """Tell whether rank 0 keeps the store, which ends with it, and not torchrun."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def _meet(rank: int, world: int, limit: float) -> Store:
     """Make the store through which ranks find one another, and see in it that all are there."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        # torchrun keeps a store for all of its attempts, in which there are addresses of dead ranks.
-        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {world} ranks"
-        store = PrefixStore(attempt, _make_store(rank, world, limit))
+        store = _own_part("meeting", _make_store(rank == 0 and is_store_of_rank_0(), limit))
         store.set(str(rank), "here")
         deadline = time.monotonic() + limit
         while not store.check([str(other) for other in range(world)]):
@@ -112,41 +123,29 @@ def _missing(store: Store, world: int, limit: float) -> str:
     )
 
 
-def _make_store(rank: int, world: int, limit: float) -> TCPStore:
-    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def _own_part(purpose: str, store: TCPStore) -> Store:
+    # torchrun keeps a store for all of its attempts, in which there are addresses of dead ranks.
+    return PrefixStore(f"{purpose} {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _make_store(is_master: bool, limit: float) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     more: dict[str, Any] = {}
-    if is_master:
+    loopback = loopback_of_master()
+    if is_master and loopback is not None:  # torch would listen to all
+        family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
         try:
-            server = loopback_server(port)  # torch would listen to all
+            more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
         except OSError as error:
             raise UserError(
                 f"rank 0 cannot listen on {address}, port {port} ({error.strerror}): another training may "
                 "use it. Set MASTER_PORT, or dist_params.port, to a free one."
             ) from error
-        if server is not None:
-            more["master_listen_fd"] = server.detach()
-    return TCPStore(
-        address,
-        port,
-        world,
-        is_master,
-        datetime.timedelta(seconds=limit),
-        wait_for_workers=False,
-        **more,
-    )
-
-
-def loopback_server(port: int) -> socket.socket | None:
-    """Listen on a port of rank 0's loopback, if all ranks are on this machine: no one outside need reach it.
-
-    Raises:
-        OSError: The port is taken or forbidden.
-    """
-    address = loopback_of_master()
-    if address is None:
-        return None
-    return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    timeout = datetime.timedelta(seconds=limit)
+    store = TCPStore(address, port, None, is_master, timeout, wait_for_workers=False, **more)
+    if is_master:
+        _kept.append(store)
+    return store
 
 
 def loopback_of_master() -> str | None:

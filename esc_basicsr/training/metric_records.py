@@ -42,14 +42,9 @@ class MetricRecords:
         means: Mapping[str, float],
         metrics: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Record a validation, in the position of the one that it repeats or else at the end.
+        """Record a set's validation, in the position of the one that it repeats or else at the end.
 
-        Args:
-            iteration: When it took place.
-            name: The set's.
-            images: How many were measured.
-            means: The mean of each metric that could be measured.
-            metrics: The metrics of the options.
+        ``means`` lacks what could not be measured of ``metrics``, those of the options.
         """
         entry = {"iter": iteration, "set": name, "images": images, **means}
         repeated = [(known["iter"], known["set"]) == (iteration, name) for known in self.history]

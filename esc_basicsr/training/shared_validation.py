@@ -131,10 +131,26 @@ class SharedValidation:
             raise UserError(f"{name} holds no images to measure on.")
         is_known = name in self.records.measured(current_iter)
         comparisons = None if tb_logger is None or is_known else ComparisonImages(self._opt.get("scale", 1))
-        results = self._measure_together(
-            upscale, dataloader, files, current_iter if save_img else None, comparisons
-        )
-        if len(results) < len(files):
+        # Not the data set's order: that is the file system's, which may differ from machine to machine.
+        order = sorted(range(len(files)), key=lambda number: (files[number], number))
+        error: Exception | None = None
+        own: list[_ImageResult] = []
+        try:
+            save_as = current_iter if save_img else None
+            own.extend(self._measure_share(upscale, dataloader, order, save_as, comparisons))
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            error = caught
+        wish = signals.requested()
+        shares = gather((own, wish and wish.name))
+        raise_everywhere(error)
+        results = sorted(itertools.chain.from_iterable(share for share, _ in shares))
+        if len(results) < len(order):
+            if own_rank() == 0:
+                signal_name = next(name for _, name in shares if name)
+                logger.warning(
+                    "Validation on %s stopped by %s after %d of %d images: nothing of it is recorded.",
+                    *(name, signal_name, len(results), len(order)),
+                )
             return False
         self._record(name, results, current_iter, tb_logger, comparisons)
         return True
@@ -142,37 +158,6 @@ class SharedValidation:
     @property
     def _metrics(self) -> Mapping[str, Mapping[str, Any]]:
         return self._opt["val"].get("metrics") or {}
-
-    def _measure_together(
-        self,
-        upscale: Upscale,
-        dataloader: Any,
-        files: Sequence[str],
-        save_as: Any,
-        comparisons: ComparisonImages | None,
-    ) -> list[_ImageResult]:
-        """Give results in the order of the images' files; some are missing if a rank was asked to stop."""
-        # Not the data set's: that is the file system's, which may differ from machine to machine.
-        order = sorted(range(len(files)), key=lambda number: (files[number], number))
-        error: Exception | None = None
-        results: list[_ImageResult] = []
-        try:
-            results.extend(self._measure_share(upscale, dataloader, order, save_as, comparisons))
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-            error = caught
-        wish = signals.requested()
-        shares = gather((results, wish and wish.name))
-        raise_everywhere(error)
-        done = sorted(itertools.chain.from_iterable(results for results, _ in shares))
-        if len(done) < len(order) and own_rank() == 0:
-            logger.warning(
-                "Validation on %s stopped by %s after %d of %d images: nothing of it is recorded.",
-                dataloader.dataset.opt["name"],
-                next(name for _, name in shares if name),
-                len(done),
-                len(order),
-            )
-        return done
 
     def _measure_share(
         self,
@@ -341,19 +326,12 @@ def _lr_files(dataset: Any) -> list[str]:
 
 def _batches(
     dataloader: Any, order: Sequence[int], positions: Sequence[int]
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
+) -> Iterator[tuple[Sequence[int], dict[str, Any]]]:
     """Collate images of one size that follow one another; each batch comes with its images' positions."""
-    waiting: dict[int, Any] = {}
-    shapes: dict[str, Any] = {}
-    for position in positions:
-        item = _read(dataloader.dataset, order[position])
-        if waiting and _shapes(item) != shapes:
-            yield [*waiting], dataloader.collate_fn([*waiting.values()])
-            waiting.clear()
-        waiting[position], shapes = item, _shapes(item)
-        del item
-    if waiting:
-        yield [*waiting], dataloader.collate_fn([*waiting.values()])
+    items = ((position, _read(dataloader.dataset, order[position])) for position in positions)
+    for _, group in itertools.groupby(items, key=lambda pair: _shapes(pair[1])):
+        taken, batch = zip(*group, strict=True)
+        yield taken, dataloader.collate_fn([*batch])
 
 
 def _read(dataset: Any, number: int) -> Any:

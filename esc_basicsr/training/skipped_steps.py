@@ -18,9 +18,6 @@ __all__ = ["SkippedSteps", "suspects"]
 class SkippedSteps:
     """Counts and reports skipped steps, and ends training after too many in a row.
 
-    Args:
-        opt: All options.
-
     Attributes:
         counts: ``in_all`` and ``in_a_row``, the same on all ranks; part of a training state.
     """
@@ -34,12 +31,9 @@ class SkippedSteps:
         self.counts["in_a_row"] = 0
 
     def skip(self, iteration: int, what: str, samples: list[str]) -> None:
-        """Count and report a step that is not taken; called on every rank.
+        """Count and report a step whose ``loss`` or ``gradient`` is not finite; called on every rank.
 
-        Args:
-            iteration: The step's.
-            what: ``loss`` or ``gradient``: what is not finite.
-            samples: This rank's samples that may be why.
+        ``samples`` are those of this rank that may be why.
 
         Raises:
             UserError: It is one too many.
@@ -64,13 +58,7 @@ class SkippedSteps:
 
 @torch.no_grad()
 def suspects(net: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], names: Sequence[str]) -> list[str]:
-    """Name the samples that are or give something that is not finite; all if none is.
-
-    Args:
-        net: The network that is trained.
-        batches: LR and HR images of each pass.
-        names: The samples', in their order.
-    """
+    """Name the samples of LR and HR batches that are or give something that is not finite; all if none is."""
     found = []
     for lq, gt in batches:
         for images in zip(lq, gt, net(lq), strict=True):

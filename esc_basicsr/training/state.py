@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +30,26 @@ _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 _SCALARS = {"step", "eta", "mu"}
 
 
+@dataclass
 class TrainingState:
     """Checkpoints of a training: writes them whole, by rank 0, and goes on from them.
 
     A resumed run ends as one that was never interrupted: bit for bit on a CPU, with as many processes.
-
-    Args:
-        opt: All options.
-        options: What `options_of` wrote down of them.
-        optimizers: The training's.
-        schedulers: The training's.
-        scaler: Of gradients; its scale is part of the state if it is enabled.
-        records: Of validations.
-        skipped: Steps.
-
-    Attributes:
-        position: In the training data, after the batch that was fed last.
-        pool: Pairs that this rank keeps for later batches, as Real-ESRGAN's models do: ``lq`` and ``gt``, of
-            which the first ``filled`` are pairs; empty where there are none.
     """
 
-    def __init__(
-        self,
-        opt: dict[str, Any],
-        options: str,
-        optimizers: Sequence[torch.optim.Optimizer],
-        schedulers: Sequence[Any],
-        scaler: torch.amp.GradScaler,
-        records: MetricRecords,
-        skipped: SkippedSteps,
-    ) -> None:
-        self._opt = opt
-        self._options = options
-        self._optimizers = optimizers
-        self._schedulers = schedulers
-        self._scaler = scaler
-        self._records = records
-        self._skipped = skipped
-        self.position: dict[str, int] = {}
-        self.pool: dict[str, Any] = {}
-        self._sha256: dict[str, str] = {}  # of the newest weights, by file name
-        self._saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
+    opt: dict[str, Any]  # all options
+    options: str  # what `options_of` wrote down of them
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedulers: Sequence[Any]
+    scaler: torch.amp.GradScaler  # of gradients; its scale is part of the state if it is enabled
+    records: MetricRecords
+    skipped: SkippedSteps
+    position: dict[str, int] = field(default_factory=dict)  # in the data, after the batch that was fed last
+    # Pairs that this rank keeps for later batches, as Real-ESRGAN's models do: ``lq`` and ``gt``, of which
+    # the first ``filled`` are pairs; empty where there are none.
+    pool: dict[str, Any] = field(default_factory=dict)
+    _sha256: dict[str, str] = field(default_factory=dict)  # of the newest weights, by file name
+    _saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
 
     # Saving
 
@@ -80,14 +60,12 @@ class TrainingState:
     def save_weights(self, name: int | str, networks: dict[str, nn.Module]) -> None:
         """Write the weights of an iteration, or of the name ``latest``, which has no state.
 
-        Args:
-            name: Part of the file's.
-            networks: By their keys in the file; the weights to use come last.
+        ``networks`` are by their keys in the file; the weights to use come last.
 
         Raises:
             UserError: They cannot be written; on every rank.
         """
-        path = Path(self._opt["path"]["models"]) / f"net_g_{name}.pth"
+        path = Path(self.opt["path"]["models"]) / f"net_g_{name}.pth"
         weights = {
             key: {name: value.cpu() for name, value in net.state_dict().items()}
             for key, net in networks.items()
@@ -97,14 +75,14 @@ class TrainingState:
             digest = checkpoints.write_torch(path, weights)
             if name != "latest":
                 self._sha256 = {path.name: digest}
-            if self._opt["logger"]["safetensors"]:
+            if self.opt["logger"]["safetensors"]:
                 key = [*weights][-1]
                 metadata = {
                     "param_key": key,
-                    "name": self._opt["name"],
-                    "scale": str(self._opt["scale"]),
+                    "name": self.opt["name"],
+                    "scale": str(self.opt["scale"]),
                     "iteration": str(name),
-                    "network_g": json.dumps(self._opt["network_g"]),
+                    "network_g": json.dumps(self.opt["network_g"]),
                 }
                 write_safetensors(path.with_suffix(".safetensors"), weights[key], metadata)
 
@@ -119,10 +97,10 @@ class TrainingState:
         state = self.collect() | {"epoch": epoch, "iter": iteration}
 
         def write() -> None:
-            checkpoints.write_state(self._opt, {**state, "sha256": self._sha256})
-            kept = (self._opt.get("logger") or {}).get("keep_checkpoints")
+            checkpoints.write_state(self.opt, {**state, "sha256": self._sha256})
+            kept = (self.opt.get("logger") or {}).get("keep_checkpoints")
             if kept is not None:
-                checkpoints.prune(self._opt, kept)
+                checkpoints.prune(self.opt, kept)
 
         on_first_rank(write)
         self._saved = epoch, iteration
@@ -135,17 +113,17 @@ class TrainingState:
     def collect(self) -> dict[str, Any]:
         """Give the state without epoch and iteration, in values that are safe to load; on every rank."""
         state = {
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "data": self.position,
             "random": gather(checkpoints.random_state()),
-            "metrics": self._records.state(),
-            "skipped": self._skipped.counts,
-            "options": self._options,
+            "metrics": self.records.state(),
+            "skipped": self.skipped.counts,
+            "options": self.options,
         }
         if self.pool:
             state["pools"] = gather(self.pool)
-        return state | ({"grad_scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {})
+        return state | ({"grad_scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     # Resuming
 
@@ -155,28 +133,28 @@ class TrainingState:
         Raises:
             UserError: It is of another training: of another network, optimizer or schedule.
         """
-        path, randoms = self._opt["path"].get("resume_state"), state.get("random", [])
+        path, randoms = self.opt["path"].get("resume_state"), state.get("random", [])
         try:
             if "options" in state:
-                report_changes(self._options, state["options"])
+                report_changes(self.options, state["options"])
             self._check(state)
-            for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
+            for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
                 load_optimizer(optimizer, found)
-            for scheduler, found in zip(self._schedulers, state["schedulers"], strict=True):
+            for scheduler, found in zip(self.schedulers, state["schedulers"], strict=True):
                 load_scheduler(scheduler, found)
             if "grad_scaler" in state:
-                self._scaler.load_state_dict(state["grad_scaler"])
-            if len(randoms) == self._opt["world_size"]:
-                checkpoints.restore_random_state(randoms[self._opt["rank"]])
+                self.scaler.load_state_dict(state["grad_scaler"])
+            if len(randoms) == self.opt["world_size"]:
+                checkpoints.restore_random_state(randoms[self.opt["rank"]])
                 if len(pools := state.get("pools", [])) == len(randoms):
-                    self.pool = pools[self._opt["rank"]]
+                    self.pool = pools[self.opt["rank"]]
         except _MISFITS as error:
             raise UserError(
                 f"{path} does not fit these options ({error}): it is a state of another network, optimizer "
                 "or schedule. Give the options that it was saved by."
             ) from error
         iteration = state["iter"]
-        total = int(self._opt["train"].get("total_iter", iteration))
+        total = int(self.opt["train"].get("total_iter", iteration))
         if iteration > total:
             raise UserError(
                 f"{path} is of iteration {iteration}, beyond train.total_iter, {total}: there is nothing "
@@ -185,10 +163,10 @@ class TrainingState:
         self._saved = state["epoch"], iteration
         self._sha256 = state.get("sha256", {})
         self.position = state.get("data", {})
-        self._skipped.counts |= state.get("skipped", {})
+        self.skipped.counts |= state.get("skipped", {})
         if "metrics" in state:
-            self._records.restore(state["metrics"])
-        if len(randoms) != self._opt["world_size"]:
+            self.records.restore(state["metrics"])
+        if len(randoms) != self.opt["world_size"]:
             source = f"{len(randoms)} processes" if randoms else "another program"
             logger.warning(
                 "The state was saved by %s: training goes on, though not exactly as it would have.", source
@@ -201,8 +179,8 @@ class TrainingState:
             ValueError, LookupError: They are not such as this training's own.
         """
         if "grad_scaler" in state:
-            checkpoints.check_form(state["grad_scaler"], self._scaler.state_dict(), "grad_scaler")
-        for index, (optimizer, found) in enumerate(zip(self._optimizers, state["optimizers"], strict=True)):
+            checkpoints.check_form(state["grad_scaler"], self.scaler.state_dict(), "grad_scaler")
+        for index, (optimizer, found) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
             where = f"optimizers.{index}"
             checkpoints.check_form(found, {**optimizer.state_dict(), "state": {}}, where)
             for group in found["param_groups"]:
@@ -215,7 +193,7 @@ class TrainingState:
                     shape = () if name in _SCALARS else parameters[number].shape
                     if not is_plain(value, shape):
                         raise ValueError(f"{where}.state.{number}.{name} is not what it should be")
-        for index, (scheduler, found) in enumerate(zip(self._schedulers, state["schedulers"], strict=True)):
+        for index, (scheduler, found) in enumerate(zip(self.schedulers, state["schedulers"], strict=True)):
             where = f"schedulers.{index}"
             checkpoints.check_form(found, scheduler.state_dict(), where)
             for name in found:

@@ -138,7 +138,7 @@ def resumed_run_has_its_place_in_the_data():
 
     if "Numbers" not in DATASET_REGISTRY:
         DATASET_REGISTRY.register(Numbers)
-    section = {"phase": "train", "name": "numbers", "type": "Numbers"}
+    section = {"phase": "train", "name": "numbers", "type": "Numbers", "max_unreadable": 10}
     opt = {
         "datasets": {"train": {**section, "batch_size_per_gpu": 1, "num_worker_per_gpu": 0}},
         **{"num_gpu": 0, "dist": False, "rank": 0, "world_size": 1, "manual_seed": 0},

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 from esc_basicsr.common import parallel_map as module
@@ -45,6 +47,16 @@ def test_a_stopped_worker_is_reported_and_may_go_on(
     threading.Thread(target=let_go_on, daemon=True).start()
     assert list(parallel_map(stop_at_3, range(6), 2)) == list(range(6))
     assert len(esc_log) == 1 and "is stopped" in esc_log[0]
+
+
+def test_workers_work_where_opencv_has_threads_already() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1000, 1000))
+        assert list(parallel_map(abs, range(-3, 3), 2)) == [3, 2, 1, 0, 1, 2]
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_a_killed_worker_ends_it_with_a_reason() -> None:

@@ -13,7 +13,6 @@ from basicsr.metrics import calculate_psnr
 from PIL import Image
 from tiny_training import checkpoint, live, training_options, write, write_images
 
-from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.damaged_dataset import DamagedDataset
 
 
@@ -73,19 +72,6 @@ def test_training_draws_crops_and_damages_anew_from_the_seed(images: Path, damag
     assert seen[0]["gt"].shape == seen[0]["lq"].shape == (3, 32, 32)
     assert torch.equal(seen[0]["lq"], seen[1]["lq"])
     assert not torch.equal(seen[0]["lq"] - seen[0]["gt"], seen[2]["lq"] - seen[2]["gt"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "expected one of noise_sigma and jpeg_quality"),
-        ({"noise_sigma": 25, "jpeg_quality": 10}, "expected one of noise_sigma and jpeg_quality"),
-        ({"noise_sigma": 25, "scale": 2}, "images are damaged at scale 1, got 2"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(images: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        damaged(images / "hr", **options)
 
 
 @pytest.mark.slow

@@ -254,44 +254,6 @@ def test_index_beyond_the_epoch_is_refused(opt):
         DFLIPDataset(opt)[3]
 
 
-@pytest.mark.parametrize("key", ["sources", "scale", "phase", "gt_size", "use_hflip", "use_rot"])
-def test_missing_option_is_named(opt, key):
-    del opt[key]
-    with pytest.raises(UserError, match=f"data set 'photos': {key} is missing"):
-        DFLIPDataset(opt)
-
-
-@pytest.mark.parametrize("gt_size", [50, 0])
-def test_gt_size_that_is_no_multiple_of_the_scale_is_refused(opt, gt_size):
-    with pytest.raises(UserError, match=f"multiple of the scale 4, got {gt_size}"):
-        DFLIPDataset(opt | {"gt_size": gt_size})
-
-
-@pytest.mark.parametrize("sources", [[], None, "a.lmdb"])
-def test_sources_that_are_no_list_are_refused(opt, sources):
-    with pytest.raises(UserError, match="sources must be a list of at least one LMDB"):
-        DFLIPDataset(opt | {"sources": sources})
-
-
-@pytest.mark.parametrize("source", ["a.lmdb", {"weight": 1}])
-def test_source_without_a_path_is_refused(opt, source):
-    with pytest.raises(UserError, match=r"sources\[0\] must have a dataroot_gt"):
-        DFLIPDataset(opt | {"sources": [source]})
-
-
-def test_mistyped_key_of_a_source_is_refused(opt):
-    opt["sources"][0]["wieght"] = 2
-    with pytest.raises(UserError, match=r"sources\[0\] has dataroot_gt and weight, but no key 'wieght'"):
-        DFLIPDataset(opt)
-
-
-@pytest.mark.parametrize("weight", [0, -1, "2", None, True, float("nan"), float("inf")])
-def test_impossible_weight_is_refused(opt, weight):
-    opt["sources"][0]["weight"] = weight
-    with pytest.raises(UserError, match=r"sources\[0\]: weight must be a number above 0, got"):
-        DFLIPDataset(opt)
-
-
 def test_weight_that_visits_nothing_is_refused(opt):
     opt["sources"][0]["weight"] = 0.1
     with pytest.raises(UserError, match=r"with weight 0\.1 none of its 3 images is visited"):

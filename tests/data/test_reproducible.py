@@ -1,6 +1,7 @@
 """Training data that can be had again: order, augmentation, position, whatever the processes and workers."""
 
 import itertools
+import logging
 import os
 import random
 import signal
@@ -210,7 +211,7 @@ def options() -> dict[str, Any]:
         "datasets": {
             "train": {
                 **{"name": "noise", "type": "Noise", "phase": "train"},
-                **{"batch_size_per_gpu": 2, "num_worker_per_gpu": 0},
+                **{"batch_size_per_gpu": 2, "num_worker_per_gpu": 0, "max_unreadable": 10},
             }
         },
     }
@@ -252,6 +253,21 @@ def test_resumed_run_with_another_batch_gets_all_its_iterations(options: dict[st
         sampler.set_epoch(epoch)
         iterations += len([*loader])
     assert iterations >= 12
+
+
+@pytest.mark.parametrize(
+    ("seed", "is_drawn", "is_told"), [(0, False, False), (7, False, True), (7, True, False)]
+)
+def test_a_changed_seed_is_told_and_the_order_goes_on(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture, seed: int, is_drawn: bool, is_told: bool
+) -> None:
+    _, sampler, *_ = create_train_val_dataloader(options, logging.getLogger("test"))
+    sampler.set_epoch(0)
+    options["resume"] = {"iter": 1, **sampler.position(1)}
+    options |= {"manual_seed": seed, "seed_is_drawn": is_drawn}
+    _, sampler, *_ = create_train_val_dataloader(options, logging.getLogger("test"))
+    assert sampler.seed == 0
+    assert ("manual_seed was 0 and is 7" in caplog.text) == is_told
 
 
 def test_set_smaller_than_a_batch_is_refused(options: dict[str, Any]) -> None:
@@ -321,7 +337,11 @@ def loader_of(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("basicsr.data.build_dataset", lambda section: dataset)
     section = {"name": "theirs", "batch_size_per_gpu": 3, "num_worker_per_gpu": 0, "type": "Theirs"}
     opt = {
-        **{"datasets": {"train": section}, "train": {"total_iter": 1}, "manual_seed": 0},
+        **{
+            "datasets": {"train": section | {"max_unreadable": 10}},
+            "train": {"total_iter": 1},
+            "manual_seed": 0,
+        },
         **{"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0, "scale": 2},
     }
     loader, sampler, *_ = create_train_val_dataloader(opt, logger)

@@ -14,6 +14,7 @@ from basicsr.utils.options import ordered_yaml
 from jsonschema import Draft7Validator
 
 from esc_basicsr.archs.variants import RELEASED
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
@@ -225,6 +226,41 @@ def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
     else:
         assert sets.keys() == {"CBSD68", "Kodak24", "McMaster"}
         assert {each["noise_sigma"] for each in sets.values()} == {sigma}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["datasets:train:noise_sigma=~"],
+            "datasets.train.noise_sigma: expected either this or jpeg_quality",
+        ),
+        (
+            ["datasets:train:jpeg_quality=10"],
+            "datasets.train.noise_sigma: expected either this or jpeg_quality",
+        ),
+        (
+            ["datasets:train:jpeg_quality=101"],
+            "datasets.train.jpeg_quality: got 101, expected a whole number",
+        ),
+        (
+            ["datasets:train:jpeg_quality=[90,10]", "datasets:train:noise_sigma=~"],
+            "datasets.train.jpeg_quality: got [90, 10], expected the least first",
+        ),
+        (["scale=2"], "datasets.train.type: got 'DamagedDataset', which is for scale 1, and scale is 2"),
+        (
+            ["datasets:val:sources=[{dataroot_gt: no}]"],
+            "datasets.val.sources[0].dataroot_gt: there is no folder",
+        ),
+    ],
+)
+def test_damage_that_cannot_be_done_is_refused(tmp_path, monkeypatch, make_data, changes, message):
+    monkeypatch.chdir(tmp_path)
+    file = OPTIONS / "train/ESC/ESC_x1_DIV2K_noise25.yml"
+    make_data(load_options(file), images=64)
+    with pytest.raises(UserError) as caught:
+        check_options(load_options(file, ["num_gpu=0", *changes]), file, is_train=True)
+    assert f"\n  {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("scale", "iterations"), [(2, 1500), (4, 600)])

@@ -154,9 +154,7 @@ def test_events_of_a_resumed_training_count_once_the_last_ones(training: Trainin
     assert [place.iteration for place in events.comparisons] == [5]
 
 
-def test_half_a_record_ends_a_file_and_a_damaged_one_is_told(
-    training: Training, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_half_a_record_ends_a_file_and_a_damaged_one_is_told(training: Training, esc_log: list[str]) -> None:
     path = training.events({1: 1.0, 2: 2.0})
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
@@ -164,15 +162,15 @@ def test_half_a_record_ends_a_file_and_a_damaged_one_is_told(
     length = struct.pack("<Q", 4)
     path.write_bytes(whole + length + struct.pack("<I", masked_crc32c(length)) + b"\xff" * 8)
     assert read_events([path]).curves["losses/l_pix"] == {1: 1.0, 2: 2.0}
-    assert f"{path} is damaged {len(whole):,} bytes in" in capsys.readouterr().err
+    assert f"{path} is damaged {len(whole):,} bytes in: what follows is skipped." in esc_log
 
 
-def test_damaged_length_is_told_as_well(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_length_is_told_as_well(training: Training, esc_log: list[str]) -> None:
     path = training.events({1: 1.0})
     whole = path.read_bytes()
     path.write_bytes(whole + struct.pack("<QI", 2**40, 7) + b"lost")
     read_events([path])
-    assert f"{path} is damaged {len(whole):,} bytes in" in capsys.readouterr().err
+    assert f"{path} is damaged {len(whole):,} bytes in: what follows is skipped." in esc_log
 
 
 def test_page_needs_nothing_else(training: Training) -> None:
@@ -275,14 +273,14 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_folder_among_others_that_is_no_experiment_is_left_out(
-    training: Training, capsys: pytest.CaptureFixture[str]
+    training: Training, esc_log: list[str]
 ) -> None:
     training.history({1: 30.0})
     empty = training.folder.parent / "never_begun"
     empty.mkdir()
     page = training.folder.parent / "page.html"
     assert main(["report", str(empty), str(training.folder), "-o", str(page)]) == 0
-    assert f"warning: skipped: {empty} is no experiment's folder" in capsys.readouterr().err
+    assert any(message.startswith(f"Skipped: {empty} is no experiment's folder") for message in esc_log)
     assert page.exists()
 
 

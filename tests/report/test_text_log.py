@@ -98,7 +98,7 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(tmp_path: Path) -> None:
         dict2str(OPTIONS), validation("Set5", 9), start(30), *(progress(n, f"l_pix: -{n} ") for n in (40, 60))
     )
     curves = read(tmp_path, first, second + said(progress(80))[:60]).curves  # the last line was cut short
-    assert curves["losses/l_pix"] == {10: 10, 20: 20, 40: -40, 60: -60}
+    assert curves["losses/l_pix"] == {10: 10, 20: 20, 30: 30, 40: -40, 60: -60}
     assert curves["metrics/Set5/psnr"] == {30: 9}
 
 

@@ -809,7 +809,9 @@ def _reading_lmdb(samples: _Lmdbs, chance: random.Random) -> Attempt:
             }
             section = mix if way == 2 else {**two, "scale": 1}
             opt = {
-                "datasets": {"train": {**section, "phase": "train", "num_worker_per_gpu": 0}},
+                "datasets": {
+                    "train": {**section, "phase": "train", "num_worker_per_gpu": 0, "max_unreadable": 10}
+                },
                 "dist": False,
             }
             opt |= {"world_size": 1, "rank": 0, "num_gpu": 0, "manual_seed": 0, "train": {"total_iter": 10}}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import mmengine
+import psutil
 import torch
 import yaml
 from tqdm import tqdm
@@ -52,6 +53,7 @@ def prepare(folder: Path, iterations: int) -> None:
             "datasets.train.gt_size": 32,
             "datasets.train.global_batch_size": 4,
             "datasets.train.batch_size_per_gpu": 2,
+            "datasets.train.num_worker_per_gpu": 2,
             "datasets.train.dataset_enlarge_ratio": 1,
             "logger.save_checkpoint_freq": 4,
             "logger.keep_checkpoints": 5,
@@ -78,23 +80,22 @@ def start(folder: Path, log: Path, ranks: int) -> "subprocess.Popen[bytes]":
 
 
 def processes(folder: Path) -> dict[int, str]:
-    """Give what `start` and its descendants run, by process; told by the environment that they inherit."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if command and f"KILL_TEST={folder}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = command
-    return found
-
-
-def kind(command: str) -> str:
-    """Name what a process is by its command line."""
-    if "torch.distributed.run" in command:
-        return "agent"
-    if "forkserver" in command:
-        return "worker"  # or the server that forks them
-    return "rank" if "esc_basicsr.train" in command else "helper"
+    """Give the kinds of `start` and its descendants; told by the environment that they inherit."""
+    found = {
+        process.pid: (process.info["ppid"], " ".join(process.info["cmdline"] or ()))
+        for process in psutil.process_iter(["ppid", "cmdline", "environ"])
+        if (process.info["environ"] or {}).get("KILL_TEST") == str(folder)
+    }
+    kinds = {}
+    for pid, (parent, command) in found.items():
+        if "torch.distributed.run" in command:
+            kinds[pid] = "agent"
+        elif "esc_basicsr.train" in command:
+            is_forked = "esc_basicsr.train" in found.get(parent, (0, ""))[1]
+            kinds[pid] = "worker" if is_forked and kinds.get(parent) != "agent" else "rank"
+        elif command:
+            kinds[pid] = "helper"
+    return kinds
 
 
 def wait_until_gone(folder: Path) -> dict[int, str]:
@@ -168,15 +169,15 @@ def torment(
         number = signal.SIGTERM if chance.random() < TERMINATED else signal.SIGKILL
         victim, name = process.pid, "agent" if ranks > 1 else "rank"
         if number == signal.SIGKILL:  # SIGTERM comes from whoever started it, to that process
-            running = [*processes(folder).items()] or [(victim, "")]
-            victim, command = chance.choice(running)
-            name = kind(command)
+            running = processes(folder) or {victim: name}
+            name = chance.choice(sorted({*running.values()}))  # there are more workers than agents
+            victim = chance.choice([pid for pid, kind in running.items() if kind == name])
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, number)
         code = process.wait()
         left = wait_until_gone(folder)
-        for pid, command in left.items():
-            counts[f"left behind: {kind(command)}"] += 1
+        for pid, kind in left.items():
+            counts[f"left behind: {kind}"] += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if code == 0:

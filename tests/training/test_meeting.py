@@ -1,48 +1,18 @@
 """Ranks that never come, or die on their way: the others end within the limit, and say whom they miss."""
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import rank_roles
 
-LIMIT = 6
-RANK = """
-import os, signal, sys
-import torch.distributed as dist
-from esc_basicsr.common import signals
-from esc_basicsr.common.errors import UserError
-from esc_basicsr.training import heartbeat, meeting
+from esc_basicsr.training import meeting
 
-dies = os.environ.get("DIES")
-
-def die_at(place):
-    if dies == place:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-die_at("before")
-stock = meeting._meet
-def meet(*arguments):
-    store = stock(*arguments)
-    die_at("when all are there")
-    return store
-meeting._meet = meet
-print("waits", flush=True)
-try:
-    with signals.watched_for(), meeting.bounded(float(sys.argv[1])):
-        dist.init_process_group(backend="gloo")
-        die_at("after the process group")
-        heartbeat.start(float(sys.argv[1]))
-except UserError as error:
-    print("error:", error, flush=True)
-    sys.exit(2)
-print("met", flush=True)
-dist.barrier()
-"""
+LIMIT = 4
 
 
 class Ranks:
@@ -52,34 +22,29 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        script = folder / "rank.py"
-        script.write_text(RANK)
-        self.began = time.monotonic()
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["esc_basicsr.training.heartbeat"])  # imports PyTorch once
+        self.outputs = {rank: folder / f"{rank}.txt" for rank in started}
         self.processes = {
-            rank: subprocess.Popen(
-                [sys.executable, str(script), str(LIMIT)],
-                env={
-                    **os.environ,
-                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)},
-                    **{"RANK": str(rank), "OMP_NUM_THREADS": "1", "DIES": dies.get(rank, "")},
-                },
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+            rank: server.Process(
+                target=rank_roles.meet,
+                args=(dies.get(rank, ""), LIMIT, str(output), shared | {"RANK": str(rank)}),
             )
-            for rank in started
+            for rank, output in self.outputs.items()
         }
+        for process in self.processes.values():
+            process.start()
 
-    def ends(self) -> dict[int, tuple[int, str]]:
+    def ends(self) -> dict[int, tuple[int | None, str]]:
         """Exit code and output of each rank; none takes longer than some seconds beyond the limit."""
-        try:
-            outputs = {
-                rank: process.communicate(timeout=LIMIT + 60)[0] for rank, process in self.processes.items()
-            }
-        finally:
-            for process in self.processes.values():
-                process.kill()
-        return {rank: (self.processes[rank].returncode, output) for rank, output in outputs.items()}
+        for process in self.processes.values():
+            process.join(LIMIT + 60)
+            process.kill()
+        return {
+            rank: (process.exitcode, self.outputs[rank].read_text())
+            for rank, process in self.processes.items()
+        }
 
 
 def test_ranks_that_all_come_meet(tmp_path: Path) -> None:
@@ -114,14 +79,23 @@ def test_a_rank_that_dies_while_they_meet_ends_the_others_within_the_limit(
     assert "error: " in output and "Traceback" not in output
 
 
+def test_a_mistake_of_all_ends_each_by_its_code_however_soon_rank_0_is_through(tmp_path: Path) -> None:
+    ends = Ranks(tmp_path, 2, [0, 1], dict.fromkeys((0, 1), "by a mistake of all")).ends()
+    for code, output in ends.values():
+        assert code == 2 and "error:" not in output, output
+
+
 @pytest.mark.parametrize(("number", "waiting"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_signals_end_a_rank_that_waits(tmp_path: Path, number: signal.Signals, waiting: int) -> None:
     ranks = Ranks(tmp_path, 2, [waiting], {})
     process = ranks.processes[waiting]
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waits\n"
+    deadline = time.monotonic() + 60
+    while not (ranks.outputs[waiting].exists() and "waits" in ranks.outputs[waiting].read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     time.sleep(0.5)
-    process.send_signal(number)
+    assert process.pid is not None
+    os.kill(process.pid, number)
     began = time.monotonic()
     ((code, _),) = ranks.ends().values()
     assert code == -number
@@ -129,8 +103,6 @@ def test_signals_end_a_rank_that_waits(tmp_path: Path, number: signal.Signals, w
 
 
 def test_one_machine_listens_to_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from esc_basicsr.training import meeting
-
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     assert meeting.loopback_of_master() in ("127.0.0.1", "::1")
     monkeypatch.setenv("MASTER_ADDR", "192.0.2.7")

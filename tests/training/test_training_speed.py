@@ -287,7 +287,11 @@ def test_two_processes_that_accumulate_agree_with_one_that_does_not(
     torch.manual_seed(0)
     one = ESCModel(options(network_g=network))
     opt = options(network_g=network, train={"accumulate": 2, **changes})
-    torch.multiprocessing.spawn(train_one_of_two, (tmp_path, opt), nprocs=2)
+    server = torch.multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["esc_basicsr.training.esc_model"])  # imports PyTorch and BasicSR once
+    torch.multiprocessing.start_processes(
+        train_one_of_two, (tmp_path, opt), nprocs=2, start_method="forkserver"
+    )
     losses, exchanged, weights = torch.load(tmp_path / "result", weights_only=True)
     assert losses == pytest.approx(step(one), rel=1e-5)
     torch.testing.assert_close(weights, one.net_g.state_dict(), rtol=1e-5, atol=1e-6)

@@ -123,7 +123,8 @@ def build_state(
         UserError: An interrupted build was asked for something else; or another process works on it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    # It stays: whoever waits for a lock whose file is removed and made anew would hold another one.
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
@@ -150,8 +151,6 @@ def build_state(
         state.close()
         if state.done is None:  # nothing was begun
             state.remove()
-        if not folder.exists():
-            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

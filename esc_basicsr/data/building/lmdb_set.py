@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 import lmdb
@@ -22,21 +21,15 @@ _FIRST_MAP_SIZE = 64 * 2**20
 
 
 class Lengths(NamedTuple):
-    """How much of a set is there.
-
-    Attributes:
-        records: Number of records.
-        meta_info: Bytes of meta_info.txt.
-        checksums: Bytes of checksums.txt.
-    """
+    """How much of a set is there."""
 
     records: int
-    meta_info: int
-    checksums: int
+    meta_info: int  # bytes
+    checksums: int  # bytes
 
 
 class LmdbSet:
-    """A set that is being written, to be used in a ``with`` statement.
+    """A set that is being written, to be closed by `contextlib.closing`.
 
     What is put waits in memory until it is committed. LMDB commits whole or not at all, and syncs; the lines
     of the text files follow. So a set holds at least what `commit` returned last, and perhaps records beyond
@@ -67,9 +60,6 @@ class LmdbSet:
             )
         self._meta_info = _open_at(folder / META_INFO, lengths.meta_info)
         self._checksums = _open_at(folder / CHECKSUMS, lengths.checksums)
-
-    def __enter__(self) -> "LmdbSet":
-        return self
 
     def put(self, records: Sequence[Record]) -> None:
         """Take ``records`` in; they are written by `commit`."""
@@ -103,9 +93,8 @@ class LmdbSet:
         self._lengths = Lengths(records, self._meta_info.tell(), self._checksums.tell())
         return self._lengths
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the files; what waits is not written."""
         self._meta_info.close()
         self._checksums.close()
         self._environment.close()

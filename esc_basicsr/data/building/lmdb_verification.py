@@ -5,7 +5,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import lmdb
 from tqdm import tqdm
@@ -21,12 +20,8 @@ _PNG_SIZE = struct.Struct(">16xII")  # of its head: what precedes width and heig
 _NAMED = 10  # faults that are named; a lost disk would fill the screen
 
 
-class _Known(NamedTuple):
-    length: int
-    checksum: int
-
-
-_UNKNOWN = _Known(-1, 0)
+_Known = tuple[int, int]  # bytes of a record, and their CRC-32
+_UNKNOWN = (-1, 0)
 
 
 def verify_lmdb(folder: Path, expected: int | None = None) -> int:
@@ -102,7 +97,7 @@ def _known(file: Path) -> Iterator[tuple[str, _Known]]:
         for number, line in enumerate(lines, start=1):
             try:
                 key, length, checksum = line.split()
-                yield key, _Known(int(length), int(checksum, 16))
+                yield key, (int(length), int(checksum, 16))
             except ValueError:
                 raise UserError(
                     f"{file}, line {number}: expected 'key bytes checksum', got {line.rstrip()!r}"

@@ -92,7 +92,8 @@ def build_lmdb_sets(
             names of sets of sub-images end in ``_sub``.
         step: Distance of sub-images in HR pixels, a multiple of every scale.
         compression: Of the records, which are PNGs: 0, stored as they are, to 9, smallest.
-        workers: Processes that read, reduce and encode. With 1 it all happens in this process.
+        workers: Processes that read, reduce and encode. With 1 it all happens in this process; a script that
+            asks for more calls this under ``if __name__ == "__main__":``.
         overwrite: Replace sets of the same names.
         restart: Throw away what an interrupted build of these sets left.
         skipped: Images that are not among ``images``, for the report.
@@ -222,7 +223,7 @@ def _write_records(plan: _Plan, state: BuildState, done: Done) -> Done:
     try:
         with ExitStack() as stack:
             sets = [
-                stack.enter_context(LmdbSet(folder, plan.cutting.compression, lengths))
+                stack.enter_context(closing(LmdbSet(folder, plan.cutting.compression, lengths)))
                 for folder, lengths in zip(plan.partials, done.lengths, strict=True)
             ]
             work = parallel_map(partial(_work, cutting=plan.cutting), tasks, plan.workers)

@@ -2,13 +2,11 @@
 
 import shutil
 import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 
@@ -97,26 +95,10 @@ def _rename(partials: Sequence[Path], targets: Sequence[Path], asides: Sequence[
         raise
 
 
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM, which would end the process at once, raise SystemExit, so that cleaning up runs.
-
-    Only in the main thread, where signals arrive, and not where another handler is at work.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def sigterm_raises() -> AbstractContextManager[None]:
+    """Make SIGTERM raise SystemExit, so that cleaning up runs, where no other handler is at work."""
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return signals.watched_for() if is_free else nullcontext()
 
 
 def check_replaceable(targets: Sequence[Path], contents: Sequence[str], overwrite: bool) -> None:

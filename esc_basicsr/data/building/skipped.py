@@ -12,15 +12,10 @@ __all__ = ["Skipped", "report_of", "write_report"]
 
 
 class Skipped(NamedTuple):
-    """An image that is in no set.
+    """An image that is in no set."""
 
-    Attributes:
-        image: Its path, or its key.
-        reason: What is wrong with it; it follows ``image`` in a message.
-    """
-
-    image: str
-    reason: str
+    image: str  # its path, or its key
+    reason: str  # what is wrong with it; it follows ``image`` in a message
 
 
 def report_of(hr_set: Path) -> Path:

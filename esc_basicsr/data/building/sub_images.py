@@ -26,19 +26,12 @@ _LISTED = 512  # bytes, more than its entry in LMDB's tree and its lines in text
 
 
 class Cutting(NamedTuple):
-    """How every image is cut, reduced and encoded.
+    """How every image is cut, reduced and encoded."""
 
-    Attributes:
-        scales: Of the LR images; none for HR alone.
-        crop_size: Side of a sub-image in HR pixels; 0 leaves images whole.
-        step: Distance of sub-images in HR pixels.
-        compression: Of the PNGs, from 0, stored as they are, to 9.
-    """
-
-    scales: tuple[int, ...]
-    crop_size: int
-    step: int
-    compression: int
+    scales: tuple[int, ...]  # of the LR images; none for HR alone
+    crop_size: int  # side of a sub-image in HR pixels; 0 leaves images whole
+    step: int  # distance of sub-images in HR pixels
+    compression: int  # of the PNGs, from 0, stored as they are, to 9
 
     def check(self) -> None:
         """Refuse what cannot be made; warn of what is hardly meant.
@@ -78,21 +71,13 @@ class Cutting(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One image of a set.
-
-    Attributes:
-        key: Its key.
-        height: Rows.
-        width: Columns.
-        png: Its bytes.
-        checksum: CRC-32 of these, once they were seen to decode to the image.
-    """
+    """One image of a set."""
 
     key: str
     height: int
     width: int
     png: bytes
-    checksum: int
+    checksum: int  # CRC-32 of these, once they were seen to decode to the image
 
 
 def make_records(key: str, source: Source, cutting: Cutting) -> list[list[Record]]:

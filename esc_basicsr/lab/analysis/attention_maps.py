@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.lab.analysis.networks import Subject
 from esc_basicsr.lab.analysis.similarity import WindowMaps
 
@@ -73,12 +74,7 @@ def refuse_compiled(subject: Subject) -> None:
 
 
 def attention_names(net: nn.Module, name: str, patterns: Sequence[str] | None) -> list[str]:
-    """List the attention modules of a network: those asked for, or those of known classes.
-
-    Args:
-        net: The network.
-        name: What messages call it.
-        patterns: Names of modules, with ``*``; None for the default.
+    """List the attention modules of a network: those that patterns name, or those of known classes.
 
     Raises:
         UserError: There are none.
@@ -130,8 +126,7 @@ def _candidates(net: nn.Module) -> list[str]:
 def _listed(candidates: Sequence[str]) -> str:
     if not candidates:
         return "None of its modules is called like attention."
-    more = f" and {len(candidates) - _LISTED} others" if len(candidates) > _LISTED else ""
-    return f"Candidates: {', '.join(candidates[:_LISTED])}{more}."
+    return f"Candidates: {first_few(candidates, _LISTED)}."
 
 
 def group_of(name: str) -> str:
@@ -239,15 +234,9 @@ def _layer(subject: Subject, name: str, source: str, shape: tuple[int, ...], siz
 
 
 def see(subject: Subject, layers: Sequence[Layer], lq: Tensor) -> dict[str, Seen]:
-    """Upscale an image, and keep what layers make of it.
+    """Upscale an image, (1, 3, H, W), and keep what layers make of it, by their names.
 
-    Args:
-        subject: The network.
-        layers: As `locate` found them.
-        lq: (1, 3, H, W); sides are multiples of `tile_of`.
-
-    Returns:
-        By the layers' names.
+    Its sides are multiples of `tile_of`; the layers are as `locate` found them.
     """
     size = (int(lq.shape[-2]), int(lq.shape[-1]))
     by_source = {layer.source: layer for layer in layers}
@@ -277,15 +266,7 @@ def _run(
     keep: Callable[[str, Tensor], None],
     before: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Upscale an image.
-
-    Args:
-        subject: The network.
-        lq: (1, 3, H, W).
-        sources: Names of modules.
-        keep: Called with a source's name and output after it ran; of several outputs, with the first.
-        before: Called with a source's name before it runs.
-    """
+    """Upscale an image; call functions before each module runs, and afterwards, with its first output."""
 
     def after(name: str, module: nn.Module, args: Any, output: Any) -> None:
         first = output[0] if isinstance(output, (tuple, list)) and output else output

@@ -51,15 +51,7 @@ _SHARE_OF_IMAGE = 0.5  # below an attribution map
 def draw_attribution(
     hr: Image, lr: Image, window: Window, columns: Sequence[Attributed], caption: str
 ) -> Figure:
-    """Draw the image and its window; for each network map, density of the map, and window.
-
-    Args:
-        hr: (H, W, 3).
-        lr: (h, w, 3), of which ``hr`` is an enlargement.
-        window: Outlined on ``hr``.
-        columns: Networks.
-        caption: Put below.
-    """
+    """Draw the image, (H, W, 3), and its window; for each network map, density of the map, and window."""
     figure = _figure(max(2.7 * (1 + len(columns)) + 0.6, 6), 9.4, caption)
     axes = figure.subplots(3, 1 + len(columns), squeeze=False)
     for axis in axes.flat:
@@ -185,13 +177,7 @@ Scales = tuple[Normalize, Normalize, Normalize]
 
 
 def draw_features(networks: Sequence[Featured], query: tuple[int, int], caption: str) -> Figure:
-    """Draw each network's layers: mean, norm, principal components, spectra; and what one query attends to.
-
-    Args:
-        networks: At least one.
-        query: Column and row of a pixel.
-        caption: Put below.
-    """
+    """Draw each network's layers: mean, norm, components, spectra; and what a query, (x, y), attends to."""
     scales = _scales(networks)
     columns = max(max(len(one.views), len(one.attention)) for one in networks)
     rows = [4 if one.attention else 3 for one in networks]

@@ -103,8 +103,8 @@ def attribute(
     itself. Path and sum are in float64, the network in its own precision.
 
     Args:
-        functional: What makes the number of an image, (1, 3, H, W).
-        gradient: What gives the gradient of the number with regard to the image.
+        functional: Makes the number of an image, (1, 3, H, W).
+        gradient: Gives the number's gradient with regard to the image.
         lq: (1, 3, H, W), in [0, 1], H, W >= `LEAST_SIDE`.
         fold: Steps of the path.
         integration: Where a step's gradient is taken: at its ``right`` end, as the source does, or at its

@@ -74,10 +74,7 @@ class Subject(NamedTuple):
     def gradient(self, functional: Tensor, lq: Tensor, again: bool = False) -> Tensor:
         """Return the gradient of a number that was made of an image, which requires gradients.
 
-        Args:
-            functional: The number.
-            lq: The image.
-            again: Whether another gradient of the same output is wanted afterwards.
+        ``again``: another one of the same output is wanted afterwards.
 
         Raises:
             UserError: No gradient reaches the image.
@@ -165,10 +162,10 @@ def analyze(
         stem: Name of the files.
         jobs: Networks, each with a function that updates the bar, and returns figures and what is drawn.
         steps: Updates of the bar in all.
-        table: Writes the figures as a table.
-        caption: Sentences that explain them.
-        settings: How they came about.
-        draw: Draws what there is to draw, with a caption.
+        table: Writes the figures as a table, which ``caption`` explains.
+        caption: Gives sentences.
+        settings: How the figures came about.
+        draw: Draws, with a caption.
 
     Raises:
         UserError: One failed; the report of the others is written.

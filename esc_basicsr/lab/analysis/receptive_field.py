@@ -50,12 +50,7 @@ def positive_gradient(gradient: Tensor) -> Values:
 def aligned_field(
     field_at: Callable[[int, int], Values], rows: Sequence[int], columns: Sequence[int]
 ) -> tuple[Values, tuple[int, int]]:
-    """Average fields of several centres, each laid over the others by its centre.
-
-    Args:
-        field_at: The field of the centre at a row and a column, (H, W).
-        rows: Rows of the centres.
-        columns: Columns of the centres; each row is combined with each column.
+    """Average fields, (H, W), of the centres at all rows and columns, laid over one another by the centres.
 
     Returns:
         The part that all fields have, and its centre's row and column.

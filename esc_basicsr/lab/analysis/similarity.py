@@ -51,11 +51,7 @@ def _check_varies(deviation: Tensor, largest: Tensor, name: str) -> None:
 
 
 class _CKA:
-    """CKA of all pairs of layers, by minibatches: HSIC1 is summed over batches, and divided at the end.
-
-    Args:
-        names: The layers.
-    """
+    """CKA of all pairs of layers, by minibatches: HSIC1 is summed over batches, and divided at the end."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -88,10 +84,7 @@ class PixelCKA(_CKA):
         self._mean = self._moments = self._layers = torch.zeros(())
 
     def update(self, features: Sequence[Tensor]) -> None:
-        """Add a batch, as an image is.
-
-        Args:
-            features: Of each layer, (n, C), n at least 4.
+        """Add a batch, as an image is: features of each layer, (n, C), n at least 4.
 
         Raises:
             ValueError: There are fewer rows, or a layer's are constant.
@@ -132,10 +125,7 @@ class ImageCKA(_CKA):
     """Minibatch CKA of all pairs of layers, rows being whole images, as Nguyen et al. take them."""
 
     def update(self, features: Sequence[Sequence[Tensor]]) -> None:
-        """Add a batch of images.
-
-        Args:
-            features: Of each layer, of each image, at least 4 of one size.
+        """Add a batch of images, at least 4 of one size: features of each layer, of each image.
 
         Raises:
             ValueError: There are fewer, or a layer's are the same in all.
@@ -244,11 +234,7 @@ def _common(a: Tensor, b: Tensor) -> Tensor:
 
 
 class MapSimilarity:
-    """Cosine of the attention maps of all pairs of layers, maps being means over heads.
-
-    Args:
-        count: Number of layers.
-    """
+    """Cosine of the attention maps of all pairs of layers, maps being means over heads."""
 
     def __init__(self, count: int) -> None:
         self._pixel = np.zeros((3, count, count))
@@ -258,10 +244,7 @@ class MapSimilarity:
         self._seen = [0] * count
 
     def update(self, maps: Sequence[WindowMaps]) -> None:
-        """Add an image.
-
-        Args:
-            maps: Of each layer; windows tile the image.
+        """Add an image: maps of each layer, whose windows tile it.
 
         Raises:
             ValueError: A shifted layer has no window without a mask.

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -37,6 +39,11 @@ def _all(folder):
 
 def _data(folder):
     return (folder / "data.mdb").read_bytes(), (folder / "meta_info.txt").read_text()
+
+
+def _names(folder):
+    """List what a folder holds, but for locks: they stay."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def test_whole_images_are_stored_losslessly_and_reduced_whole(tmp_path, photographs):
@@ -109,7 +116,7 @@ def test_meta_info_is_in_basicsr_form(hr_lmdb):
         "coffee.png (96,96,3) 0",
     ]
     assert sorted(path.name for path in hr_lmdb.iterdir()) == sorted(FILES)
-    assert sorted(path.name for path in hr_lmdb.parent.iterdir()) == [hr_lmdb.name]
+    assert _names(hr_lmdb.parent) == [hr_lmdb.name]
 
 
 def test_checksums_are_of_the_records(hr_lmdb):
@@ -226,7 +233,7 @@ def test_sets_without_any_image_are_refused(tmp_path):
         UserError, match=r"none of the 2 images can be used, as .*csv lists: .*a\.png is empty"
     ):
         build_lmdb_sets(images, out, "x")
-    assert [path.name for path in out.iterdir()] == ["x_HR_sub.skipped.csv"]
+    assert _names(out) == ["x_HR_sub.skipped.csv"]
 
 
 def test_record_that_does_not_come_back_is_skipped(tmp_path, photographs, monkeypatch):
@@ -244,7 +251,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, photograp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=r"has 0\.00 GB of free space, and the sets need .* GB: make room"):
         build_lmdb_sets(photographs, tmp_path / "out", "x", scales=[2], crop_size=0)
-    assert [*(tmp_path / "out").iterdir()] == []
+    assert _names(tmp_path / "out") == []
     build_lmdb_sets(photographs, tmp_path / "out", "x", scales=[2], crop_size=0, compression=1)
     (message,) = esc_log
     assert "need up to" in message
@@ -335,9 +342,9 @@ def test_interrupted_command_leaves_no_process_and_goes_on_when_it_is_given_agai
     assert begin > 1 and (number != signal.SIGKILL or begin == 6)
     command[command.index(str(tmp_path / "out"))] = str(tmp_path / "at_once")
     assert main(command) == 3
-    names = sorted(path.name for path in (tmp_path / "at_once").iterdir())
+    names = _names(tmp_path / "at_once")
     assert names == ["x_HR_sub.lmdb", "x_HR_sub.skipped.csv", "x_LR_bicubic_X2_sub.lmdb"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert _names(tmp_path / "out") == names
     hr, report, lr = names
     assert (tmp_path / "out" / report).read_text() == (tmp_path / "at_once" / report).read_text()
     for name in (hr, lr):
@@ -388,7 +395,7 @@ def test_build_killed_at_any_step_ends_the_same(tmp_path, photo_folder):
     (photo_folder / "broken.png").write_bytes(b"no image")
     whole = tmp_path / "whole"
     _build(whole, photo_folder)
-    names = sorted(path.name for path in whole.iterdir())
+    names = _names(whole)
     context = multiprocessing.get_context("fork")
     is_killed, kill_at = True, 0
     while is_killed:
@@ -403,7 +410,7 @@ def test_build_killed_at_any_step_ends_the_same(tmp_path, photo_folder):
         is_killed = process.exitcode != 0
         if is_killed:
             _build(output, photo_folder)
-        assert sorted(path.name for path in output.iterdir()) == names, kill_at
+        assert _names(output) == names, kill_at
         for name in names:
             if name.endswith(".lmdb"):
                 assert _records(output / name) == _records(whole / name), kill_at
@@ -444,7 +451,7 @@ def test_interrupted_build_is_gone_on_with_only_by_asking_for_the_same(
     with pytest.raises(UserError, match=f"interrupted build that was asked for something else: {said}"):
         build_lmdb_sets(images, tmp_path, "x", **options)
     sets = build_lmdb_sets(images, tmp_path, "x", **options, restart=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in sets.values())
+    assert _names(tmp_path) == sorted(path.name for path in sets.values())
     assert verify_lmdb(sets[1]) == len(ImageLMDB(sets[1]))
 
 
@@ -458,14 +465,14 @@ def test_file_that_was_touched_since_is_another_image(tmp_path, photo_folder, mo
 
 
 def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs, monkeypatch):
-    real = LmdbSet.__exit__
+    real = LmdbSet.close
 
-    def damage(self, *error):
-        real(self, *error)
+    def damage(self):
+        real(self)
         with lmdb.open(str(self._folder)) as environment, environment.begin(write=True) as transaction:
             transaction.put(b"coffee", transaction.get(b"chelsea"))
 
-    monkeypatch.setattr(LmdbSet, "__exit__", damage)
+    monkeypatch.setattr(LmdbSet, "close", damage)
     with pytest.raises(
         UserError, match=r"1 of 3 .* 'coffee' has other bytes .* Build the set anew, by --restart"
     ):
@@ -477,9 +484,19 @@ def test_sets_that_are_not_what_was_written_do_not_appear(tmp_path, photographs,
 
 def test_two_builds_of_one_set_at_once_are_refused(tmp_path, photographs, monkeypatch):
     monkeypatch.setattr(build_state, "_PATIENCE", 0.1)
-    lock = FileLock(tmp_path / "x_HR.lmdb.build.lock")
+    lock = FileLock(tmp_path / ".x_HR.lmdb.build.lock")
     with lock, pytest.raises(UserError, match="another process is building these sets"):
         build_lmdb_sets(photographs, tmp_path, "x", crop_size=0)
+
+
+def test_builds_of_one_set_at_once_leave_one_whole_set(tmp_path, photographs):
+    build = partial(build_lmdb_sets, photographs, tmp_path, "x", crop_size=0)
+    with ThreadPoolExecutor(4) as pool:
+        errors = [future.exception() for future in [pool.submit(build) for _ in range(4)]]
+    refused = [error for error in errors if error is not None]
+    assert len(refused) == 3 and all("exists already" in str(error) for error in refused)
+    assert _names(tmp_path) == ["x_HR.lmdb"]
+    assert verify_lmdb(tmp_path / "x_HR.lmdb") == 3
 
 
 def test_full_disk_is_told(tmp_path, photographs, monkeypatch, esc_log):
@@ -535,7 +552,7 @@ def test_command_makes_the_sets_and_prints_them(tmp_path, photo_folder, capsys, 
     bars = captured.err.split("\n")[:-1] if is_terminal else []
     assert all(f"{label}: 100%" in bar for label, bar in zip(labels, bars, strict=is_terminal)), bars
     assert captured.err.endswith("\n") if is_terminal else captured.err == ""
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert _names(out) == names
     assert main([*command, "--scales", "2", "4"]) == 2
     assert "exists already" in capsys.readouterr().err
 
