@@ -21,7 +21,7 @@ from esc_basicsr.common.suggestion import hint
 from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
-from esc_basicsr.options.kinds import SECTION, is_whole, shown
+from esc_basicsr.options.kinds import SECTION, as_written, is_whole
 from esc_basicsr.options.schema import Option, lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, keys_read, registered
 from esc_basicsr.weights.fit import check_fit
@@ -249,7 +249,7 @@ class _Check(SectionCheck):
         from torchvision.models import get_model_weights
 
         if not isinstance(name, str) or name.removesuffix("_bn") not in NAMES:
-            self.add(f"{where}.vgg_type", f"got {shown(name)}. {instead(name, NAMES, '')}".rstrip())
+            self.add(f"{where}.vgg_type", f"got {as_written(name)}. {instead(name, NAMES, '')}".rstrip())
             return
         url = get_model_weights(name).DEFAULT.url
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
