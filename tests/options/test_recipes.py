@@ -249,7 +249,7 @@ def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
         ),
         (["scale=2"], "datasets.train.type: got 'DamagedDataset', which is for scale 1, and scale is 2"),
         (
-            ["datasets:val:sources=[{dataroot_gt: no}]"],
+            ["datasets:val:sources=[{dataroot_gt: nowhere}]"],
             "datasets.val.sources[0].dataroot_gt: there is no folder",
         ),
     ],
