@@ -60,7 +60,7 @@ class DamagedDataset(DFLIPDataset):
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__(opt)
-        self._sigma = opt.get("noise_sigma")
+        self._sigma: float = opt.get("noise_sigma") or 0
         quality = opt.get("jpeg_quality")
         self._qualities = [quality, quality] if isinstance(quality, int) else quality
 
@@ -74,7 +74,7 @@ class DamagedDataset(DFLIPDataset):
         if self._qualities is not None:
             quality = random.randint(*self._qualities)
             _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+            decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
             lq = torch.from_numpy(np.ascontiguousarray(decoded[:, :, ::-1].transpose(2, 0, 1)))
             return {"lq": lq.float().div_(255), "gt": gt}
         # NumPy's global generator is a RandomState, too
