@@ -1,5 +1,6 @@
 """Models of BasicSR train ESC as ESCModel does: start from weights, stop, and go on exactly."""
 
+import copy
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from basicsr.models import build_model
 from tiny_training import checkpoint, live, paired, same, training_options, write, write_images
 
 from esc_basicsr.archs import ESC
@@ -148,6 +150,46 @@ def test_two_ranks_of_a_degrading_model_stop_together_and_go_on_exactly(
     assert lives[1]["output"].count("Stopped at iteration 3") == 1
     first, second = assert_same_end(tmp_path / "experiments", 4)["pools"]
     assert first["filled"] == second["filled"] == 2 and not same(first["lq"], second["lq"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_taken"),
+    [
+        ({}, True),
+        ({"filled": 2}, True),
+        ({"filled": 1}, False),  # no multiple of the batch
+        ({"filled": 6}, False),
+        ({"gt": torch.zeros(4, 3, 16, 16)}, False),  # of another gt_size
+        ({"lq": torch.full((4, 3, 16, 16), torch.nan)}, False),
+        (None, False),
+    ],
+)
+def test_a_pool_of_pairs_is_taken_if_it_fits(
+    options_of: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+    esc_log: list[str],
+    changes: dict[str, Any] | None,
+    is_taken: bool,
+) -> None:
+    opt = options_of("RealESRNetModel") | {"queue_size": 4, "val": None}
+    opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+    opt["path"] |= {"training_states": str(tmp_path), "models": str(tmp_path)}
+    opt["datasets"]["train"]["batch_size_per_gpu"] = 2
+    first, second = (build_model(copy.deepcopy(opt)) for _ in range(2))
+    if changes is not None:
+        first.queue_lr, first.queue_gt = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 32, 32)
+        first.queue_ptr = 4
+    first.save_training_state(0, 1)
+    state = torch.load(tmp_path / "1.state", weights_only=True)
+    if changes is not None:
+        state["pools"][0] |= changes
+    esc_log.clear()
+    second.resume_training(state)
+    assert hasattr(second, "queue_lr") == is_taken
+    assert any("filled anew" in line for line in esc_log) != is_taken
+    if is_taken:
+        assert torch.equal(second.queue_lr, first.queue_lr) and torch.equal(second.queue_gt, first.queue_gt)
+        assert second.queue_ptr == state["pools"][0]["filled"]
 
 
 def assert_same_end(experiments: Path, iteration: int) -> dict[str, Any]:
