@@ -40,6 +40,10 @@ COMMANDS = {
         "esc_basicsr.commands.bench",
         "measure latency, memory and multiply-adds of networks, in turn",
     ),
+    "gpu-report": (
+        "esc_basicsr.commands.gpu_report",
+        "measure what a GPU answers, in one call: correctness, speed, memory, targets",
+    ),
     "analyze": (
         "esc_basicsr.commands.analyze",
         "look into networks: attribution maps, receptive fields",

@@ -20,7 +20,13 @@ from esc_basicsr.common.log import logger
 if not torch.cuda.is_available():  # Triton's interpreter; read when Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest_plugins = ["fixtures.images", "fixtures.networks", "fixtures.option_files", "fixtures.upscaling"]
+pytest_plugins = [
+    "fixtures.films",
+    "fixtures.images",
+    "fixtures.networks",
+    "fixtures.option_files",
+    "fixtures.upscaling",
+]
 
 # As many test processes as cores (pytest-xdist): each, and what it starts, has its share of them.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

@@ -8,7 +8,7 @@ import pytest
 import rooms
 
 # the commands that compare networks and look into them
-OF_LAB = {"bench", "compare", "complexity"}
+OF_LAB = {"bench", "compare", "complexity", "gpu_report"}
 
 
 def imports() -> Iterator[tuple[Path, str]]:

@@ -90,12 +90,12 @@ def write(path: Path, options: dict[str, Any]) -> Path:
     return path
 
 
-def start_python(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
-    """Start this Python on a CPU, on one thread, with this package at hand."""
+def start_python(*arguments: object, cwd: Path, gpus: str = "") -> "subprocess.Popen[str]":
+    """Start this Python on a CPU, or on ``gpus``, on one thread, with this package at hand."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": gpus,
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(

@@ -129,7 +129,7 @@ def measure(
     Returns:
         The figures, and why what is missing was left out.
     """
-    nets = {name: build_network(name, scale).to(device).eval() for name in names}
+    nets = {name: build_network(name, scale, device).eval() for name in names}
     rows: list[Row] = []
     skipped: list[str] = []
     # as work grows with the pixels, so does the bar
@@ -147,7 +147,8 @@ def measure(
                     del nets[name]
                     continue
                 present[name] = net
-            memory = {n: peak_memory_growth(functools.partial(build_network, n, scale), lq) for n in present}
+            builders = {name: functools.partial(build_network, name, scale, device) for name in present}
+            memory = {name: peak_memory_growth(build, lq) for name, build in builders.items()}
             times, outputs = time_networks(present, lq, repeats, warmup, once_above=ONCE_ABOVE)
             first: dict[str, torch.Tensor] = {}
             for name in present:

@@ -10,12 +10,13 @@ allocator; a CPU's is read from the operating system, Linux or macOS, in a fresh
 
 A network is a published variant (ESC, ESC-light, ESC-FP); the same with ':plain' (as the paper writes
 it), ':release' (as the authors released it, with naive attention), ':release-flex' (the same, its
-attention by compiled Flex), ':kernels' (ours by kernels: C++ for float32 on a CPU, Triton's on CUDA) or
-':compiled' (ours by torch.compile); a baseline of the paper's (SwinIR-light, RCAN, HiT-SRF,
-MambaIRv2-light, ATD-light, OmniSR); a network of BasicSR's registry, with options where it needs some
-('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's architectures (spandrel.DAT); a YAML file with a
-network_g section; each of these with ',weights=FILE' if it is to be a trained one; a checkpoint of ESC,
-or one that spandrel reads; or a TorchScript file whose code you trust to run, as torchscript:FILE.
+attention by compiled Flex), ':kernels' (ours by kernels: C++ for float32 on a CPU, Triton's on CUDA),
+':graphs' (the same, on CUDA replayed from a graph) or ':compiled' (ours by torch.compile); a baseline
+of the paper's (SwinIR-light, RCAN, HiT-SRF, MambaIRv2-light, ATD-light, OmniSR); a network of BasicSR's
+registry, with options where it needs some ('EDSR,num_in_ch=3,num_out_ch=3'); one of spandrel's
+architectures (spandrel.DAT); a YAML file with a network_g section; each of these with ',weights=FILE' if
+it is to be a trained one; a checkpoint of ESC, or one that spandrel reads; or a TorchScript file whose
+code you trust to run, as torchscript:FILE.
 Implementations of a variant share their weights, and their outputs and figures are compared with those of
 the first of them at that scale. A network with a scale of its own, as a checkpoint has, is measured at
 that scale, whatever --scale says.

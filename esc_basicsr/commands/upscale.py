@@ -1,17 +1,24 @@
-"""Upscale images: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'.
+"""Upscale images: files, folders (searched in depth) and patterns such as 'holiday/*.jpg'; and films.
 
 PNG, JPEG, WebP and TIFF, 8 and 16 bit, gray or colour, with transparency, colour profile and metadata, which
-are kept. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for one image, a file.
+are kept; AVIF, HEIC and JPEG XL are read. OUT is a folder, which receives NAME_x4.png for NAME.png; or, for
+one image, a file.
+
+Films are upscaled where they are named: audio, subtitles, chapters, timestamps and colours are kept. Whoever
+stops one, or loses power, calls again and it goes on. Needs the extra esc-basicsr[video].
 
   python -m esc_basicsr upscale photo.jpg -o photo_x4.jpg --model ESC_x4.pth
   python -m esc_basicsr upscale holiday -o large --model ESC-light_x2.safetensors --format png
+  python -m esc_basicsr upscale film.mp4 -o film_x2.mkv --start 1:30 --end 1:40
 """
 
 import argparse
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +29,10 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import check_replaceable, check_writable
 from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
-from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, find_images
-from esc_basicsr.upscale.image_file import FORMATS
-from esc_basicsr.upscale.read_image import MOST_PIXELS, read_image
+from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
+from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
+from esc_basicsr.upscale.output_size import OutputSize, upscaled
+from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES, read_image
 from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
 from esc_basicsr.upscale.write_image import fitted, write_image
 from esc_basicsr.weights.shipped import model_list
@@ -48,12 +56,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"({names}; default: the first of the scale)",
     )
     parser.add_argument("--scale", type=int, choices=[2, 3, 4], help="times as large (default: the model's)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--outscale",
+        type=_factor,
+        metavar="N",
+        help="times as large, such as 3.5: upscaled by the network, then reduced",
+    )
+    size.add_argument(
+        "--size",
+        type=_box,
+        metavar="WxH",
+        help="as large as fits, such as 3840x2160: upscaled by the network, then reduced, in proportion",
+    )
+    parser.add_argument(
+        "--ensemble", action="store_true", help="average eight flips and turns: better, eight times as long"
+    )
     parser.add_argument(
         "--format", choices=[*_SUFFIXES], help="of the files that are written (default: each one's own)"
     )
     parser.add_argument(
         "--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default: 95)"
     )
+    parser.add_argument(
+        "--crf", type=int, default=16, metavar="N", help="of films: 0 best, 51 smallest (default: 16)"
+    )
+    parser.add_argument(
+        "--start", type=_seconds, metavar="TIME", help="of films: seconds, or such as 1:02:03.5"
+    )
+    parser.add_argument("--end", type=_seconds, metavar="TIME", help="of films")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
     existing.add_argument("--skip-existing", action="store_true", help="skip what was upscaled before")
@@ -85,9 +116,21 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.max_megapixels < float("inf"):
         raise UserError(f"--max-megapixels must be above 0, got {args.max_megapixels}.")
     images = _find(args.input)
+    has_films = any(map(_is_film, images))
+    _check_film_arguments(args, has_films)
+    size = _output_size(args)
     memory = None if args.memory is None else int(args.memory * 2**30)
-    upscaler = Upscaler(args.model, args.scale, device=args.device, precision=args.precision, memory=memory)
-    targets = _name_targets(images, args.output, upscaler.scale, args.format)
+    upscaler = Upscaler(
+        args.model,
+        args.scale if args.model or args.scale else _shipped_scale(size),
+        device=args.device,
+        precision=args.precision,
+        memory=memory,
+        ensemble=args.ensemble,
+    )
+    if size.outscale is not None and size.outscale > upscaler.scale:
+        raise UserError(f"--outscale {float(size.outscale):g} is more than the network's ×{upscaler.scale}.")
+    targets = _name_targets(images, args.output, str(size) or f"x{upscaler.scale}", args.format)
     existing = [path for path in targets.values() if os.path.lexists(path)]
     known = {*existing}
     if args.skip_existing:
@@ -106,7 +149,13 @@ def run(args: argparse.Namespace) -> int:
         for source, target in bar:
             bar.set_postfix_str(_printable(source.name)[:_NAME])
             try:
-                upscale_file(upscaler, source, target, args.quality, int(args.max_megapixels * 10**6))
+                if _is_film(source):
+                    from esc_basicsr.upscale.video import upscale_video  # which needs an extra
+
+                    upscale_video(upscaler, source, target, size, args.crf, args.start, args.end)
+                else:
+                    most = int(args.max_megapixels * 10**6)
+                    upscale_file(upscaler, source, target, args.quality, most, size)
             except UserError as error:
                 problems.append(_printable(str(error)))
             except Exception as error:  # of one image; the others are still to be done
@@ -114,14 +163,20 @@ def run(args: argparse.Namespace) -> int:
                 problems.append(_printable(f"{source}: {reason}"))
     done = len(targets) - len(problems)
     skipped = f"; {len(existing)} existed already" if args.skip_existing else ""
-    print(f"{shown(args.output)}: {done} of {len(targets)} images upscaled{skipped}.")
+    word = "files" if has_films else "images"
+    print(f"{shown(args.output)}: {done} of {len(targets)} {word} upscaled{skipped}.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
 
 
 def upscale_file(
-    upscaler: Upscaler, source: Path, target: Path, quality: int = 95, most_pixels: int = MOST_PIXELS
+    upscaler: Upscaler,
+    source: Path,
+    target: Path,
+    quality: int = 95,
+    most_pixels: int = MOST_PIXELS,
+    size: OutputSize | None = None,
 ) -> None:
     """Upscale one image file, with what belongs to it.
 
@@ -129,15 +184,70 @@ def upscale_file(
         UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
     """
     check_replaceable(target)
-    image = fitted(target, read_image(source, most_pixels), upscaler.scale)
-    pixels = upscaler(image.visible_colours())
+    image = read_image(source, most_pixels)
+    shape = (size or OutputSize()).of(image.pixels.shape, upscaler.scale, image.name)
+    image = fitted(target, image, shape)
+    pixels = upscaled(upscaler, image.visible_colours(), shape)
     alpha = image.alpha
     if alpha is not None:
         # a constant one stays what it is; the network would come close
         is_constant = bool((alpha == alpha.flat[0]).all())
-        size = tuple(side * upscaler.scale for side in alpha.shape)
-        alpha = np.full(size, alpha.flat[0], alpha.dtype) if is_constant else upscaler(alpha)
+        alpha = (
+            np.full(shape, alpha.flat[0], alpha.dtype) if is_constant else upscaled(upscaler, alpha, shape)
+        )
     write_image(target, replace(image, pixels=pixels, alpha=alpha), quality)
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _check_film_arguments(args: argparse.Namespace, has_films: bool) -> None:
+    """Refuse times that are none; see that PyAV is installed before anything is upscaled."""
+    if has_films:
+        import av  # noqa: F401
+    elif args.start is not None or args.end is not None:
+        raise UserError("--start and --end are for films, and none is named.")
+    if not 0 <= args.crf <= 51:
+        raise UserError(f"--crf must be from 0 to 51, got {args.crf}.")
+    if args.end is not None and args.end <= (args.start or 0):
+        raise UserError("--end must be later than --start.")
+
+
+def _seconds(text: str) -> Fraction:
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected seconds, or such as 1:02:03.5, got {text!r}")
+    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+    return (hours * 60 + minutes) * 60 + seconds
+
+
+def _factor(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number such as 3.5, got {text!r}") from None
+
+
+def _box(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected width and height such as 3840x2160, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _output_size(args: argparse.Namespace) -> OutputSize:
+    if args.outscale is not None and args.outscale < 1:
+        raise UserError(f"--outscale must be at least 1, got {float(args.outscale):g}.")
+    return OutputSize(args.outscale, args.size)
+
+
+def _shipped_scale(size: OutputSize) -> int | None:
+    """Choose the scale of the network that ships: the least that is enough, or for a box the largest."""
+    scales = sorted({listed.scale for listed in model_list().values()})
+    if size.outscale is not None:
+        return next((scale for scale in scales if scale >= size.outscale), None)
+    return scales[-1] if size.box is not None and scales else None
 
 
 def _find(inputs: Sequence[str]) -> dict[Path, Path]:
@@ -146,7 +256,7 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found |= {path / relative: relative for relative in find_images(path, recursive=True)}
+            found |= {path / relative: relative for relative in find_images(path, True, READ_SUFFIXES)}
         elif path.is_file():
             found[path] = Path(path.name)
         elif not path.exists() and glob.has_magic(text):
@@ -163,22 +273,30 @@ def _find(inputs: Sequence[str]) -> dict[Path, Path]:
     return found
 
 
-def _name_targets(images: dict[Path, Path], output: Path, scale: int, kind: str | None) -> dict[Path, Path]:
+def _name_targets(images: dict[Path, Path], output: Path, size: str, kind: str | None) -> dict[Path, Path]:
     """Name the file that each image becomes; what was upscaled before is not an input."""
     suffix = output.suffix.lower()
-    if len(images) == 1 and suffix in FORMATS and not output.is_dir():
-        if kind is not None and FORMATS[_SUFFIXES[kind]] != FORMATS[suffix]:
+    if len(images) == 1 and not output.is_dir():
+        formats = VIDEO_FORMATS if any(map(_is_film, images)) else FORMATS
+        if kind is not None and FORMATS[_SUFFIXES[kind]] != formats.get(suffix, FORMATS[_SUFFIXES[kind]]):
             raise UserError(f"--format {kind} contradicts the name {output}: leave one out.")
-        return dict.fromkeys(images, output)
-    if len(images) == 1 and suffix in (".bmp", *UNREAD_SUFFIXES) and not output.is_dir():
-        raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(FORMATS)}.")
+        if suffix in formats:
+            return dict.fromkeys(images, output)
+        if suffix in (".bmp", *FORMATS, *UNREAD_SUFFIXES):
+            raise UserError(f"{output}: {suffix} is not written; choose among {', '.join(formats)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; for {len(images)} images a folder is expected.")
     targets: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for source, relative in images.items():
-        own = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
-        target = output / relative.with_name(f"{relative.stem}_x{scale}{_SUFFIXES[kind] if kind else own}")
+        own = source.suffix.lower()
+        if _is_film(source):
+            own = own if own in VIDEO_FORMATS else ".mkv"
+        elif kind is not None:
+            own = _SUFFIXES[kind]
+        elif own not in FORMATS:
+            own = ".png"
+        target = output / relative.with_name(f"{relative.stem}_{size}{own}")
         if target in sources:
             raise UserError(f"{sources[target]} and {source} would both become {target}: rename one.")
         sources[target], targets[source] = source, target

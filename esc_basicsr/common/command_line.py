@@ -14,6 +14,7 @@ _INSTALLED_BY = {
     "basicsr": "pip (BasicSR 1.4.2 installs on Python 3.10, 3.11 and 3.12)",
     "matplotlib": "pip install 'esc-basicsr[lab]'",
     "spandrel": "pip install 'esc-basicsr[lab]'",
+    "av": "pip install 'esc-basicsr[video]'",
     "onnx": "pip install 'esc-basicsr[onnx]'",
     "onnxruntime": "pip install 'esc-basicsr[onnx]'",
 }

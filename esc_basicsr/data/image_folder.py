@@ -13,14 +13,19 @@ from esc_basicsr.common.log import logger
 from esc_basicsr.data.source_image import decode_source_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Of images that are not read: named, so that nobody takes them for done.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".wmv", ".flv", ".3gp"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob"),
+)
+# Of what is not read in folders: named, so that nobody takes them for done.
 UNREAD_SUFFIXES = (
+    *VIDEO_SUFFIXES,
     *(".avif", ".gif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".exr", ".hdr"),
     *(".dng", ".cr2", ".nef", ".arw", ".tga", ".ico"),
 )
 
 
-def find_images(folder: Path, recursive: bool) -> list[Path]:
+def find_images(folder: Path, recursive: bool, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Find the image files in ``folder``, sorted, relative to it; hidden files and folders are ignored.
 
     The log names images of formats that are not read.
@@ -34,13 +39,13 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
         found = sorted(_images_in(folder, recursive, ()))
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be searched: {error.strerror}") from error
-    unread = [path for path in found if path.suffix.lower() in UNREAD_SUFFIXES]
+    unread = [path for path in found if path.suffix.lower() not in suffixes]
     if unread:
         named = first_few([ascii(str(path))[1:-1] for path in unread])
         logger.warning("%s: of formats that are not read, and left out: %s.", folder, named)
-    images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in found if path.suffix.lower() in suffixes]
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{folder} holds no images ({', '.join(suffixes)})")
     return images
 
 

@@ -7,7 +7,7 @@ it does not tell by itself, is refused. Records of LMDBs are decoded by `image_c
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
@@ -141,8 +141,12 @@ def refusing(origin: str, most_pixels: int | None = None) -> Iterator[None]:
         tifffile.logger().disabled = False
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, more_formats: Sequence[str] = ()) -> Image.Image:
     """Open an image file of a format that is read, and no other; its pixels are not decoded yet.
+
+    Args:
+        data: The file's bytes.
+        more_formats: Pillow's names of formats that are read besides.
 
     Raises:
         RefusedImageError: It is empty, animated or of several pages.
@@ -150,11 +154,12 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise RefusedImageError("is empty (0 bytes): replace or remove it")
+    formats = (*_FORMATS, *more_formats)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as header:
+        with Image.open(io.BytesIO(data), formats=formats) as header:
             _check_single(getattr(header, "n_frames", 1) if header.format != "MPO" else 1)
             header.verify()  # the checksum of every chunk of a PNG; decoding alone would stop before the last
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         if data[:4] not in _TIFF:
             raise
@@ -199,7 +204,7 @@ def decoded(image: Image.Image, data: bytes) -> Decoded:
         raise RefusedImageError("has no pixels: replace or remove it")
     # To look for EXIF after the pixels, Pillow decodes a PNG that has none.
     has_exif = image.format != "PNG" or any(mark in data for mark in (b"eXIf", b"iTXt", b"Raw profile type"))
-    orientation = exif_of(image).get(ExifTags.Base.Orientation, 1) if has_exif else 1
+    orientation = orientation_of(image) if has_exif else 1
     return Decoded(_upright(pixels, orientation), None if alpha is None else _upright(alpha, orientation))
 
 
@@ -209,6 +214,13 @@ def exif_of(image: Image.Image) -> Image.Exif:
         return image.getexif()
     except Exception:  # what Pillow raises depends on the bytes
         return Image.Exif()
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Read how an image is to be turned, as EXIF says."""
+    # JPEG XL says it outside of EXIF, and its decoder does it, unless it restores a JPEG that was packed.
+    is_upright = image.format == "JXL" and not getattr(image, "jpeg", False)
+    return 1 if is_upright else exif_of(image).get(ExifTags.Base.Orientation, 1)
 
 
 def _decode_by_pillow(image: Image.Image) -> Decoded:

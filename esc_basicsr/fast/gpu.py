@@ -43,6 +43,13 @@ def by_triton(name: str, x: Tensor, *others: Tensor | int) -> Tensor | None:
         return None
 
 
+def take_failures() -> list[Exception]:
+    """Return what has kept the kernels from serving, and let them be tried again."""
+    failures = [*_failures]
+    _failures.clear()
+    return failures
+
+
 def _serves(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_tracing():
         return False

@@ -1,8 +1,10 @@
 """An image and all that its file says of it, and what of that is still true when it is larger."""
 
 import contextlib
+import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -26,6 +28,8 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+# suffix of a film that is written -> FFmpeg's name of the format
+VIDEO_FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
 
 EXIF_IFD = 0x8769
 _DIRECTORIES = (EXIF_IFD, 0x8825, 0xA005)  # EXIF's, GPS's, interoperability's
@@ -39,7 +43,8 @@ GEO_TAGS = {_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _KEYS, 34736, 34737, _RATIONAL}
 _RASTER_TYPE, _IS_POINT = 1025, 2
 # Sizes in XMP: count of pixels, or pixels per unit as a fraction.
 _XMP_SIZE = re.compile(
-    rb"((?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length)|tiff:[XY]Resolution)(?:=[\"']|>)\s*)(\d+)"
+    rb"((?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length)|tiff:[XY]Resolution)(?:=[\"']|>)\s*)"
+    rb"(\d+)(/0*[1-9]\d*)?"
 )
 
 
@@ -81,28 +86,31 @@ class ImageFile:
         nearest = distance_transform_edt(self.alpha == 0, return_distances=False, return_indices=True)
         return self.pixels[tuple(nearest)]
 
-    def scaled(self, scale: int) -> "ImageFile":
-        """Return the image with what its file says of sizes as it is when it is ``scale`` times as large.
+    def resized(self, size: tuple[int, int]) -> "ImageFile":
+        """Return the image with what its file says of sizes as it is at another height and width.
 
         Its pixels stay what they are.
         """
+        height, width = self.pixels.shape[:2]
+        factors = Fraction(size[1], width), Fraction(size[0], height)
         exif = copied_exif(self.exif, self.name)
         # asking for a directory that is not there would make one
         directory = exif.get_ifd(EXIF_IFD) if EXIF_IFD in exif else {}
-        for tag, side in ((_WIDTH, self.pixels.shape[1]), (_HEIGHT, self.pixels.shape[0])):
+        for tag, side in ((_WIDTH, size[1]), (_HEIGHT, size[0])):
             if tag in directory:
-                directory[tag] = side * scale
-        for tag in (*_PIXELS_PER_UNIT, *_PLACES):
-            if tag in directory and (value := _times(directory.pop(tag), scale)) is not None:
+                directory[tag] = side
+        axes = {_PIXELS_PER_UNIT[0]: factors[:1], _PIXELS_PER_UNIT[1]: factors[1:]}
+        for tag, own in (axes | dict.fromkeys(_PLACES, factors)).items():
+            if tag in directory and (value := _times(directory.pop(tag), own)) is not None:
                 directory[tag] = value
-        if GEO_TAGS & exif.keys() and not _scale_georeference(exif, scale):
+        if GEO_TAGS & exif.keys() and not _scale_georeference(exif, factors):
             logger.warning(
                 "%s: its georeference is of a kind that is not rescaled: it is dropped.", self.name
             )
             for tag in GEO_TAGS & exif.keys():
                 del exif[tag]
-        xmp = self.xmp and _XMP_SIZE.sub(lambda found: found[1] + b"%d" % (int(found[2]) * scale), self.xmp)
-        dpi = None if self.dpi is None else (self.dpi[0] * scale, self.dpi[1] * scale)
+        xmp = self.xmp and _XMP_SIZE.sub(lambda found: _larger_in_xmp(found, factors), self.xmp)
+        dpi = None if self.dpi is None else (self.dpi[0] * float(factors[0]), self.dpi[1] * float(factors[1]))
         return replace(self, exif=exif, xmp=xmp, dpi=dpi)
 
 
@@ -130,26 +138,37 @@ def copied_exif(exif: Image.Exif, name: str = "") -> Image.Exif:
     return copy
 
 
-def _times(value: Any, scale: int) -> Any:
-    """Multiply a number or several; None if one is none."""
+def _larger_in_xmp(found: re.Match[bytes], factors: tuple[Fraction, Fraction]) -> bytes:
+    """Multiply a number of XMP, or a fraction, by the factor of the axis that it is of."""
+    is_height = any(word in found[1] for word in (b"YDim", b"Length", b"YRes"))
+    value = Fraction((found[2] + (found[3] or b"")).decode()) * factors[is_height]
+    if found[3] is None:
+        return found[1] + b"%d" % round(value)
+    value = value.limit_denominator(10**6)
+    return found[1] + b"%d/%d" % (value.numerator, value.denominator)
+
+
+def _times(value: Any, factors: Sequence[Fraction]) -> Any:
+    """Multiply a number or several by the factors in turn; None if one is none."""
     values = value if isinstance(value, tuple) else (value,)
     try:
-        finite = all(math.isfinite(float(one)) for one in values)
-    except (TypeError, ValueError, ZeroDivisionError):
+        are_numbers = all(isinstance(one, int | float | IFDRational) and math.isfinite(one) for one in values)
+    except ZeroDivisionError:
         return None
-    if not finite:
+    if not are_numbers:
         return None
     scaled = tuple(
-        IFDRational(Fraction(float(one)).limit_denominator(10**6) * scale)
+        IFDRational(Fraction(float(one)).limit_denominator(10**6) * factor)
         if isinstance(one, IFDRational | float)
-        else one * scale
-        for one in values
+        else round(one * factor)
+        for one, factor in zip(values, itertools.cycle(factors), strict=False)
     )
     return scaled if isinstance(value, tuple) else scaled[0]
 
 
-def _scale_georeference(exif: Image.Exif, scale: int) -> bool:
+def _scale_georeference(exif: Image.Exif, factors: tuple[Fraction, Fraction]) -> bool:
     """Rescale a GeoTIFF's tags, if its pixels are areas and its figures are such as the format has."""
+    across, down = map(float, factors)
     try:
         keys = exif.get(_KEYS, ())
         entries = [tuple(keys[first : first + 4]) for first in range(4, len(keys), 4)]
@@ -157,14 +176,14 @@ def _scale_georeference(exif: Image.Exif, scale: int) -> bool:
         if is_point or _RATIONAL in exif:
             return False
         if (size := exif.get(_PIXEL_SCALE)) is not None:
-            exif[_PIXEL_SCALE] = (float(size[0]) / scale, float(size[1]) / scale, float(size[2]))
+            exif[_PIXEL_SCALE] = (float(size[0]) / across, float(size[1]) / down, float(size[2]))
         if (points := exif.get(_TIE_POINTS)) is not None:  # column, row, height, and the same on the ground
             exif[_TIE_POINTS] = tuple(
-                float(value) * (scale if place % 6 < 2 else 1) for place, value in enumerate(points)
+                float(value) * (across, down, 1, 1, 1, 1)[place % 6] for place, value in enumerate(points)
             )
         if (matrix := exif.get(_MATRIX)) is not None:
             exif[_MATRIX] = tuple(
-                float(value) / (scale if place % 4 < 2 else 1) for place, value in enumerate(matrix)
+                float(value) / (across, down, 1, 1)[place % 4] for place, value in enumerate(matrix)
             )
     except (TypeError, ValueError, IndexError):
         return False

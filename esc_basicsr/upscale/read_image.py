@@ -1,5 +1,6 @@
 """Reading image files with all that belongs to an image."""
 
+import importlib
 import io
 import math
 import re
@@ -14,11 +15,40 @@ from PIL import Image, ImageCms
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.memory import available_memory
-from esc_basicsr.data.source_image import RefusedImageError, decoded, exif_of, open_image, refusing
+from esc_basicsr.data.image_folder import IMAGE_SUFFIXES
+from esc_basicsr.data.source_image import (
+    RefusedImageError,
+    decoded,
+    exif_of,
+    open_image,
+    orientation_of,
+    refusing,
+)
 from esc_basicsr.upscale.image_file import ImageFile, Pixels
 
 MOST_PIXELS = 10**9  # of an image, by default
 _DECODING = 3  # copies of an image that decoding takes, at most
+
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jxl")
+# Pillow's name of a format -> how its files begin (HEIF's after their first four bytes), the module that
+# reads them, and what installs it
+_PLUGINS = {
+    "AVIF": (
+        re.compile(rb"....ftyp(?:avi[fs]|(?:mif1|msf1).{4,32}avif)", re.DOTALL),
+        "PIL.AvifImagePlugin",
+        "pip install -U pillow",
+    ),
+    "HEIF": (
+        re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL),
+        "pillow_heif",
+        "pip install 'esc-basicsr[heic]'",
+    ),
+    "JXL": (
+        re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+        "pillow_jxl",
+        "pip install 'esc-basicsr[jxl]'",
+    ),
+}
 
 _ORIENTATION = 0x0112
 _DESCRIPTION = 270
@@ -39,6 +69,8 @@ _GAIN_MAP = re.compile(rb"hdrgm:|HDRGainMap|Container:Directory")
 def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
     """Read a PNG, JPEG, WebP, BMP or TIFF file, upright as EXIF says, with 8 or 16 bits.
 
+    AVIF, HEIC and JPEG XL are read where Pillow or a plugin of it does, with 8 bits.
+
     Palettes become colours; CMYK becomes sRGB by its colour profile where it has one. The log names what
     cannot be kept.
 
@@ -58,7 +90,7 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    with refusing(str(path), most_pixels), open_image(data) as image:
+    with refusing(str(path), most_pixels), open_image(data, _format_by_plugin(data)) as image:
         width, height = image.size
         samples = width * height * len(image.getbands())
         is_deep = image.format == "TIFF" or (image.format == "PNG" and data[24] == 16)  # perhaps, of a TIFF
@@ -68,7 +100,9 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
                 f"{available / 2**30:,.1f} are available: cut it into parts, or close other programs"
             )
         exif = exif_of(image)
-        transposed = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        transposed = orientation_of(image) in (5, 6, 7, 8)
+        if image.info.get("bit_depth", 8) > 8:
+            logger.warning("%s: its %d bits are read as 8.", path, image.info["bit_depth"])
         pixels, alpha = decoded(image, data)
         icc = image.info.get("icc_profile")
         if pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -85,6 +119,27 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
             colour if image.format == "PNG" else {},
             str(path),
         )
+
+
+def _format_by_plugin(data: bytes) -> list[str]:
+    """Load the plugin that a file needs, if any.
+
+    Raises:
+        RefusedImageError: It is not installed.
+    """
+    for kind, (signature, module, means) in _PLUGINS.items():
+        if signature.match(data):
+            try:
+                plugin = importlib.import_module(module)
+                if kind == "HEIF":
+                    plugin.register_heif_opener(thumbnails=False)
+                Image.init()
+                if kind not in Image.OPEN:
+                    raise ImportError(kind)
+            except ImportError:
+                raise RefusedImageError(f"is {kind}, which needs a plugin: {means}") from None
+            return [kind]
+    return []
 
 
 def _kept_exif(exif: Image.Exif, image: Image.Image, name: str) -> Image.Exif:

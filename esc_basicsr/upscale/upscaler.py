@@ -1,6 +1,6 @@
 """Upscaling arrays and tensors of any size, in the memory that is available."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,8 @@ class Upscaler:
             out the same.
         memory: Bytes to work in, beside a result that is put together from tiles; by default what is
             available.
+        ensemble: Average the results of all eight flips and turns of an image, which takes eight times as
+            long (docs/upscale.md states the gain).
 
     Attributes:
         bytes_per_pixel: Memory that a pixel of LR takes in one piece.
@@ -73,6 +75,7 @@ class Upscaler:
         device: str = "auto",
         precision: str = "auto",
         memory: int | None = None,
+        ensemble: bool = False,
     ) -> None:
         trained = load_network(default_model(scale) if model is None else model)
         if scale not in (None, trained.scale):
@@ -90,6 +93,7 @@ class Upscaler:
         self._network = _prepare(trained.network.to(self.device), self.device)
         self._window = grid_of(trained.network, trained.options)
         self._memory = memory
+        self.ensemble = ensemble
         values = _MAPS * trained.options["dim"] + 3 * 3 * self.scale**2
         self.bytes_per_pixel = 4 * values
         self._most_pixels: int | None = None  # that went well, since the memory was not enough for more
@@ -154,8 +158,24 @@ class Upscaler:
         """
         if 0 in batch.shape:
             raise UserError(f"expected images of at least one pixel, got {tuple(batch.shape)}.")
+        if self.ensemble:
+            return finish(self._mean_of_turns(mirrored(batch).expand(-1, 3, -1, -1)))
+        return self._without_border(self._upscale_bordered(mirrored(batch).expand(-1, 3, -1, -1), finish))
+
+    def _mean_of_turns(self, batch: Tensor) -> Tensor:
+        """Average what the flips and turns of a batch become, flipped and turned back; floats, on the CPU."""
+        total: Tensor | None = None
+        for is_transposed in (False, True):
+            for axes in ((), (2,), (3,), (2, 3)):
+                part = flipped(batch, axes)
+                sr = self._upscale_bordered(part.transpose(2, 3) if is_transposed else part, Tensor.cpu)
+                sr = self._without_border(flipped(sr.transpose(2, 3) if is_transposed else sr, axes))
+                total = sr.clone() if total is None else total.add_(sr)
+        assert total is not None
+        return total.div_(8)
+
+    def _without_border(self, sr: Tensor) -> Tensor:
         edge = BORDER * self.scale
-        sr = self._upscale_bordered(mirrored(batch).expand(-1, 3, -1, -1), finish)
         return sr[:, :, edge:-edge, edge:-edge]
 
     def _upscale_bordered(self, batch: Tensor, finish: Finish) -> Tensor:
@@ -264,6 +284,13 @@ def mirrored(images: Tensor) -> Tensor:
         size = images.shape[axis]
         index = torch.arange(-BORDER, size + BORDER, device=images.device) % (2 * size)
         images = images.index_select(axis, torch.minimum(index, 2 * size - 1 - index))
+    return images
+
+
+def flipped(images: Tensor, axes: Sequence[int]) -> Tensor:
+    """Flip images along axes; by index, as PyTorch flips no uint16."""
+    for axis in axes:
+        images = images.index_select(axis, torch.arange(images.shape[axis] - 1, -1, -1, device=images.device))
     return images
 
 

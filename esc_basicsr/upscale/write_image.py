@@ -32,8 +32,8 @@ _LISTED = 5
 _GAMMA_OF_SRGB = 45_455
 
 
-def fitted(path: Path, image: ImageFile, scale: int = 1) -> ImageFile:
-    """Fit an image to the file that it is to become, ``scale`` times as large; its pixels stay as many.
+def fitted(path: Path, image: ImageFile, size: tuple[int, int] | None = None) -> ImageFile:
+    """Fit an image to the file that it is to become, of another height and width; its pixels stay as many.
 
     What the format cannot hold of metadata is dropped, with a warning.
 
@@ -41,7 +41,7 @@ def fitted(path: Path, image: ImageFile, scale: int = 1) -> ImageFile:
         UserError: The format cannot hold the image: its size or its transparency.
     """
     kind = FORMATS[path.suffix.lower()]
-    height, width = (side * scale for side in image.pixels.shape[:2])
+    height, width = size or image.pixels.shape[:2]
     longest = _LONGEST_SIDE.get(kind)
     if longest is not None and max(height, width) > longest:
         raise UserError(f"{path}: {width} × {height} pixels are more than {kind} holds: write PNG or TIFF.")
@@ -63,7 +63,7 @@ def fitted(path: Path, image: ImageFile, scale: int = 1) -> ImageFile:
         )
     if lost := sorted(image.texts.keys() - _TEXTS.get(kind, {*image.texts})):
         logger.warning("%s: %s holds no texts such as %s.", path, kind, ", ".join(lost[:_LISTED]))
-    image = image.scaled(scale)
+    image = image.resized((height, width))
     if kind != "TIFF" and (geo := {*GEO_TAGS} & image.exif.keys()):
         logger.warning("%s: %s holds no georeference: write TIFF.", path, kind)
         for tag in geo:

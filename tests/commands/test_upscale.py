@@ -1,15 +1,20 @@
 """The command upscale, as people call it."""
 
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+from fixtures.films import frames_of, moving
 from PIL import Image
 
 from esc_basicsr.__main__ import main
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale import Upscaler
+from esc_basicsr.upscale.output_size import reduced
 
 
 @pytest.fixture
@@ -206,3 +211,113 @@ def test_exported_network_is_told_from_a_checkpoint(
         assert main(["export", str(model), "-o", "small.pt", "--overwrite"]) == 0
     assert main(["upscale", "in", "-o", "out", "--model", f"small{suffix}"]) == 2
     assert f"small{suffix} is an exported network" in capsys.readouterr().err
+
+
+def test_any_size_for_16_bits_and_transparency(folder: Path, model: Path) -> None:
+    photo = load_sample_image("chelsea")[:20, :30].astype(np.uint16) * 257
+    samples = np.dstack([photo, photo[..., 0]])
+    (folder / "in/deep.png").write_bytes(imagecodecs.png_encode(samples))
+    call = ["upscale", "in/deep.png", "-o", "out", "--model", str(model)]
+    assert main([*call, "--outscale", "1.5"]) == 0
+    assert main([*call, "--size", "47x100"]) == 0
+    assert files(folder / "out") == ["deep_47x100.png", "deep_x1.5.png"]
+    image = imagecodecs.png_decode((folder / "out/deep_x1.5.png").read_bytes())
+    assert (image.shape, image.dtype) == ((30, 45, 4), np.uint16)
+    whole = Upscaler(model)(photo)
+    np.testing.assert_array_equal(image[..., :3], reduced(whole, (30, 45)))
+    assert imagecodecs.png_decode((folder / "out/deep_47x100.png").read_bytes()).shape == (31, 47, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--outscale", "2.5"], "--outscale 2.5 is more than the network's ×2"),
+        (["--outscale", "0.5"], "--outscale must be at least 1, got 0.5"),
+        (["--size", "20x20"], "in/cat.png: 30 × 20 pixels are larger than the result is to be"),
+    ],
+)
+def test_sizes_that_cannot_be_made_are_refused(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["upscale", "in/cat.png", "-o", "out", "--model", str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((folder / "out").glob("*"))
+
+
+@pytest.mark.parametrize("arguments", [["--outscale", "1/0"], ["--size", "3840"], ["--size", "0x10"]])
+def test_sizes_that_are_none_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["upscale", "in/cat.png", "-o", "out", *arguments])
+    assert f"got '{arguments[1]}'" in capsys.readouterr().err
+
+
+def test_network_that_ships_is_chosen_by_the_size(folder: Path) -> None:
+    for number, size in (("1.5", (45, 30)), ("3.5", (105, 70))):
+        assert main(["upscale", "in/cat.png", "-o", f"{number}.png", "--outscale", number]) == 0
+        with Image.open(f"{number}.png") as image:
+            assert image.size == size
+
+
+def test_ensemble_is_what_it_is_in_python(folder: Path, model: Path) -> None:
+    assert main(["upscale", "in/cat.png", "-o", "out", "--model", str(model), "--ensemble"]) == 0
+    with Image.open("out/cat_x2.png") as image, Image.open("in/cat.png") as small:
+        expected = Upscaler(model, ensemble=True)(np.asarray(small))
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_films_are_upscaled_where_they_are_named(
+    folder: Path,
+    model: Path,
+    make_film: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    esc_log: list[str],
+) -> None:
+    make_film(folder / "in/film.mp4", moving(3))
+    call = ["upscale", "in/film.mp4", "in/cat.png", "-o", "out", "--model", str(model)]
+    assert main([*call, "--crf", "1", "--start", "0:00.08", "--end", "1"]) == 0
+    assert files(folder / "out") == ["cat_x2.png", "film_x2.mp4"]
+    assert "out: 2 of 2 files upscaled." in capsys.readouterr().out
+    films = [frames_of(path) for path in (folder / "in/film.mp4", folder / "out/film_x2.mp4")]
+    for old, new in zip(films[0][1:], films[1], strict=True):
+        difference = Upscaler(model)(old) - new.astype(float)
+        assert np.abs(difference @ [0.2126, 0.7152, 0.0722]).mean() < 5  # on luma: this network adds colours
+    assert main(["upscale", "in", "-o", "all", "--model", str(model)]) == 0
+    assert files(folder / "all") == ["cat_x2.png", "more/gray_x2.jpg"]
+    assert any("left out: film.mp4" in message for message in esc_log)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in/film.mp4", "-o", "large.avi"], "large.avi: .avi is not written; choose among .mkv, .mp4, .mov"),
+        (["in/film.mp4", "-o", "large.png"], "large.png: .png is not written; choose among .mkv, .mp4, .mov"),
+        (["in/cat.png", "-o", "large.mkv"], "large.mkv: .mkv is not written; choose among .png"),
+        (["in/film.mp4", "-o", "large.mkv", "--crf", "52"], "--crf must be from 0 to 51"),
+        (["in/film.mp4", "-o", "o.mkv", "--start", "3", "--end", "2.5"], "--end must be later than --start"),
+        (["in/film.mp4", "-o", "o.mkv", "--start", "1"], "in/film.mp4 has no frames within this time"),
+        (["in/cat.png", "-o", "large.png", "--start", "1"], "--start and --end are for films"),
+    ],
+)
+def test_wrong_wishes_for_films_are_refused(
+    folder: Path,
+    model: Path,
+    make_film: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    make_film(folder / "in/film.mp4", moving(2))
+    assert main(["upscale", *arguments, "--model", str(model)]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["in"]
+
+
+def test_films_need_an_extra_that_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "in/film.mp4").touch()
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["upscale", "in/film.mp4", "-o", "out"]) == 2
+    assert "pip install 'esc-basicsr[video]'" in capsys.readouterr().err

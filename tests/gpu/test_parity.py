@@ -1,6 +1,7 @@
 """On a GPU each backend, the fast implementation and the kernels give the golden outputs and gradients."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -10,20 +11,10 @@ from esc_basicsr.archs.attention import ATTN_TYPES, WindowAttention
 from esc_basicsr.fast import gpu
 from esc_basicsr.lab.networks.release import attend_as_released
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use"),
-]
-
 FILES = ["esc_x2", "esc_ln_x2", "escfp_x2"]
+SCALE = 128  # of a loss, whose gradients would be lost in float16
 # largest difference from the golden output: rounding of the type, through all layers
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-
-@pytest.fixture(autouse=True)
-def strict_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -50,8 +41,8 @@ IMPLEMENTATIONS = {
     "release-flex": lambda net: attend_as_released(net, compile_flex=True),
     "fast": fast.prepare,
     "kernels": lambda net: fast.prepare(net, kernels=True),
+    "graphs": lambda net: fast.prepare(net, kernels=True, mode="graphs"),
     "channels last": lambda net: net.to(memory_format=torch.channels_last),
-    "compiled": torch.compile,
 }
 
 
@@ -67,7 +58,7 @@ def test_outputs_equal_the_golden_ones(case, file, implementation, dtype):
             sr = run(lq).float().cpu()
         expected = torch.from_numpy(arrays[key.replace("/lq", "/sr")])
         assert (sr - expected).abs().max() <= TOLERANCES[dtype] * max(1, expected.abs().max()), key
-    assert not gpu._failures
+    assert not gpu.take_failures()
 
 
 @pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
@@ -77,10 +68,18 @@ def test_gradients_by_the_kernels_are_those_of_written_out_scores(case, file, au
     by_kernels = copy.deepcopy(net)
     fast.attend_by_kernels(by_kernels)
     lq = torch.rand(2, 3, 19, 22, device="cuda")
-    expected = torch.autograd.grad(with_backend(net, "Naive")(lq).square().mean(), list(net.parameters()))
+    expected = torch.autograd.grad(
+        SCALE * with_backend(net, "Naive")(lq).square().mean(), list(net.parameters())
+    )
     with torch.autocast("cuda", autocast or torch.float16, enabled=autocast is not None):
-        loss = by_kernels(lq).float().square().mean()
-    tolerance = 1e-4 if autocast is None else 0.1
-    for ours, right in zip(torch.autograd.grad(loss, list(by_kernels.parameters())), expected, strict=True):
-        assert (ours - right).abs().max() <= tolerance * right.abs().max() + 1e-7
-    assert not gpu._failures
+        loss = SCALE * by_kernels(lq).float().square().mean()
+    made = torch.autograd.grad(loss, list(by_kernels.parameters()))
+    tolerance = {None: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}[autocast]
+    for part in ("", "relative_position_bias"):  # all, and those that the kernel alone sums up
+        has_part = [part in name for name, _ in net.named_parameters()]
+        ours, right = (
+            torch.cat([grad.flatten() for grad in itertools.compress(grads, has_part)])
+            for grads in (made, expected)
+        )
+        assert (ours - right).norm() <= tolerance * right.norm()
+    assert not gpu.take_failures()

@@ -6,9 +6,9 @@ import cv2
 import pytest
 import torch
 import training_step
-from training_step import Row, largest_relative_difference, markdown
 
 from esc_basicsr.common.command_line import run_command
+from esc_basicsr.lab.measure.training_step import Row, largest_relative_difference, markdown
 
 
 def run(*arguments: object) -> int:

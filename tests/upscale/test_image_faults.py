@@ -207,7 +207,8 @@ def test_tags_of_a_directory_that_make_no_sense_are_named_and_the_others_kept(
     exif.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0x829A: (1, "a")})
     with pytest.raises(TypeError):
         exif.tobytes()
-    image = ImageFile(photo, exif=exif, name="it").scaled(2)
+    image = ImageFile(photo, exif=exif, name="it")
+    image = image.resized((2 * photo.shape[0], 2 * photo.shape[1]))
     assert image.exif[271] == "Maker"
     assert image.exif.get_ifd(0x8769) == {0x9003: "2020:01:02 03:04:05"}
     assert esc_log == ["it: EXIF's ExposureTime make no sense, and are dropped."]
@@ -482,11 +483,11 @@ def test_whatever_happens_to_one_image_the_others_are_done(
 
 
 def test_images_of_formats_that_are_not_read_are_named(folder: Path, model: Path, esc_log: list[str]) -> None:
-    for name in ("b.gif", "c.avif", "d.jp2", "e.HEIC"):
+    for name in ("b.gif", "c.psd", "d.jp2", "e.MP4"):
         (folder / "in" / name).write_bytes(b"x")
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 0
     (told,) = (message for message in esc_log if "not read" in message)
-    assert all(name in told for name in ("b.gif", "c.avif", "d.jp2", "e.HEIC"))
+    assert all(name in told for name in ("b.gif", "c.psd", "d.jp2", "e.MP4"))
 
 
 @pytest.mark.parametrize("length", [247, 251])

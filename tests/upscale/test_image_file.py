@@ -209,7 +209,7 @@ def test_deep_tiff_of_others_is_read(tmp_path: Path, rgb: np.ndarray) -> None:
 
 def test_exif_learns_the_new_size(rgb: np.ndarray) -> None:
     image = ImageFile(rgb, exif=exif())
-    large = image.scaled(2)
+    large = image.resized((48, 64))
     assert [large.exif.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)] == [64, 48]
     assert image.exif.get_ifd(0x8769)[0xA002] == 32
 

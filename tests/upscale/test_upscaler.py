@@ -338,3 +338,29 @@ def test_images_are_mirrored_at_any_size_as_numpy_does(height: int, width: int) 
     images = torch.rand(2, 3, height, width)
     border = [(0, 0), (0, 0), (upscaler.BORDER,) * 2, (upscaler.BORDER,) * 2]
     np.testing.assert_array_equal(upscaler.mirrored(images), np.pad(images, border, mode="symmetric"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_ensemble_is_the_mean_over_flips_and_turns(
+    upscale: Upscaler, model: Path, photo: np.ndarray, dtype: type
+) -> None:
+    white = 1.0 if dtype is np.float32 else np.iinfo(dtype).max
+    values = (photo / 255 * white).astype(dtype)
+    floats = values.astype(np.float32) / np.float32(white)
+    turns = [np.rot90(upscale(np.rot90(floats, count)), -count) for count in range(4)]
+    turns += [np.rot90(upscale(np.rot90(floats[:, ::-1], count)), -count)[:, ::-1] for count in range(4)]
+    sr = Upscaler(model, ensemble=True)(values)
+    assert sr.dtype == dtype
+    np.testing.assert_allclose(sr / white, np.mean(turns, 0), atol=0.51 / white if white > 1 else 1e-5)
+    assert np.abs(np.mean(turns, 0) - upscale(floats)).max() > 1e-3
+
+
+def test_ensemble_in_tiles_is_nearly_what_it_is_whole(model: Path) -> None:
+    image = load_sample_image("chelsea")[:96, :128]
+    whole = Upscaler(model, ensemble=True)
+    in_tiles = Upscaler(model, ensemble=True, memory=whole.bytes_per_pixel * 60**2)
+    assert np.abs(in_tiles(image).astype(int) - whole(image)).mean() < 0.5  # levels
+
+
+def test_ensemble_of_gray_stays_gray(model: Path, photo: np.ndarray) -> None:
+    assert Upscaler(model, ensemble=True)(photo[..., 0]).shape == (122, 150)

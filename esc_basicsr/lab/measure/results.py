@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import torch
 from matplotlib.figure import Figure
 
@@ -65,6 +64,8 @@ def write_results(
     Raises:
         UserError: A file cannot be written.
     """
+    import mmengine  # here, so that describing a machine does not need it
+
     listed = [row if isinstance(row, Mapping) else row._asdict() for row in rows]
     results = {"settings": {**settings, "machine": describe_machine(device)}, "rows": listed, **more}
     write_text(folder / f"{stem}.json", mmengine.dump(results, file_format="json", indent=1))

@@ -33,6 +33,7 @@ IMPLEMENTATIONS = {
     "release-flex": "the release's, compiled Flex",
     "kernels": "ours, C++ or Triton kernels",
     "compiled": "ours, torch.compile",
+    "graphs": "ours, kernels in CUDA graphs",
 }
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -51,7 +52,9 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
             fast.attend_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
         case "compiled":
-            net.compile()
+            return fast.prepare(net, mode="compiled")
+        case "graphs":
+            return fast.prepare(net, kernels=True, mode="graphs")
         case "release" | "release-flex":
             return attend_as_released(net, compile_flex=name == "release-flex")
     return net
@@ -99,7 +102,11 @@ def check_implementations(names: list[str], device: torch.device, dtype: torch.d
         UserError: ':kernels' in half precision on a CPU.
     """
     for name in names:
-        if implementation_of(name) == "kernels" and device.type == "cpu" and dtype != torch.float32:
+        if (
+            implementation_of(name) in ("kernels", "graphs")
+            and device.type == "cpu"
+            and dtype != torch.float32
+        ):
             raise UserError(f"{name}: the C++ kernels are for float32 on a CPU; leave it out here.")
 
 
@@ -133,8 +140,8 @@ def scale_of(name: str, scale: int) -> int:
     raise UserError(f"{name}: does not upscale an image: given one of {size}, it returns {shape}.")
 
 
-def build_network(name: str, scale: int) -> nn.Module:
-    """Build a network by its name.
+def build_network(name: str, scale: int, device: torch.device | str = "cpu") -> nn.Module:
+    """Build a network by its name, on a device.
 
     Weights are random but for those of files and of what ships, and the same for each implementation.
 
@@ -146,8 +153,8 @@ def build_network(name: str, scale: int) -> nn.Module:
     if weights is not None:
         _load(net, network, weights, scale)
     if network.startswith("spandrel."):
-        return _described_by_spandrel(network, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
-    return _implementation(net, implementation)
+        net = _described_by_spandrel(network, lambda spandrel: spandrel.MAIN_REGISTRY.load(net.state_dict()))
+    return _implementation(net.to(device), implementation)
 
 
 def _build(name: str, scale: int) -> nn.Module:

@@ -7,6 +7,7 @@ import yaml
 from esc_basicsr.archs.variants import NETWORKS, build_variant, scales_of
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.torch_formats import write_torchscript
+from esc_basicsr.fast import kernels
 from esc_basicsr.lab.networks import baselines
 from esc_basicsr.lab.networks.by_name import (
     build_network,
@@ -31,6 +32,16 @@ def test_kernels_give_what_the_network_gives():
     with torch.inference_mode():
         difference = build_network("ESC-light:kernels", 2)(lq) - build_network("ESC-light", 2)(lq)
     assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["kernels", "graphs"])
+def test_no_kernel_is_compiled_for_another_device(implementation, monkeypatch):
+    def load():
+        raise AssertionError("the C++ kernels were compiled")
+
+    monkeypatch.setattr(kernels, "load", load)
+    net = build_network(f"ESC-FP:{implementation}", 2, "meta")
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
 
 
 def test_kernels_are_refused_where_they_would_not_be_used():

@@ -1,0 +1,89 @@
+"""Sizes that no network gives: images are upscaled further, then reduced."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from esc_basicsr.common.errors import UserError
+from esc_basicsr.upscale.image_file import Pixels
+from esc_basicsr.upscale.upscaler import Upscaler
+
+
+@dataclass(frozen=True)
+class OutputSize:
+    """How large results are to be; by default as large as the network makes them.
+
+    Args:
+        outscale: Times as large, 1 or more.
+        box: Width and height that the result fits into, as large as it can be, its sides in proportion.
+    """
+
+    outscale: Fraction | None = None
+    box: tuple[int, int] | None = None
+
+    def of(self, image: Sequence[int], scale: int, name: str, multiple: int = 1) -> tuple[int, int]:
+        """Return height and width of the result.
+
+        Args:
+            image: Height and width of what is upscaled.
+            scale: Of the network.
+            name: Of the image's file, for messages.
+            multiple: What the sides are to be multiples of, as video wants even ones.
+
+        Raises:
+            UserError: The network makes nothing as large; or the image is larger than the box.
+        """
+        height, width = image[:2]
+        factor = Fraction(scale) if self.outscale is None else self.outscale
+        if self.box is not None:
+            factor = min(Fraction(self.box[0], width), Fraction(self.box[1], height))
+        if factor > scale:
+            raise UserError(
+                f"{name}: {width} × {height} pixels would be enlarged ×{float(factor):.4g}, and the network "
+                f"makes ×{scale}: choose one of a larger scale, or a smaller result."
+            )
+        if factor < 1:
+            raise UserError(f"{name}: {width} × {height} pixels are larger than the result is to be.")
+        rows, columns = (max(1, round(side * factor / multiple)) * multiple for side in (height, width))
+        return rows, columns
+
+    def __str__(self) -> str:
+        """Name the size, as files are named by it: ``x3.5`` or ``3840x2160``."""
+        if self.box is not None:
+            return f"{self.box[0]}x{self.box[1]}"
+        return "" if self.outscale is None else f"x{float(self.outscale):.6g}"
+
+
+def upscaled(upscaler: Upscaler, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Upscale an image by the network, then reduce it to a size.
+
+    Args:
+        upscaler: What upscales it.
+        pixels: (H, W) gray or (H, W, 3) RGB; uint8 or uint16.
+        size: Height and width of the result, at most those that the network makes, rounded up.
+
+    Returns:
+        Of the same type and channels, of the height and width of ``size``.
+    """
+    return reduced(upscaler(pixels), size)
+
+
+def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Reduce an image by antialiased bicubic interpolation of its values as they are encoded.
+
+    As the images are reduced that the networks learn from: what a network enlarged gives its input again. In
+    linear light it would not, and what light the values stand for depends on colour profiles.
+
+    Args:
+        pixels: (H, W) or (H, W, C); uint8 or uint16.
+        size: Height and width of the result.
+    """
+    if pixels.shape[:2] == size:
+        return pixels
+    if pixels.ndim == 3:
+        return np.dstack([reduced(channel, size) for channel in np.moveaxis(pixels, 2, 0)])
+    values = Image.fromarray(pixels.astype(np.float32)).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.rint(np.asarray(values)).clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
