@@ -95,7 +95,7 @@ def test_a_tiny_network_learns_to_remove_it(
     opt["train"] |= {"total_iter": 80, "optim_g": optimizer, "pixel_opt": {"type": "L1Loss"}}
     opt["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [60], "gamma": 0.2}
     opt["val"] |= {"val_freq": 80, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}}
-    opt["logger"] |= {"save_checkpoint_freq": 80, "use_tb_logger": False, "print_freq": 50}
+    opt["logger"] |= {"save_checkpoint_freq": 80, "print_freq": 50}
     opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False}
     opt["datasets"]["train"] |= {"dataset_enlarge_ratio": 10}
     write(tmp_path / "train.yml", opt)
