@@ -22,7 +22,7 @@ from spandrel import (
 )
 
 from esc_basicsr import fast
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.weights.fit import build_fitting
 from esc_basicsr.weights.infer import infer_network_options
@@ -90,5 +90,5 @@ def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
 def _tags(options: dict[str, Any]) -> list[str]:
     """Name the published variant, if it is one, and the sizes."""
     sizes = {key: value for key, value in options.items() if key != "upscaling_factor"}
-    tags = [name for name, variant in VARIANTS.items() if variant == sizes]
+    tags = [name for name, variant in RELEASED.items() if variant == sizes]
     return [*tags, f"{options['dim']}dim", f"{options['n_blocks']}nb"]

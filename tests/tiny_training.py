@@ -119,7 +119,7 @@ def live(cwd: Path, lives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         lives: For each ``arguments`` of the command train; ``ranks``, if it has several processes; and what
             befalls one, ``rank`` (0 if left out): ``at`` ("weights", "state", "test" or "step") the
             ``count``th time that it gets there ``signal`` is sent to it, or at each ``count`` in a list of
-            losses one is not a number (``at``: "loss").
+            losses one is not a number (``at``: "loss"); ``model``, if the model is not ESCModel.
 
     Returns:
         Of each life the ``codes`` that its ranks ended with, negative for a signal, and all its ``output``.
@@ -138,18 +138,31 @@ def checkpoint(folder: Path, iteration: int) -> dict[str, Any]:
     }
 
 
-def _befall(at: str, count: Any, number: int | None) -> None:
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two checkpoints' contents are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def _befall(at: str, count: Any, number: int | None, model: str) -> None:
     """Have something happen to this process the ``count``th time that it gets somewhere."""
+    from basicsr.models import MODEL_REGISTRY
+
     from esc_basicsr.common import files
     from esc_basicsr.training import checkpoints
-    from esc_basicsr.training.esc_model import ESCModel
 
+    cls = MODEL_REGISTRY.get(model)
     place: tuple[Any, str] = {
         "weights": (files.os, "fsync"),  # written, and not yet in place
         "state": (checkpoints, "write_state"),
-        "test": (ESCModel, "test"),
-        "step": (ESCModel, "optimize_parameters"),
-        "loss": (ESCModel, "_losses"),
+        "test": (cls, "test"),
+        "step": (cls, "optimize_parameters"),
+        "loss": (cls, "_losses"),
     }[at]
     stock, calls = getattr(*place), 0
 
@@ -178,7 +191,9 @@ def _run_rank(life: dict[str, Any], rank: int, log: Path, port: int) -> NoReturn
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if "at" in life and rank == life.get("rank", 0):
         number = life.get("signal")
-        _befall(life["at"], life["count"], number and signal.Signals[number])
+        _befall(
+            *(life["at"], life["count"], number and signal.Signals[number]), life.get("model", "ESCModel")
+        )
     code: Any = 1
     try:
         code = main(arguments)

@@ -369,13 +369,15 @@ def _patch_loading() -> None:
 @_patch(
     "states of every model",
     "basicsr/models/base_model.py",
-    "A state lacks random numbers and the position in the data: a resumed training goes another way.",
+    "A state lacks random numbers, the position in the data and Real-ESRGAN's pool of pairs: a resumed "
+    "training goes another way. SIGTERM and Ctrl-C end a training without a state.",
     lambda: not _is_ours(_host("models.base_model").BaseModel.save_training_state),
 )
 def _patch_states() -> None:
     models = _ours_of_models()
     base = _host("models.base_model").BaseModel
     base.__init__ = models.noting_options(base.__init__)
+    base.update_learning_rate = models.stopping_first(base.update_learning_rate)
     _put_in_place(base, "save_training_state", "resume_training")
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("basicsr.models."):

@@ -190,7 +190,7 @@ def _look(
                 "relative_log_amplitude": spectrum.tolist(),
             }
         )
-    attention = _attention(layers, seen, query)
+    attention = _attention(layers, seen, query, len(lr))
     windows = [
         {
             "layer": name,
@@ -220,13 +220,14 @@ def _colours(features: dict[str, Values]) -> tuple[dict[str, Values], dict[str, 
 
 
 def _attention(
-    layers: Sequence[Layer], seen: dict[str, Seen], query: tuple[int, int]
+    layers: Sequence[Layer], seen: dict[str, Seen], query: tuple[int, int], height: int
 ) -> dict[str, Attention]:
+    """Give what a query attends to, by layer; not of layers that have fewer pixels than the image."""
     x, y = query
     found = {}
     for layer in layers:
         maps = seen[layer.name].maps
-        if maps is None:
+        if maps is None or 2 * len(seen[layer.name].features) <= height:
             continue
         weights, (top, left) = attention_row(maps, y, x)
         side, (rows, columns) = maps.window, seen[layer.name].features.shape[:2]

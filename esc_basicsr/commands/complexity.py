@@ -13,7 +13,7 @@ import torch
 from mmengine.analysis import get_model_complexity_info
 from tqdm import tqdm
 
-from esc_basicsr.archs.variants import SCALES, VARIANTS, build_variant
+from esc_basicsr.archs.variants import RELEASED, SCALES, build_variant, scales_of
 from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.lab.measure.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, measure_complexity, written_out
 
@@ -21,10 +21,15 @@ from esc_basicsr.lab.measure.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH, meas
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="networks (default: all)"
+        "--variant", nargs="+", choices=RELEASED, default=list(RELEASED), help="networks (default: all)"
     )
     parser.add_argument(
-        "--scale", nargs="+", type=int, choices=SCALES, default=list(SCALES), help="scales (default: all)"
+        "--scale",
+        nargs="+",
+        type=int,
+        choices=SCALES,
+        default=list(SCALES),
+        help="default: all",
     )
     parser.add_argument(
         "--modules", action="store_true", help="list each network's modules too, by mmengine's analysis"
@@ -34,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a Markdown table, and a table of modules for each network where asked."""
     rows, modules = [], []
-    for name, scale in tqdm([(name, scale) for name in args.variant for scale in args.scale], unit="network"):
+    wanted = [(name, scale) for name in args.variant for scale in args.scale if scale in scales_of(name)]
+    for name, scale in tqdm(wanted, unit="network"):
         with torch.device("meta"):  # sizes alone are needed
             net = build_variant(name, scale)
         size = (OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from esc_basicsr.common.errors import UserError
@@ -68,7 +69,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         self._ends = list(itertools.accumulate(source.visits for source in self._sources))
 
     def _open(self, number: int, source: Mapping[str, Any]) -> _Source:
-        images, weight = ImageLMDB(source["dataroot_gt"]), source.get("weight", 1)
+        images, weight = self._images(source["dataroot_gt"]), source.get("weight", 1)
         if not self._training:
             return _Source(images, len(images))
         small = np.flatnonzero(images.sizes.min(axis=1) < self._gt_size)
@@ -86,6 +87,14 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
                 "visited; raise it"
             )
         return _Source(images, visits)
+
+    def _images(self, root: str) -> Any:
+        """Open a source."""
+        return ImageLMDB(root)
+
+    def _pair(self, hr: Tensor) -> dict[str, Tensor]:
+        """Make LR and HR of an HR image, (3, H, W), uint8."""
+        return make_pair(hr, self._scale)
 
     def __len__(self) -> int:
         """Return the items of an epoch: the sum over the sources of round(images * weight)."""
@@ -108,7 +117,7 @@ class DFLIPDataset(Dataset[dict[str, Any]]):
         # one copy: out of OpenCV's order, the augmentation's views included
         hr = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
         path = str(source.images.path / source.images.keys[chosen])
-        images = {"gt": hr} if self._lq_on_device else make_pair(hr, self._scale)
+        images = {"gt": hr} if self._lq_on_device else self._pair(hr)
         return {**images, "lq_path": path, "gt_path": path}
 
     def _read_crop(self, images: ImageLMDB, index: int) -> npt.NDArray[np.uint8]:

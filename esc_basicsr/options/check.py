@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import is_file
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.options import schema
 from esc_basicsr.options.contradictions import contradictions
 from esc_basicsr.options.data_check import GUIDE, batch_problems, data_problems, expand, result_problems
-from esc_basicsr.options.kinds import SECTION, is_whole
+from esc_basicsr.options.kinds import SECTION, as_written, is_whole
 from esc_basicsr.options.schema import Option, lookup, sound
 from esc_basicsr.options.sections import FOREIGN, SectionCheck, instead, keys_read, registered
 from esc_basicsr.weights.fit import check_fit
@@ -122,7 +122,7 @@ class _Check(SectionCheck):
         name = section.get("type")
         variant = _variant_for(name)
         if variant is not None and name not in ARCH_REGISTRY:
-            options = ", ".join(f"{key}: {value}" for key, value in VARIANTS[variant].items())
+            options = ", ".join(f"{key}: {value}" for key, value in RELEASED[variant].items())
             self.add(f"{where}.type", f"got '{name}', a variant: write {options}.")
             return
         network = self.check_class(where, section, ARCH_REGISTRY, "network")
@@ -235,9 +235,32 @@ class _Check(SectionCheck):
                 self.check_optimizer(where, section)
             elif key in ("pixel_opt", "perceptual_opt") or (str(key).endswith("_opt") and is_basicsrs):
                 self.check_class(where, section, LOSS_REGISTRY, "loss", schema.SECTIONS.get(where))
+                if name == "PerceptualLoss" and registered(LOSS_REGISTRY)[name].__module__.startswith(
+                    "basicsr."
+                ):
+                    self.check_vgg(where, section.get("vgg_type", "vgg19"))
                 if name in ("YChannelL1Loss", "PerceptualLoss") and self.channels not in (None, 3):
                     message = f"compares RGB images, and network_g gives {self.channels} channels"
                     self.add(f"{where}.type", f"{name} {message}. Write L1Loss, or leave it out.")
+
+    def check_vgg(self, where: str, name: Any) -> None:
+        """Report weights that BasicSR's perceptual loss would download while the training is set up."""
+        from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH
+        from torchvision.models import get_model_weights
+
+        if not isinstance(name, str) or name.removesuffix("_bn") not in NAMES:
+            self.add(f"{where}.vgg_type", f"got {as_written(name)}. {instead(name, NAMES, '')}".rstrip())
+            return
+        url = get_model_weights(name).DEFAULT.url
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+        own = Path(VGG_PRETRAIN_PATH) if Path(VGG_PRETRAIN_PATH).name == cached.name else cached
+        if not (is_file(own) or is_file(cached)):
+            self.add(
+                where,
+                f"there are no weights '{own}', which PerceptualLoss needs. Download them from {url}, or "
+                "leave the loss out.",
+            )
+            self.note_paths()
 
     def check_metrics(self) -> None:
         from basicsr.metrics import METRIC_REGISTRY
@@ -347,5 +370,5 @@ def _optimizer() -> torch.optim.Optimizer:
 
 def _variant_for(name: Any) -> str | None:
     """Find the published variant that ``name`` is, however it is spelled: ESC-light, esc_light, ESCLight."""
-    spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in VARIANTS}
+    spelled = {re.sub("[-_ ]", "", variant).lower(): variant for variant in RELEASED}
     return spelled.get(re.sub("[-_ ]", "", str(name)).lower())

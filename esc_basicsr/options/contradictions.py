@@ -8,7 +8,16 @@ import torch
 
 from esc_basicsr.common.log import logger
 from esc_basicsr.options.kinds import COUNT, is_whole
-from esc_basicsr.options.schema import DATASETS, KNOWN_MODELS, LOADER, SECTIONS, TRAIN, lookup, sound
+from esc_basicsr.options.schema import (
+    DATASETS,
+    DEGRADING_MODELS,
+    KNOWN_MODELS,
+    LOADER,
+    SECTIONS,
+    TRAIN,
+    lookup,
+    sound,
+)
 
 Problem = tuple[str, str]  # key, message
 
@@ -35,6 +44,8 @@ def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
         yield from _of_the_schedule(opt)
         if opt.get("model_type") == "ESCModel":
             yield from _of_a_step(opt)
+        if opt.get("model_type") in DEGRADING_MODELS and opt.get("high_order_degradation", True):
+            yield from _of_degradations(opt)
     if is_train and lookup(opt, "logger.wandb.project") and lookup(opt, "logger.use_tb_logger") is not True:
         yield "logger.use_tb_logger", "expected true with wandb, which sends what TensorBoard logs."
 
@@ -48,7 +59,7 @@ def _of_the_scale(opt: Mapping[str, Any]) -> Iterator[Problem]:
     metrics = lookup(opt, "val.metrics")
     for name, metric in metrics.items() if isinstance(metrics, Mapping) else ():
         border = metric.get("crop_border") if isinstance(metric, Mapping) else None
-        if is_whole(border) and border != scale:
+        if is_whole(border) and border != scale and scale != 1:
             logger.warning(
                 "val.metrics.%s.crop_border is %s and scale is %s: published figures crop a border of scale "
                 "pixels.",
@@ -61,12 +72,24 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
     values = sound(dataset, {**LOADER, **DATASETS.get(kind, {})})
     if is_training_set and values.get("prefetch_mode") == "cuda" and values.get("pin_memory") is False:
         yield "pin_memory", "expected true with prefetch_mode: cuda."
-    if opt.get("model_type") == "SRModel":
+    model = opt.get("model_type")
+    if model in KNOWN_MODELS and model != "ESCModel":
         if values.get("global_batch_size") is not None:
-            message = "SRModel takes a batch in one pass only: with model_type: ESCModel it is known."
+            message = f"{model} takes a batch in one pass only: with model_type: ESCModel it is known."
             yield "global_batch_size", message
         if values.get("lq_on_device") is True:
-            yield "lq_on_device", "got true, but SRModel cannot make LR: with model_type: ESCModel it can."
+            yield "lq_on_device", f"got true, but {model} cannot make LR: with model_type: ESCModel it can."
+    is_folder = lookup(dataset, "io_backend.type") == "disk"
+    if kind == "RealESRGANDataset" and is_folder and dataset.get("meta_info") is None:
+        yield "meta_info", "missing; expected a file that lists the images to take of dataroot_gt."
+    if kind == "DamagedDataset":
+        if (values.get("noise_sigma") is None) == (values.get("jpeg_quality") is None):
+            yield "noise_sigma", "expected either this or jpeg_quality."
+        if opt.get("scale") not in (None, 1):
+            yield "type", f"got 'DamagedDataset', which is for scale 1, and scale is {opt['scale']}."
+        quality = values.get("jpeg_quality")
+        if isinstance(quality, list) and quality[0] > quality[1]:
+            yield "jpeg_quality", f"got {quality}, expected the least first."
     mean: Any = values.get("mean")
     std: Any = values.get("std")
     channels = 1 if values.get("color") == "y" else 3
@@ -107,23 +130,50 @@ def _of_the_schedule(opt: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
-    """Find what accumulation, half precision and compilation do not go with."""
-    train = sound(opt["train"], SECTIONS["train"])
+def _devices_of_process(opt: Mapping[str, Any]) -> int:
+    """Count the GPUs that one process feeds: all, unless a launcher starts one for each."""
     wanted = opt.get("num_gpu")
     devices = torch.cuda.device_count() if wanted == "auto" else wanted
     is_launched = "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ
+    return devices if is_whole(devices) and devices > 1 and not is_launched else 1
+
+
+def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
+    values = sound(opt, SECTIONS[""])
+    pairs, batch = values.get("queue_size"), lookup(opt, "datasets.train.batch_size_per_gpu")
+    devices = _devices_of_process(opt)
+    if pairs and COUNT.accepts(batch) and pairs % (batch * devices):
+        times = f" × {devices} GPUs" if devices > 1 else ""
+        yield (
+            "queue_size",
+            f"got {pairs}, expected a multiple of datasets.train.batch_size_per_gpu, {batch}{times}.",
+        )
+    size, scale = values.get("gt_size"), values.get("scale")
+    if size and scale and size % scale:
+        yield "gt_size", f"got {size}, expected a multiple of scale, {scale}."
+    kind = lookup(opt, "datasets.train.type")
+    if kind in DATASETS and kind != "RealESRGANDataset":
+        yield (
+            "datasets.train.type",
+            f"got '{kind}', expected RealESRGANDataset, which gives the kernels that images are blurred by.",
+        )
+
+
+def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find what accumulation, half precision and compilation do not go with."""
+    train = sound(opt["train"], SECTIONS["train"])
+    devices = _devices_of_process(opt)
     for key in ("amp", "compile"):
         if not train.get(key):
             continue
         if opt.get("cpu_kernels") is True:
             yield f"train.{key}", "does not go with cpu_kernels, which are for float32. Leave one out."
         # Without a launcher several GPUs are served by threads, which autocast and compile do not suit.
-        if is_whole(devices) and devices > 1 and not is_launched:
+        if devices > 1:
             yield (
                 f"train.{key}",
-                f"needs a process for each GPU, and num_gpu is {wanted} ({devices} GPUs) in one process. "
-                "Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
+                f"needs a process for each GPU, and num_gpu is {opt['num_gpu']} ({devices} GPUs) in one "
+                "process. Start it by torchrun with --launcher pytorch, or write num_gpu: 1.",
             )
     where, pieces = "train.accumulate", train.get("accumulate", TRAIN["accumulate"].default)
     if lookup(opt, "datasets.train.global_batch_size") is not None:

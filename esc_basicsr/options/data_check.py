@@ -43,15 +43,19 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
         return
     roots = [key for key in ("dataroot_gt", "dataroot_lq") if isinstance(dataset.get(key), str)]
     problems = [problem for key in roots for problem in _root_problems(key, dataset[key], backend)]
-    listing = dataset.get("meta_info_file")
-    if isinstance(listing, str) and not (is_file(listing) and os.access(listing, os.R_OK)):
-        problems.append(("meta_info_file", f"there is no list of images '{listing}'."))
+    for key, listing in _listings(dataset):
+        if not (is_file(listing) and os.access(listing, os.R_OK)):
+            problems.append((key, f"there is no list of images '{listing}'."))
     yield from problems
     is_pairs = dataset.get("type") == "PairedImageDataset" and len(roots) == 2
-    if is_pairs and not problems and (listing is None or backend == "lmdb"):
+    if is_pairs and not problems and (not _listings(dataset) or backend == "lmdb"):
         yield from _pair_problems(dataset, backend, scale, is_training_set)
     for index, root, _ in _sources(dataset):
-        problems = [*_lmdb_problems(f"sources[{index}].dataroot_gt", root)]
+        key = f"sources[{index}].dataroot_gt"
+        if _is_tested_folder(dataset, root, is_training_set):
+            yield from _root_problems(key, root, "disk")
+            continue
+        problems = [*_lmdb_problems(key, root)]
         yield from problems
         if not problems and is_training_set:
             yield from _crop_problems(root, *_listed(root), dataset.get("gt_size"))
@@ -68,8 +72,8 @@ def count_images(dataset: Mapping[str, Any]) -> int | None:
         return None
     if backend == "lmdb":
         return _count_listed(root)
-    if isinstance(dataset.get("meta_info_file"), str):
-        return sum(1 for line in Path(dataset["meta_info_file"]).read_bytes().splitlines() if line.strip())
+    for _, listing in _listings(dataset):
+        return sum(1 for line in Path(listing).read_bytes().splitlines() if line.strip())
     return len(image_names(expand(root))) if is_folder(expand(root)) else 0
 
 
@@ -157,6 +161,16 @@ def _sources(dataset: Mapping[str, Any]) -> Iterator[tuple[int, str, float]]:
         weight: Any = source.get("weight", 1) if isinstance(source, Mapping) else None
         if isinstance(root, str) and SOURCE["weight"].kind.accepts(weight):
             yield index, root, weight
+
+
+def _listings(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give key and file of a list of a data set's images, where it has one."""
+    keys = ("meta_info_file", "meta_info")  # the latter is Real-ESRGAN's
+    return [(key, dataset[key]) for key in keys if isinstance(dataset.get(key), str)]
+
+
+def _is_tested_folder(dataset: Mapping[str, Any], root: str, is_training_set: bool) -> bool:
+    return dataset.get("type") == "DamagedDataset" and not is_training_set and not root.endswith(".lmdb")
 
 
 def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:

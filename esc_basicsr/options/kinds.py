@@ -117,6 +117,7 @@ NUMBER = _number("a number")
 NOT_NEGATIVE = _number("a number of at least 0", minimum=0)
 POSITIVE = _number("a number above 0", exclusiveMinimum=0)
 SECONDS = _number("a number of seconds of at least 1", minimum=1)
+PROBABILITY = _number("a number from 0 to 1", minimum=0, maximum=1)
 FRACTION = _number("a number from 0 to below 1", minimum=0, exclusiveMaximum=1)
 AMP = Kind(
     "bf16 or fp16, or false",
@@ -137,6 +138,19 @@ SOURCES = Kind(
     "a list of sections",
     lambda value: isinstance(value, list) and len(value) > 0,
     {"type": "array", "minItems": 1},
+)
+QUALITY = Kind(
+    "a whole number from 1 to 100, or a list of the least and the largest",
+    lambda value: all(
+        is_whole(one) and 1 <= one <= 100
+        for one in (value if isinstance(value, list) and len(value) == 2 else [value])
+    ),
+    {
+        "anyOf": [
+            _QUALITY := {"type": "integer", "minimum": 1, "maximum": 100},
+            {"type": "array", "items": _QUALITY, "minItems": 2, "maxItems": 2},
+        ]
+    },
 )
 SECTION = Kind("a section of 'key: value' lines", lambda value: isinstance(value, dict), {"type": "object"})
 

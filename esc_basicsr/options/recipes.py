@@ -11,7 +11,7 @@ from string import Template
 from textwrap import indent
 from typing import Any
 
-from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.archs.variants import RELEASED, SCALES, VARIANTS
 from esc_basicsr.options.baselines import BASELINES
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -82,6 +82,9 @@ SHORT = Schedule(
 # from the trained ×2
 SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
 
+# Our own choice: at ×1 a patch of 64 shows little beyond one window.
+WHOLE_SIZE = Schedule(lr_patch=128, batch=16, batch_per_gpu=4)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -95,6 +98,7 @@ class Recipe:
     remark: str = ""
     scale_key: str = "upscaling_factor"
     schedule: Schedule = Schedule()
+    damage: str = ""  # of images whose size is kept: what `DamagedDataset` does to them
 
     @property
     def name(self) -> str:
@@ -104,13 +108,14 @@ class Recipe:
     @property
     def folder(self) -> str:
         """Folder of the files, below ``train`` and ``test``."""
-        return "ablation" if self.row else self.variant
+        return "ablation" if self.row in ABLATION else self.variant
 
     @property
     def title(self) -> str:
         """First line of the files, for people."""
         title = f"{self.variant} ×{self.scale}" + (f" trained on {self.data}" if self.data else "")
-        return f"{title}. Ablation: {self.remark}" if self.remark else title
+        kind = "Ablation: " if self.row in ABLATION else ""
+        return f"{title}. {kind}{self.remark}" if self.remark else title
 
 
 def recipes() -> list[Recipe]:
@@ -119,6 +124,7 @@ def recipes() -> list[Recipe]:
         Recipe(variant, scale, "DIV2K", network) for variant, network in VARIANTS.items() for scale in SCALES
     ]
     dflip = [Recipe("ESC", scale, "DFLIP", VARIANTS["ESC"]) for scale in SCALES]
+    dflip += [Recipe("ESC-XL", scale, "DF2K", RELEASED["ESC-XL"]) for scale in SCALES]
     ablation = [
         Recipe("ESC", 2, "DIV2K", {**VARIANTS["ESC"], **changes}, row, remark)
         for row, (changes, remark) in ABLATION.items()
@@ -127,7 +133,37 @@ def recipes() -> list[Recipe]:
         Recipe("ESC-light", scale, PHOTOGRAPHS, VARIANTS["ESC-light"], schedule=schedule)
         for scale, schedule in ((2, SHORT), (4, SHORTER))
     ]
-    return plain + dflip + ablation + shipped
+    return plain + dflip + ablation + shipped + damaged_recipes()
+
+
+def degraded_recipes() -> list[Recipe]:
+    """List what is trained on photographs with real damage: each network in two stages."""
+    return [
+        Recipe(variant, scale, "DIV2K", RELEASED[variant], stage, remark)
+        for variant, scale in (("ESC-Real", 4), ("ESC-RealM", 2))
+        for stage, remark in (
+            ("MSE", "For photographs, the first stage: pixels alone"),
+            ("GAN", "For photographs, the second stage: adversarial, from the first one's weights"),
+        )
+    ]
+
+
+def damaged_recipes() -> list[Recipe]:
+    """List what removes noise or JPEG artefacts, without a change of size."""
+    networks = {
+        "ESC": RELEASED["ESC"],
+        "ESC-RealM": {**RELEASED["ESC-RealM"], "upsampler": "conv", "unshuffle_mod": False},
+    }
+    tasks = [
+        (f"noise{sigma}", f"noise_sigma: {sigma} # of 255", f"Removes Gaussian noise of sigma {sigma}")
+        for sigma in (15, 25, 50)
+    ]
+    tasks.append(("jpeg", "jpeg_quality: [10, 90]", "Removes JPEG's artefacts"))
+    return [
+        Recipe(variant, 1, "DIV2K", network, row, remark, schedule=WHOLE_SIZE, damage=damage)
+        for variant, network in networks.items()
+        for row, damage, remark in tasks
+    ]
 
 
 def ablation_rows() -> dict[str, Recipe]:
@@ -145,6 +181,8 @@ def option_files() -> dict[PurePosixPath, str]:
     for recipe in recipes():
         files[PurePosixPath("train", recipe.folder, f"{recipe.name}.yml")] = training_text(recipe)
         files[PurePosixPath("test", recipe.folder, f"{recipe.name}.yml")] = benchmark_text(recipe)
+    for recipe in degraded_recipes():
+        files[PurePosixPath("train", recipe.folder, f"{recipe.name}.yml")] = degraded_text(recipe)
     for scale in SCALES:
         baseline = Recipe("Bicubic", scale, "", {"type": "Bicubic"})
         files[PurePosixPath("test", baseline.folder, f"{baseline.name}.yml")] = benchmark_text(baseline)
@@ -157,11 +195,19 @@ def option_files() -> dict[PurePosixPath, str]:
 def training_text(recipe: Recipe) -> str:
     """Write the file to train ``recipe`` with."""
     schedule, scale = recipe.schedule, recipe.scale
-    if recipe.data == "DFLIP":
+    if recipe.data in ("DFLIP", "DF2K"):  # the latter is the former's first two
+        sources = DFLIP_SOURCES if recipe.data == "DFLIP" else DFLIP_SOURCES[:2]
         data = [
             "type: DFLIPDataset # LR is made of each HR patch on the fly",
             "sources: # weight: how often an epoch visits each image of the set",
-            *(f"  - dataroot_gt: datasets/{name}_sub.lmdb\n    weight: 1.0" for name in DFLIP_SOURCES),
+            *(f"  - dataroot_gt: datasets/{name}_sub.lmdb\n    weight: 1.0" for name in sources),
+        ]
+    elif recipe.damage:
+        data = [
+            "type: DamagedDataset # images are damaged on the fly",
+            "sources:",
+            "  - dataroot_gt: datasets/DIV2K/DIV2K_train_HR_sub.lmdb",
+            recipe.damage,
         ]
     else:
         prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
@@ -173,7 +219,7 @@ def training_text(recipe: Recipe) -> str:
             "  type: lmdb",
         ]
     start = ["pretrain_network_g: ~"]
-    if scale != 2:
+    if scale > 2:
         first = replace(recipe, scale=2).name
         start = [
             f"# ×{scale} starts from the trained ×2; ~ trains from scratch.",
@@ -193,10 +239,118 @@ def training_text(recipe: Recipe) -> str:
         "kernels": kernels if recipe.data == PHOTOGRAPHS else "",
         "training_set": _lines([f"name: {recipe.data}", *data], 4),
         "sets": _benchmark("val", "Set5", scale),
+        "loss": _RGB if recipe.damage else _LUMA,
+        "metrics": _metrics(recipe),
         "start": _lines(start, 2),
         "scheduler": _lines(fall, 4),
     }
+    if recipe.damage:
+        ((name, damage), *_) = _damaged_sets(recipe)
+        values["sets"] = _damaged("val", name, damage)
     return _filled("train", recipe, values)
+
+
+_LUMA = """\
+  # L1 on luma, with a light chroma term: luma alone leaves colours free, and edges get tints (docs/loss.md).
+  pixel_opt: {type: YChannelL1Loss, chroma_weight: 0.2, loss_weight: 1.0, reduction: mean}
+  # Instead, the paper's, luma alone:
+  # pixel_opt: {type: YChannelL1Loss, loss_weight: 1.0, reduction: mean}
+  # Instead, that of the authors' released files, RGB:
+  # pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"""
+_RGB = "  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"
+_METRICS = """\
+  metrics: # on luma, a border of scale pixels cropped
+    psnr:
+      type: calculate_psnr
+      crop_border: *scale
+      test_y_channel: true
+      better: higher
+    ssim:
+      type: calculate_ssim
+      crop_border: *scale
+      test_y_channel: true
+      better: higher"""
+_PIXELS = "pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"
+_FIRST_STAGE = f"""\
+total_iter: 1000000
+warmup_iter: -1
+
+optim_g:
+  type: AdamW
+  lr: 5.0e-4
+  weight_decay: 0
+  betas: [0.9, 0.9]
+
+scheduler:
+  type: MultiStepLR
+  milestones: [100000]
+  gamma: 0.4
+
+{_PIXELS}"""
+_SECOND_STAGE = f"""\
+total_iter: 400000
+warmup_iter: -1
+net_d_iters: 1
+net_d_init_iters: 0
+
+optim_g:
+  type: Adam
+  lr: 1.0e-4
+  weight_decay: 0
+  betas: [0.9, 0.99]
+
+optim_d:
+  type: Adam
+  lr: 1.0e-4
+  weight_decay: 0
+  betas: [0.9, 0.99]
+
+scheduler:
+  type: MultiStepLR
+  milestones: [400000]
+  gamma: 0.5
+
+{_PIXELS}
+perceptual_opt: # by VGG19, whose weights it needs (datasets/README.md)
+  type: PerceptualLoss
+  layer_weights: {{conv1_2: 0.1, conv2_2: 0.1, conv3_4: 1, conv4_4: 1, conv5_4: 1}}
+  vgg_type: vgg19
+  use_input_norm: true
+  range_norm: false
+  perceptual_weight: 1.0
+  style_weight: 0
+  criterion: l1
+gan_opt: {{type: GANLoss, gan_type: vanilla, real_label_val: 1.0, fake_label_val: 0.0, loss_weight: 0.1}}"""
+_DISCRIMINATOR = """
+network_d:
+  type: UNetDiscriminatorSN
+  num_in_ch: 3
+  num_feat: 64
+  skip_connection: true
+"""
+
+
+def degraded_text(recipe: Recipe) -> str:
+    """Write the file to train a stage of ``recipe`` with, on images that the model damages."""
+    is_first = recipe.row == "MSE"
+    usual = {"l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
+    sharpened = {"gt_usm": True} if is_first else usual
+    first = replace(recipe, row="MSE").name
+    start = ["pretrain_network_g: ~"]
+    if not is_first:
+        start = [
+            f"pretrain_network_g: experiments/{first}/models/net_g_latest.pth",
+            "param_key_g: params_ema",
+        ]
+    values = {
+        "model": "RealESRNetModel" if is_first else "RealESRGANModel",
+        "sharpening": "\n".join(f"{key}: {str(value).lower()}" for key, value in sharpened.items()),
+        "sets": _benchmark("val", "Set5", recipe.scale),
+        "discriminator": "" if is_first else _DISCRIMINATOR,
+        "start": _lines(start, 2),
+        "training": indent(_FIRST_STAGE if is_first else _SECOND_STAGE, "  "),
+    }
+    return _filled("degraded", recipe, values)
 
 
 def benchmark_text(recipe: Recipe) -> str:
@@ -209,9 +363,16 @@ def benchmark_text(recipe: Recipe) -> str:
         checkpoint = f"experiments/pretrained_models/{recipe.name}.pth # as {released}"
     if recipe.data == PHOTOGRAPHS:
         checkpoint = f"{recipe.variant}_x{recipe.scale} # ships with this package; or experiments/..."
-    is_esc = recipe.network["type"] in ("ESC", "ESCFP") and recipe.data != PHOTOGRAPHS
+    is_esc = recipe.network["type"] in ("ESC", "ESCFP") and recipe.data != PHOTOGRAPHS and not recipe.damage
     padding = "true # as the published figures are measured" if is_esc else "false"
-    values = {"sets": "\n\n".join(sets), "checkpoint": checkpoint, "padding": padding}
+    if recipe.damage:
+        sets = [_damaged(f"test_{number}", *each) for number, each in enumerate(_damaged_sets(recipe), 1)]
+    values = {
+        "sets": "\n\n".join(sets),
+        "checkpoint": checkpoint,
+        "padding": padding,
+        "metrics": _metrics(recipe),
+    }
     return _filled("test", recipe, values)
 
 
@@ -219,11 +380,44 @@ def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
     """Fill a template; what has several lines comes with its indentation."""
     options = {"type": recipe.network["type"], recipe.scale_key: "*scale", **recipe.network}
     network = [f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()]
-    if options["type"] in ("ESC", "ESCFP"):
+    if options["type"].startswith("ESC"):
         network.append("attn_type: auto # or Naive, SDPA, Flex: other speed and memory, same results")
     head = {key: getattr(recipe, key) for key in ("name", "title", "folder", "scale")}
     template = Template((_TEMPLATES / f"{kind}.yml").read_text(encoding="utf-8"))
     return template.substitute(head, network=_lines(network, 2), **values)
+
+
+def _metrics(recipe: Recipe) -> str:
+    if not recipe.damage:
+        return _METRICS
+    is_luma = "jpeg" in recipe.damage
+    told = "luma" if is_luma else "all of RGB"
+    return (
+        _METRICS.replace("luma, a border of scale pixels cropped", f"{told}, to the border")
+        .replace("*scale", "0")
+        .replace("test_y_channel: true", f"test_y_channel: {str(is_luma).lower()}")
+    )
+
+
+def _damaged_sets(recipe: Recipe) -> list[tuple[str, str]]:
+    """List the sets that a damage is measured on, by name, and how their images are damaged."""
+    if "noise" in recipe.damage:
+        return [(name, recipe.damage) for name in ("McMaster", "CBSD68", "Kodak24")]
+    return [
+        (f"{name}_quality{quality}", f"jpeg_quality: {quality}")
+        for name in ("Classic5", "LIVE1")
+        for quality in (10, 20, 30, 40)
+    ]
+
+
+def _damaged(phase: str, name: str, damage: str) -> str:
+    return f"""\
+  {phase}:
+    name: {name}
+    type: DamagedDataset
+    sources:
+      - dataroot_gt: datasets/{name.partition("_")[0]}
+    {damage}"""
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:

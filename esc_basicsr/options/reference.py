@@ -6,7 +6,7 @@ from typing import Any
 
 from esc_basicsr.common.tables import markdown_table
 from esc_basicsr.options.kinds import Kind
-from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, LOADER, SECTIONS, UNSET, Option
+from esc_basicsr.options.schema import ALWAYS, CALLED, DATASETS, KNOWN_MODELS, LOADER, SECTIONS, UNSET, Option
 
 _DATASET = "datasets.NAME"
 
@@ -21,9 +21,9 @@ _TITLES = {
 _HEAD = """\
 # Options
 
-Every key of an option file for `SRModel` and `ESCModel`. Each is declared once, in
-`esc_basicsr/options/schema.py`, from which `python -m esc_basicsr options --docs docs/options.md` writes this
-page.
+Every key of an option file for `SRModel`, `ESCModel`, `RealESRNetModel` and `RealESRGANModel`. Each is
+declared once, in `esc_basicsr/options/schema.py`, from which
+`python -m esc_basicsr options --docs docs/options.md` writes this page.
 
 * `python -m esc_basicsr options --check FILE` says what is wrong in a file, before anything is built.
 * `--force_yml train:clip_grad_norm=1` sets any of these keys for one run, whether the file has it or not.
@@ -68,14 +68,14 @@ def _default(option: Option) -> str:
 
 
 def _meaning(option: Option) -> str:
-    return f"{option.doc} {option.model} alone." if option.model else option.doc
+    return f"{option.doc} {' and '.join(option.models)} alone." if option.models else option.doc
 
 
 def json_schema() -> str:
     """Write options/schema.json."""
     schema = {
         "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "Option files for SRModel and ESCModel, as esc_basicsr checks them",
+        "title": f"Option files for {', '.join(KNOWN_MODELS)}, as esc_basicsr checks them",
         **_section(""),
     }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

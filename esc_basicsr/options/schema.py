@@ -24,6 +24,8 @@ from esc_basicsr.options.kinds import (
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
+    PROBABILITY,
+    QUALITY,
     RESTARTS,
     SECONDS,
     SECTION,
@@ -46,7 +48,7 @@ UNSET = object()  # there is no default: left out, the key is not there
 
 # when a key must be given
 ALWAYS, IN_TRAINING, IN_TEST = "always", "in training", "in testing"
-IN_KNOWN_MODELS = "by SRModel and ESCModel"
+IN_KNOWN_MODELS = "by the models of this page"
 
 
 class Option(NamedTuple):
@@ -57,11 +59,12 @@ class Option(NamedTuple):
     default: Any = UNSET
     unit: str = ""
     required: str = ""  # one of the above
-    model: str = ""  # the only one that reads it
+    models: tuple[str, ...] = ()  # the only ones that read it; all, if there are none
 
 
 # Models whose every key is known. Other models may read more: what they add is left alone.
-KNOWN_MODELS = ("SRModel", "ESCModel")
+DEGRADING_MODELS = ("RealESRNetModel", "RealESRGANModel")
+KNOWN_MODELS = ("SRModel", "ESCModel", *DEGRADING_MODELS)
 
 # type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
 SCHEDULERS = {
@@ -75,12 +78,29 @@ LARGEST_SIZE = 4096  # of any whole number
 LARGEST_SCALE = 64
 MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
-_ESC = "ESCModel"
+_ESC = ("ESCModel",)
+_GAN = ("RealESRGANModel",)
+_KEEPING = (*_ESC, *DEGRADING_MODELS)
 
 
 def _by_basicsr(*keys: str) -> dict[str, Option]:
     return {key: Option(ANYTHING, "Set by BasicSR; what a file says is overwritten.") for key in keys}
 
+
+def _degradation(kind: Kind, doc: str) -> Option:
+    return Option(kind, doc, models=DEGRADING_MODELS)
+
+
+# of an image to train with, by RealESRNetModel and RealESRGANModel; each twice, the second with a 2 behind it
+_DEGRADATION = {
+    "resize_prob": _degradation(list_of(NOT_NEGATIVE, 3), "Chances to enlarge, to reduce, to keep the size."),
+    "resize_range": _degradation(list_of(POSITIVE, 2), "Smallest and largest factor of the size."),
+    "gaussian_noise_prob": _degradation(PROBABILITY, "Chance of Gaussian noise; else it is Poisson's."),
+    "noise_range": _degradation(list_of(NOT_NEGATIVE, 2), "Standard deviation of Gaussian noise, of 255."),
+    "poisson_scale_range": _degradation(list_of(NOT_NEGATIVE, 2), "Factor of Poisson noise."),
+    "gray_noise_prob": _degradation(PROBABILITY, "Chance that noise is the same in all channels."),
+    "jpeg_range": _degradation(list_of(NOT_NEGATIVE, 2), "Quality of JPEG."),
+}
 
 TOP_LEVEL = {
     "name": Option(FOLDER_NAME, "Name of the experiment, and of its folder.", required=ALWAYS),
@@ -92,9 +112,9 @@ TOP_LEVEL = {
     "manual_seed": Option(
         or_none(at_most(WHOLE, 4 * 10**9)), "Seed of weights, order, crops and flips; ~: by chance.", None
     ),
-    "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, model=_ESC),
+    "channels_last": Option(BOOL, "Keep images and weights in channels-last layout.", False, models=_ESC),
     "cpu_kernels": Option(
-        BOOL, "Without a GPU, run by C++ kernels, which need a C++ compiler.", False, model=_ESC
+        BOOL, "Without a GPU, run by C++ kernels, which need a C++ compiler.", False, models=_ESC
     ),
     "find_unused_parameters": Option(
         BOOL, "With several processes, look for weights that took no part in a step.", False
@@ -103,6 +123,25 @@ TOP_LEVEL = {
     "network_g": Option(
         SECTION, "The network: its type, and the options of that class.", required=IN_KNOWN_MODELS
     ),
+    "network_d": Option(SECTION, "The discriminator: its type, and the options of that class.", models=_GAN),
+    "gt_size": _degradation(at_most(COUNT, 400), "Side of an HR crop, in pixels; it is taken from 400."),
+    "queue_size": Option(
+        COUNT,
+        "Pairs that wait to be mixed into other batches, a multiple of batch_size_per_gpu.",
+        180,
+        "pairs",
+        models=DEGRADING_MODELS,
+    ),
+    "high_order_degradation": Option(
+        BOOL, "Degrade images here; false: train on the pairs of the data set.", True, models=DEGRADING_MODELS
+    ),
+    **_DEGRADATION,
+    "second_blur_prob": _degradation(PROBABILITY, "Chance of the second blur."),
+    **{f"{key}2": option for key, option in _DEGRADATION.items()},
+    "gt_usm": Option(BOOL, "Sharpen HR images.", models=("RealESRNetModel",)),
+    "l1_gt_usm": Option(BOOL, "Sharpen HR images for the loss of pixels.", models=_GAN),
+    "percep_gt_usm": Option(BOOL, "Sharpen HR images for the perceptual loss.", models=_GAN),
+    "gan_gt_usm": Option(BOOL, "Sharpen HR images for the discriminator.", models=_GAN),
     "path": Option(SECTION, "Weights and states to start from.", required=ALWAYS),
     "train": Option(SECTION, "How to train.", required=IN_TRAINING),
     "val": Option(or_none(SECTION), "How to validate and test.", None, required=IN_TEST),
@@ -119,6 +158,11 @@ PATH = {
         or_none(TEXT), "Which weights of the file: params, or params_ema, their average.", "params"
     ),
     "strict_load_g": Option(BOOL, "Refuse weights that lack some or have others.", True),
+    "pretrain_network_d": Option(
+        or_none(TEXT), "A file with weights for the discriminator to start from.", None, models=_GAN
+    ),
+    "param_key_d": Option(or_none(TEXT), "Which weights of that file.", "params", models=_GAN),
+    "strict_load_d": Option(BOOL, "Refuse weights that lack some or have others.", True, models=_GAN),
     "resume_state": Option(or_none(TEXT), "A training state to go on from.", None),
     "ignore_resume_networks": Option(NAMES, "Networks whose weights are not taken from there.", None),
     **_by_basicsr("experiments_root", "models", "training_states", "log", "visualization", "results_root"),
@@ -128,25 +172,32 @@ TRAIN = {
     "total_iter": Option(ITERATIONS, "Steps of the training.", unit="iterations", required=ALWAYS),
     "warmup_iter": Option(WARMUP, "Steps in which the learning rate rises to lr.", -1, "iterations"),
     "ema_decay": Option(FRACTION, "Of the averaged weights; 0: no average.", 0),
-    "amp": Option(AMP, "Compute in half precision where autocast deems that safe.", False, model=_ESC),
+    "amp": Option(AMP, "Compute in half precision where autocast deems that safe.", False, models=_ESC),
     "accumulate": Option(
-        COUNT, "Pieces in which a batch is worked through: less memory, the same step.", 1, model=_ESC
+        COUNT, "Pieces in which a batch is worked through: less memory, the same step.", 1, models=_ESC
     ),
-    "compile": Option(BOOL, "Train through torch.compile.", False, model=_ESC),
+    "compile": Option(BOOL, "Train through torch.compile.", False, models=_ESC),
     "clip_grad_norm": Option(
-        or_none(POSITIVE), "Scale gradients down to this norm; ~: never.", None, model=_ESC
+        or_none(POSITIVE), "Scale gradients down to this norm; ~: never.", None, models=_ESC
     ),
     "max_skipped": Option(
         COUNT,
         "Steps in a row whose loss or gradient is not finite, after which training ends.",
         10,
         "steps",
-        model=_ESC,
+        models=_ESC,
     ),
     "optim_g": Option(SECTION, "The optimizer: its type and options.", required=IN_KNOWN_MODELS),
     "scheduler": Option(SECTION, "How the learning rate falls.", required=IN_KNOWN_MODELS),
     "pixel_opt": Option(or_none(SECTION), "The loss of pixels: its type and options.", None),
     "perceptual_opt": Option(or_none(SECTION), "BasicSR's perceptual loss, by itself or beside it.", None),
+    "optim_d": Option(SECTION, "The discriminator's optimizer.", models=_GAN),
+    "gan_opt": Option(SECTION, "The adversarial loss: its type and options.", models=_GAN),
+    "ldl_opt": Option(or_none(SECTION), "The loss of pixels that are likely artefacts.", None, models=_GAN),
+    "net_d_iters": Option(COUNT, "The network is trained every so many steps.", 1, "steps", models=_GAN),
+    "net_d_init_iters": Option(
+        WHOLE, "Steps at the beginning that train the discriminator alone.", 0, "steps", models=_GAN
+    ),
 }
 
 # Narrower than what torch's signatures say.
@@ -191,15 +242,15 @@ VAL = {
     "suffix": Option(or_none(TEXT), "Put behind their names; ~: the experiment's name.", None),
     "pbar": Option(BOOL, "Show progress.", False),
     "metrics": Option(or_none(SECTION), "Metrics by a name of your own: their types and options.", None),
-    "amp": Option(AMP, "Validate and test in half precision.", False, model=_ESC),
+    "amp": Option(AMP, "Validate and test in half precision.", False, models=_ESC),
     "pad_to_window": Option(
         BOOL,
         "Mirror LR at bottom and right to multiples of window_size, and crop, as the release evaluates.",
         False,
-        model=_ESC,
+        models=_ESC,
     ),
     "batch_size": Option(
-        COUNT, "Most images of one size that go through the network together.", 1, "images", model=_ESC
+        COUNT, "Most images of one size that go through the network together.", 1, "images", models=_ESC
     ),
 }
 
@@ -217,10 +268,10 @@ LOGGER = {
         ITERATIONS, "Steps between checkpoints.", unit="iterations", required=ALWAYS
     ),
     "keep_checkpoints": Option(
-        or_none(COUNT), "How many of the newest are kept; ~: all.", None, "checkpoints", model=_ESC
+        or_none(COUNT), "How many of the newest are kept; ~: all.", None, "checkpoints", models=_KEEPING
     ),
     "safetensors": Option(
-        BOOL, "Write the averaged weights as .safetensors, too, beside each .pth.", False, model=_ESC
+        BOOL, "Write the averaged weights as .safetensors, too, beside each .pth.", False, models=_ESC
     ),
     "use_tb_logger": Option(BOOL, "Log to TensorBoard.", required=ALWAYS),
     "wandb": Option(or_none(SECTION), "Weights & Biases, which takes what TensorBoard logs.", None),
@@ -293,6 +344,17 @@ _CROPS = {
     "use_rot": Option(BOOL, "Turn crops upside down and by 90°, each by chance.", required=IN_TRAINING),
 }
 
+# of RealESRGANDataset; each twice, the second with a 2 behind it
+_BLUR = {
+    "blur_kernel_size": Option(COUNT, "Largest side of a kernel, which is always 21.", required=ALWAYS),
+    "kernel_list": Option(ANYTHING, "Kinds of kernels.", required=ALWAYS),
+    "kernel_prob": Option(list_of(NOT_NEGATIVE), "Chance of each.", required=ALWAYS),
+    "sinc_prob": Option(PROBABILITY, "Chance of a sinc filter in their place.", required=ALWAYS),
+    "blur_sigma": Option(list_of(POSITIVE, 2), "Standard deviation of a kernel, in pixels.", required=ALWAYS),
+    "betag_range": Option(list_of(POSITIVE, 2), "Exponents of generalised Gaussians.", required=ALWAYS),
+    "betap_range": Option(list_of(POSITIVE, 2), "Exponents of plateau kernels.", required=ALWAYS),
+}
+
 # type of data set -> its own keys; one that is not here belongs to someone else, who knows its keys
 DATASETS = {
     "PairedImageDataset": {
@@ -303,10 +365,31 @@ DATASETS = {
         **_IMAGES,
     },
     "SingleImageDataset": {**_LQ, **_IMAGES},
+    "RealESRGANDataset": {
+        "dataroot_gt": Option(TEXT, "Folder or LMDB of HR images.", required=ALWAYS),
+        "io_backend": Option(SECTION, "How images are read.", required=ALWAYS),
+        "meta_info": Option(
+            or_none(TEXT), "A list of the images to take of a folder, a path on each line; LMDBs need none."
+        ),
+        "use_hflip": Option(BOOL, "Flip images left to right, by chance.", required=ALWAYS),
+        "use_rot": Option(BOOL, "Turn images upside down and by 90°, each by chance.", required=ALWAYS),
+        "gt_size": Option(COUNT, "Nothing reads it: the model crops."),
+        **_BLUR,
+        **{f"{key}2": option for key, option in _BLUR.items()},
+        "final_sinc_prob": Option(PROBABILITY, "Chance of a last sinc filter.", required=ALWAYS),
+    },
     "DFLIPDataset": {
         "sources": Option(SOURCES, "LMDBs of HR images, a section each.", required=ALWAYS),
         **_CROPS,
         "lq_on_device": Option(BOOL, "Make LR of whole batches, on the GPU, in the model.", False),
+    },
+    "DamagedDataset": {
+        "sources": Option(SOURCES, "LMDBs of HR images, or folders to test on.", required=ALWAYS),
+        **_CROPS,
+        "noise_sigma": Option(or_none(POSITIVE), "Standard deviation of Gaussian noise, of 255.", None),
+        "jpeg_quality": Option(
+            or_none(QUALITY), "Quality of JPEG, or the least and the largest to draw from.", None
+        ),
     },
 }
 
@@ -334,7 +417,10 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "datasets.NAME.sources[]": SOURCE,
 }
 # sections that a function is called with, whose signature knows their other keys and their defaults
-CALLED = ("network_g", "train.optim_g", "train.scheduler", "train.pixel_opt", "train.perceptual_opt")
+CALLED = (
+    *("network_g", "network_d", "train.optim_g", "train.optim_d", "train.scheduler"),
+    *("train.pixel_opt", "train.perceptual_opt", "train.gan_opt", "train.ldl_opt"),
+)
 _FILLED = ("", "path", "train", "val", "logger", "logger.wandb", "dist_params")
 
 
@@ -387,6 +473,7 @@ def fill_defaults(opt: dict[str, Any]) -> None:
 
 def _fill(section: Any, table: Mapping[str, Option], model: Any) -> None:
     for key, option in table.items():
-        # SRModel refuses the keys that ESCModel alone has; a model derived from that has them.
-        if option.default is not UNSET and not (option.model and model == "SRModel"):
+        # Known models refuse the keys of others; a model derived from ESCModel has its.
+        is_read = model in option.models if model in KNOWN_MODELS else "ESCModel" in option.models
+        if option.default is not UNSET and (is_read or not option.models):
             section.setdefault(key, copy.deepcopy(option.default))  # a list is not for all to change

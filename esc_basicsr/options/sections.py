@@ -80,7 +80,7 @@ class SectionCheck:
             elif key not in kinds and not open_ended:
                 meant.add(nearest(key, kinds))
                 declared = schema.SECTIONS.get(where, {}).get(key)
-                is_escs = declared is not None and declared.model == "ESCModel"
+                is_escs = declared is not None and "ESCModel" in declared.models
                 remedy = "With model_type: ESCModel it is known." if is_escs else hint(key, kinds)
                 self.add(f"{prefix}{key}", f"unknown key. {remedy}")
         for key in required:
@@ -99,8 +99,10 @@ class SectionCheck:
 
         ``open_ended``: there may be others; ``is_train``: it is one to train by, by default if the file is.
         """
-        models = ("", self.opt.get("model_type"))
-        kinds = {key: option.kind for key, option in table.items() if option.model in models}
+        model = self.opt.get("model_type")
+        kinds = {
+            key: option.kind for key, option in table.items() if not option.models or model in option.models
+        }
         is_train = self.is_train if is_train is None else is_train
         required = required_keys(table, is_train, self.is_known_model)
         self.check_keys(where, section, kinds, required, open_ended)

@@ -44,6 +44,7 @@ _OURS = {
     "sha256": {str: str},
     "options": str,
     "random": list,
+    "pools": [{"lq": torch.Tensor, "gt": torch.Tensor, "filled": _COUNT}],
     "skipped": {str: int},
     "metrics": {
         "history": [{str: int | float | str}],

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torch.distributed as dist
-from basicsr.data import build_dataloader, build_dataset
 from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -207,13 +206,9 @@ class ESCModel(SRModel):
             UserError: It is of another training: of another network, optimizer or schedule.
         """
         self.state.restore(resume_state)
-        iteration, val = resume_state["iter"], self.opt.get("val") or {}
-        if val.get("metrics") is None or iteration % val["val_freq"]:
-            return
-        for phase in self.shared_validation.missing(iteration):
-            section = self.opt["datasets"][phase]
-            loader = build_dataloader(build_dataset(section), section, self.opt["num_gpu"], self.opt["dist"])
-            self.validation(loader, iteration, None, val["save_img"])
+        iteration = resume_state["iter"]
+        for loader in self.shared_validation.missed(iteration):
+            self.validation(loader, iteration, None, self.opt["val"]["save_img"])
 
     def _save_and_exit(self, iteration: int) -> NoReturn:
         if not self.state.is_saved(iteration):

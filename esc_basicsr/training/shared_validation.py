@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from basicsr.data import build_dataloader, build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common import signals
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
@@ -79,6 +80,15 @@ class SharedValidation:
             for phase, options in self._opt["datasets"].items()
             if phase.split("_")[0] == "val" and options["name"] not in self.records.measured(iteration)
         ]
+
+    def missed(self, iteration: int) -> Iterator[Any]:
+        """Make BasicSR's loaders of the sets that were to be measured at an iteration, and were not."""
+        val = self._opt.get("val") or {}
+        if val.get("metrics") is None or iteration % val["val_freq"]:
+            return
+        for phase in self.missing(iteration):
+            section = self._opt["datasets"][phase]
+            yield build_dataloader(build_dataset(section), section, self._opt["num_gpu"], self._opt["dist"])
 
     def run(
         self, upscale: Upscale, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool
@@ -300,10 +310,10 @@ class SharedValidation:
 
 
 def published_variant(net: nn.Module) -> str | None:
-    """Name the one of `VARIANTS` that a network is, at any scale, by its parameters; None for another."""
+    """Name the one of `RELEASED` that a network is, at any scale, by its parameters; None for another."""
     options = infer_network_options(net.state_dict()) or {}
     options.pop("upscaling_factor", None)
-    return next((name for name, known in VARIANTS.items() if known == options), None)
+    return next((name for name, known in RELEASED.items() if known == options), None)
 
 
 def _lr_files(dataset: Any) -> list[str]:

@@ -22,7 +22,7 @@ from esc_basicsr.training.ranks import gather, on_first_rank
 from esc_basicsr.training.skipped_steps import SkippedSteps
 from esc_basicsr.weights.write import write_safetensors
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "is_plain"]
 
 # What a state of another form makes PyTorch raise.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -45,6 +45,9 @@ class TrainingState:
     records: MetricRecords
     skipped: SkippedSteps
     position: dict[str, int] = field(default_factory=dict)  # in the data, after the batch that was fed last
+    # Pairs that this rank keeps for later batches, as Real-ESRGAN's models do: ``lq`` and ``gt``, of which
+    # the first ``filled`` are pairs; empty where there are none.
+    pool: dict[str, Any] = field(default_factory=dict)
     _sha256: dict[str, str] = field(default_factory=dict)  # of the newest weights, by file name
     _saved: tuple[int, int] | None = None  # epoch and iteration of the newest state
 
@@ -118,6 +121,8 @@ class TrainingState:
             "skipped": self.skipped.counts,
             "options": self.options,
         }
+        if self.pool:
+            state["pools"] = gather(self.pool)
         return state | ({"grad_scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     # Resuming
@@ -141,6 +146,8 @@ class TrainingState:
                 self.scaler.load_state_dict(state["grad_scaler"])
             if len(randoms) == self.opt["world_size"]:
                 checkpoints.restore_random_state(randoms[self.opt["rank"]])
+                if len(pools := state.get("pools", [])) == len(randoms):
+                    self.pool = pools[self.opt["rank"]]
         except _MISFITS as error:
             raise UserError(
                 f"{path} does not fit these options ({error}): it is a state of another network, optimizer "
@@ -184,7 +191,7 @@ class TrainingState:
                 _refuse_missing(needed - entry.keys())
                 for name, value in entry.items():
                     shape = () if name in _SCALARS else parameters[number].shape
-                    if not _is_plain(value, shape):
+                    if not is_plain(value, shape):
                         raise ValueError(f"{where}.state.{number}.{name} is not what it should be")
         for index, (scheduler, found) in enumerate(zip(self.schedulers, state["schedulers"], strict=True)):
             where = f"schedulers.{index}"
@@ -199,7 +206,7 @@ def _refuse_missing(names: set[str]) -> None:
         raise ValueError(f"no {', '.join(sorted(names))}")
 
 
-def _is_plain(value: Any, shape: tuple[int, ...]) -> bool:
+def is_plain(value: Any, shape: tuple[int, ...]) -> bool:
     """Tell whether it is a tensor of finite numbers in memory, of this shape."""
     return (
         isinstance(value, Tensor)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.weights.fit import build_fitting, load_weights
 from esc_basicsr.weights.read import read_weights
@@ -97,7 +97,7 @@ def load_network(model: str | Path) -> TrainedNetwork:
     network, options = build_fitting(weights, model)
     load_weights(network, weights, model)
     scale = int(options["upscaling_factor"])
-    named = (name for name, variant in VARIANTS.items() if {**variant, "upscaling_factor": scale} == options)
+    named = (name for name, variant in RELEASED.items() if {**variant, "upscaling_factor": scale} == options)
     return TrainedNetwork(network, options, next(named, None), scale, str(model))
 
 

@@ -1,12 +1,17 @@
 """Models of BasicSR train ESC as ESCModel does: start from weights, stop, and go on exactly."""
 
+import copy
 import json
+import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_training import checkpoint, live, paired, training_options, write, write_images
+from basicsr.models import build_model
+from tiny_training import checkpoint, live, paired, same, training_options, write, write_images
 
 from esc_basicsr.archs import ESC
 from esc_basicsr.weights.write import write_safetensors
@@ -23,7 +28,7 @@ NOISE = {
 DEGRADED: dict[str, Any] = {
     **NOISE,
     **{f"{key}2": value for key, value in NOISE.items()},
-    **{"second_blur_prob": 0.8, "gt_size": 32, "queue_size": 180},
+    **{"second_blur_prob": 0.8, "gt_size": 32, "queue_size": 2},
 }
 GAN = {
     "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "real_label_val": 1.0, "loss_weight": 0.1},
@@ -60,20 +65,33 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return {**opt, "num_gpu": 0}
 
 
+@pytest.fixture
+def options_of(tmp_path: Path, options: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """Give options for one of `MODELS`, with the data set that it needs."""
+
+    def make(model: str) -> dict[str, Any]:
+        more = MODELS[model]
+        opt = {**options, "model_type": model, **more, "train": {**options["train"], **more.get("train", {})}}
+        if model.startswith("Real"):
+            names = "".join(f"{number}.png\n" for number in range(4))
+            (tmp_path / "names.txt").write_text(names)
+            loader = {key: value for key, value in opt["datasets"]["train"].items() if "_lq" not in key}
+            real = {
+                **{"type": "RealESRGANDataset", "meta_info": str(tmp_path / "names.txt")},
+                "final_sinc_prob": 0.8,
+            }
+            twice = {**KERNELS, **{f"{key}2": value for key, value in KERNELS.items()}}
+            opt["datasets"] = {**opt["datasets"], "train": {**loader, **real, **twice}}
+        return opt
+
+    return make
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_models_of_basicsr_start_from_weights_save_and_go_on_exactly(
-    model: str, tmp_path: Path, options: dict[str, Any]
+    model: str, tmp_path: Path, options_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    more = MODELS[model]
-    opt = {**options, "model_type": model, **more, "train": {**options["train"], **more.get("train", {})}}
-    if model.startswith("Real"):
-        names = "".join(f"{number}.png\n" for number in range(4))
-        (tmp_path / "names.txt").write_text(names)
-        loader = {key: value for key, value in opt["datasets"]["train"].items() if "_lq" not in key}
-        real = {"type": "RealESRGANDataset", "meta_info": str(tmp_path / "names.txt"), "final_sinc_prob": 0.8}
-        twice = {**KERNELS, **{f"{key}2": value for key, value in KERNELS.items()}}
-        opt["datasets"] = {**opt["datasets"], "train": {**loader, **real, **twice}}
-    write(tmp_path / "train.yml", opt)
+    write(tmp_path / "train.yml", options_of(model))
     halves = ["--force_yml", "name=halves"]
     lives = live(
         tmp_path,
@@ -91,3 +109,95 @@ def test_models_of_basicsr_start_from_weights_save_and_go_on_exactly(
     assert resumed["state"]["metrics"]["history"] == whole["state"]["metrics"]["history"]
     assert [entry["iter"] for entry in whole["state"]["metrics"]["history"]] == [2, 4]
     assert "psnr" in (tmp_path / "experiments" / "single" / "metrics" / "Val.csv").read_text()
+
+
+# What ends a training of 6 iterations, with checkpoints every 2 and validations every 3.
+ENDS: list[dict[str, Any]] = [
+    {"at": "step", "count": 4, "signal": "SIGKILL"},
+    {"at": "step", "count": 3, "signal": "SIGTERM"},  # in iteration 5, which has no checkpoint
+    {"at": "test", "count": 1, "signal": "SIGINT"},  # in the validation of iteration 6
+]
+
+
+def test_a_model_of_basicsr_that_is_killed_and_stopped_ends_as_one_that_was_not(
+    tmp_path: Path, options_of: Callable[[str], dict[str, Any]]
+) -> None:
+    opt = options_of("SRGANModel")
+    opt["train"] |= {"total_iter": 6, "warmup_iter": 3}
+    opt["val"] |= {"val_freq": 3}
+    write(tmp_path / "train.yml", opt)
+    resume: dict[str, Any] = {"arguments": ["--auto_resume"], "model": "SRGANModel"}
+    peaceful = {"arguments": ["--force_yml", "name=peaceful"]}
+    lives = live(tmp_path, [peaceful, *({**resume, **end} for end in ENDS), resume])
+    codes = [0, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, 0]
+    assert [life["codes"] for life in lives] == [[code] for code in codes], lives
+    stopped = [re.findall(r"Stopped at iteration (\d+) by (\w+)", life["output"]) for life in lives]
+    assert stopped == [[], [], [("5", "SIGTERM")], [("6", "SIGINT")], []], lives
+    assert_same_end(tmp_path / "experiments", 6)
+
+
+def test_two_ranks_of_a_degrading_model_stop_together_and_go_on_exactly(
+    tmp_path: Path, options_of: Callable[[str], dict[str, Any]]
+) -> None:
+    opt = options_of("RealESRGANModel")
+    opt["datasets"]["train"]["batch_size_per_gpu"] = 1
+    write(tmp_path / "train.yml", opt)
+    resume: dict[str, Any] = {"arguments": ["--auto_resume"], "model": "RealESRGANModel", "ranks": 2}
+    peaceful = {"arguments": ["--force_yml", "name=peaceful"], "ranks": 2}
+    end = {"at": "step", "count": 3, "signal": "SIGTERM", "rank": 1}  # in the first with a full pool
+    lives = live(tmp_path, [peaceful, {**resume, **end}, resume])
+    assert [life["codes"] for life in lives] == [[0, 0], [143, 143], [0, 0]], lives
+    assert lives[1]["output"].count("Stopped at iteration 3") == 1
+    first, second = assert_same_end(tmp_path / "experiments", 4)["pools"]
+    assert first["filled"] == second["filled"] == 2 and not same(first["lq"], second["lq"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_taken"),
+    [
+        ({}, True),
+        ({"filled": 2}, True),
+        ({"filled": 1}, False),  # no multiple of the batch
+        ({"filled": 6}, False),
+        ({"gt": torch.zeros(4, 3, 16, 16)}, False),  # of another gt_size
+        ({"lq": torch.full((4, 3, 16, 16), torch.nan)}, False),
+        (None, False),
+    ],
+)
+def test_a_pool_of_pairs_is_taken_if_it_fits(
+    options_of: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+    esc_log: list[str],
+    changes: dict[str, Any] | None,
+    is_taken: bool,
+) -> None:
+    opt = options_of("RealESRNetModel") | {"queue_size": 4, "val": None}
+    opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+    opt["path"] |= {"training_states": str(tmp_path), "models": str(tmp_path)}
+    opt["datasets"]["train"]["batch_size_per_gpu"] = 2
+    first, second = (build_model(copy.deepcopy(opt)) for _ in range(2))
+    if changes is not None:
+        first.queue_lr, first.queue_gt = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 32, 32)
+        first.queue_ptr = 4
+    first.save_training_state(0, 1)
+    state = torch.load(tmp_path / "1.state", weights_only=True)
+    if changes is not None:
+        state["pools"][0] |= changes
+    esc_log.clear()
+    second.resume_training(state)
+    assert hasattr(second, "queue_lr") == is_taken
+    assert any("filled anew" in line for line in esc_log) != is_taken
+    if is_taken:
+        assert torch.equal(second.queue_lr, first.queue_lr) and torch.equal(second.queue_gt, first.queue_gt)
+        assert second.queue_ptr == state["pools"][0]["filled"]
+
+
+def assert_same_end(experiments: Path, iteration: int) -> dict[str, Any]:
+    """Compare all that two trainings have at the end; return one's state."""
+    folders = [experiments / name for name in ("single", "peaceful")]
+    resumed, whole = (checkpoint(folder, iteration)["state"] for folder in folders)
+    for key in whole.keys() - {"sha256", "options"}:
+        assert same(resumed[key], whole[key]), key
+    for name in (f"net_g_{iteration}.pth", f"net_d_{iteration}.pth"):
+        assert same(*(torch.load(folder / "models" / name, weights_only=True) for folder in folders)), name
+    return whole

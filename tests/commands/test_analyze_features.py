@@ -65,6 +65,18 @@ def test_layers_are_shown_that_were_asked_for(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("network", "scale", "side"), [("ESCReal", 4, 16), ("ESCRealM", 2, 8)])
+def test_networks_for_photographs_are_shown_and_attend_in_the_images_pixels(tmp_path, network, scale, side):
+    sizes = "dim=16,pdim=4,kernel_size=5,n_blocks=1,conv_blocks=1,window_size=4,num_heads=2"
+    arguments = ["--network", f"{network},{sizes}", *QUICK, "--scale", str(scale), "-o", str(tmp_path)]
+    arguments += ["--layers", "blocks.0", "--size", "16"]
+    assert analyze(*arguments) == 0
+    (row,) = json.loads((tmp_path / "features.json").read_text())["rows"]
+    assert [layer["size"] for layer in row["layers"]] == [[side, side, 16]]
+    # at ×2 a pixel of the features is two by two of the image's, and a query is none of them
+    assert [one["window"][2] for one in row["attention"]] == ([4] if network == "ESCReal" else [])
+
+
 def test_a_network_without_colours_is_drawn(tmp_path):
     out = tmp_path / "out"
     network = "MSRResNet,num_feat=2,num_block=2"

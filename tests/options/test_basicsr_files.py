@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.data import DATASET_REGISTRY
 from basicsr.models import MODEL_REGISTRY
 
@@ -29,7 +31,7 @@ WATCHED = {"cache_data": False, "num_frame": 5, "padding": "reflection_circle"}
 # data sets to train on, and to test on; what PairedImageDataset needs is in the fixture
 TRAINED_ON: dict[str, dict[str, Any]] = {
     "RealESRGANDataset": {
-        **{"dataroot_gt": "gt", "meta_info": "list.txt", "io_backend": {"type": "disk"}},
+        **{"dataroot_gt": "datasets/Val/HR", "meta_info": "list.txt", "io_backend": {"type": "disk"}},
         **BLUR,
         **{f"{key}2": value for key, value in BLUR.items()},
         **{"final_sinc_prob": 0.8},
@@ -126,6 +128,13 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "VideoGANModel": {"network_g": EDVR, "network_d": VGG_D, "data": "REDSDataset", "train": GAN},
 }
+
+
+@pytest.fixture
+def sound_options(sound_options: dict[str, Any]) -> dict[str, Any]:
+    """Have the list of images that some data sets want beside them."""
+    Path("list.txt").write_text("".join(f"{number}.png\n" for number in range(8)))
+    return sound_options
 
 
 def copied(sound: dict[str, Any], model: str) -> dict[str, Any]:
@@ -299,7 +308,7 @@ def test_every_key_that_a_data_set_reads_is_missed(sound_options: dict[str, Any]
     keys = TRAINED_ON[name].keys() - LOADER.keys() - {"meta_info_file", "filename_tmpl", "interval_list"}
     keys -= {"random_reverse"} if "Recurrent" in name else set()
     keys -= {"gt_size"} if name == "RealESRGANDataset" else set()
-    keys -= {"meta_info"} if name == "RealESRGANPairedDataset" else set()
+    keys -= {"meta_info"}  # of folders alone
     sound_options["datasets"]["train"] = {"name": "Train", "type": name, **LOADER}
     if "meta_info_file" in TRAINED_ON[name]:
         sound_options["datasets"]["train"]["meta_info_file"] = "list.txt"
@@ -312,7 +321,78 @@ def test_every_key_that_a_data_set_reads_is_missed(sound_options: dict[str, Any]
 @pytest.mark.parametrize("model", ["RealESRNetModel", "RealESRGANModel"])
 def test_a_degradation_that_is_missing_is_reported(sound_options: dict[str, Any], model: str) -> None:
     opt = copied(sound_options, model)
-    opt["jpeg_rnage2"] = opt.pop("jpeg_range2")
+    jpeg = opt.pop("jpeg_range2")
     with pytest.raises(UserError, match=f"jpeg_range2: missing; {model} reads it to degrade images"):
         check_options(opt, "mine.yml", is_train=True)
     check_options(opt | {"high_order_degradation": False}, "mine.yml", is_train=True)
+    with pytest.raises(UserError, match=r"jpeg_rnage2: unknown key\. Did you mean 'jpeg_range2'"):
+        check_options(opt | {"jpeg_rnage2": jpeg}, "mine.yml", is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (
+            "queue_size",
+            181,
+            "queue_size: got 181, expected a multiple of datasets.train.batch_size_per_gpu, 2",
+        ),
+        ("gt_size", 31, "gt_size: got 31, expected a multiple of scale, 2"),
+        ("gt_size", 402, "gt_size: got 402, expected a whole number of at least 1, and at most 400"),
+        ("second_blur_prob", 1.5, "second_blur_prob: got 1.5, expected a number from 0 to 1"),
+        ("resize_prob", [0.3, 0.7], "resize_prob: got [0.3, 0.7], expected a list, 3 items"),
+        ("channels_last", True, "channels_last: unknown key. With model_type: ESCModel it is known"),
+        ("datasets.train.global_batch_size", 4, "datasets.train.global_batch_size: RealESRGANModel takes a"),
+        ("datasets.train.meta_info", None, "datasets.train.meta_info: missing; expected a file that lists"),
+        (
+            "datasets.train.meta_info",
+            "no.txt",
+            "datasets.train.meta_info: there is no list of images",
+        ),
+        ("datasets.train.dataroot_gt", "no", "datasets.train.dataroot_gt: there is no folder of images 'no'"),
+        ("datasets.train.sinc_prbo", 0.1, "datasets.train.sinc_prbo: unknown key. Did you mean 'sinc_prob'"),
+        ("path.pretrain_network_d", "no.pth", "path.pretrain_network_d: there is no checkpoint 'no.pth'"),
+    ],
+)
+def test_what_does_not_go_with_degradations_is_reported(
+    sound_options: dict[str, Any], where: str, value: Any, message: str
+) -> None:
+    opt = copied(sound_options, "RealESRGANModel")
+    section: Any = opt
+    *sections, key = where.split(".")
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    with pytest.raises(UserError) as caught:
+        check_options(opt, "mine.yml", is_train=True)
+    assert f"\n  {message}" in str(caught.value)
+
+
+def test_images_that_degrading_models_cannot_use_are_refused(sound_options: dict[str, Any]) -> None:
+    opt = copied(sound_options, "RealESRNetModel")
+    opt["datasets"]["train"] = {**opt["datasets"]["val"], **LOADER, **CROPS}
+    with pytest.raises(UserError, match=r"train.type: got 'PairedImageDataset', expected RealESRGANDataset"):
+        check_options(opt, "mine.yml", is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("vgg_type", "file"), [("vgg19", "vgg19-dcbb9e9d.pth"), ("vgg16", "vgg16-397923af.pth")]
+)
+def test_missing_weights_of_vgg_are_reported_and_not_downloaded(
+    sound_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vgg_type: str, file: str
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    Path(VGG_PRETRAIN_PATH).unlink()
+    opt = copied(sound_options, "RealESRGANModel")
+    opt["train"]["perceptual_opt"]["vgg_type"] = vgg_type
+    with pytest.raises(UserError) as caught:
+        check_options(opt, "mine.yml", is_train=True)
+    (line, _) = str(caught.value).splitlines()[1:]
+    assert line.startswith("  train.perceptual_opt: there are no weights ")
+    assert f"{file}', which PerceptualLoss needs. Download them from https://" in line
+    (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "cache" / "checkpoints" / file).touch()  # where torchvision keeps what it has downloaded
+    check_options(opt, "mine.yml", is_train=True)
+    opt["train"]["perceptual_opt"]["vgg_type"] = "vgg91"
+    with pytest.raises(UserError, match=r"vgg_type: got 'vgg91'\. Did you mean 'vgg19'"):
+        check_options(opt, "mine.yml", is_train=True)

@@ -13,7 +13,8 @@ from basicsr.losses import build_loss
 from basicsr.utils.options import ordered_yaml
 from jsonschema import Draft7Validator
 
-from esc_basicsr.archs.variants import VARIANTS
+from esc_basicsr.archs.variants import RELEASED
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
@@ -24,6 +25,10 @@ from esc_basicsr.weights.shipped import model_list
 
 OPTIONS = Path(__file__).parents[2] / "options"
 FILES = sorted(map(str, option_files()))
+LARGE = (("ESC", "DFLIP"), ("ESC-XL", "DF2K"))  # trained on several sets
+REAL = [file for file in FILES if file.endswith(("_MSE.yml", "_GAN.yml"))]
+TRAINING = [file for file in FILES if file.startswith("train") and file not in REAL]
+DAMAGED = [file for file in FILES if "_x1_" in file]
 VALIDATOR = Draft7Validator(json.loads(json_schema()))
 
 
@@ -76,17 +81,21 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     networks = [
         f"{variant}_x{scale}_DIV2K" for variant in ("ESC", "ESC-light", "ESC-FP") for scale in (2, 3, 4)
     ]
-    networks += [f"ESC_x{scale}_DFLIP" for scale in (2, 3, 4)]
+    networks += [f"{name}_x{scale}_{data}" for scale in (2, 3, 4) for name, data in LARGE]
     stems = {kind: {Path(file).stem for file in FILES if file.startswith(kind)} for kind in ("train", "test")}
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
     ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
-    assert stems["train"] == {*networks, *ablation, *ships}
+    real = {f"{name}_DIV2K_{stage}" for name in ("ESC-Real_x4", "ESC-RealM_x2") for stage in ("MSE", "GAN")}
+    tasks = ("noise15", "noise25", "noise50", "jpeg")
+    damaged = {f"{variant}_x1_DIV2K_{task}" for variant in ("ESC", "ESC-RealM") for task in tasks}
+    assert stems["train"] == {*networks, *ablation, *ships, *real, *damaged}
     baselines = {f"{baseline}_x{scale}_DIV2K" for baseline in BASELINES for scale in (2, 3, 4)}
     assert stems["test"] == {
         *networks,
         *ablation,
         *baselines,
         *ships,
+        *damaged,
         "Bicubic_x2",
         "Bicubic_x3",
         "Bicubic_x4",
@@ -138,7 +147,8 @@ def test_name_is_the_files_and_no_path_is_absolute(file):
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if file.startswith("train") and "photographs" not in file]
+    "file",
+    [file for file in TRAINING if "photographs" not in file and file not in DAMAGED],
 )
 def test_training_follows_the_published_recipe(file):
     options = read(file)
@@ -155,11 +165,102 @@ def test_training_follows_the_published_recipe(file):
     if "DFLIP" in file:
         roots = [source["dataroot_gt"].split("/")[1] for source in data["sources"]]
         assert roots == ["DIV2K", "Flickr2K", "LSDIR", "DiverSeg-IP"]
+    elif "DF2K" in file:
+        roots = [source["dataroot_gt"].split("/")[1] for source in data["sources"]]
+        assert roots == ["DIV2K", "Flickr2K"]
     else:
         assert data["dataroot_lq"].endswith(f"_X{scale}_sub.lmdb")
     start = None if scale == 2 else options["name"].replace(f"_x{scale}_", "_x2_")
     assert options["path"]["pretrain_network_g"] == (start and f"experiments/{start}/models/net_g_latest.pth")
     assert options["path"]["param_key_g"] == "params_ema"
+
+
+@pytest.mark.parametrize("file", REAL)
+def test_stages_for_photographs_follow_the_releases_recipe(file):
+    options = read(file)
+    train, is_first = options["train"], file.endswith("_MSE.yml")
+    data = options["datasets"]["train"]
+    assert (options["gt_size"], options["queue_size"], data["batch_size_per_gpu"]) == (256, 180, 12)
+    assert options["network_g"]["upscaling_factor"] == options["scale"]
+    assert train["pixel_opt"] == {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
+    optimizer = {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": [0.9, 0.99]}
+    if is_first:
+        assert (options["model_type"], train["total_iter"]) == ("RealESRNetModel", 1_000_000)
+        optimizer |= {"type": "AdamW", "lr": 5e-4, "betas": [0.9, 0.9]}
+        assert train["scheduler"] == {"type": "MultiStepLR", "milestones": [100_000], "gamma": 0.4}
+        assert options["gt_usm"] is True and options["path"]["pretrain_network_g"] is None
+        assert not {"network_d", "l1_gt_usm"} & options.keys() and "gan_opt" not in train
+    else:
+        assert (options["model_type"], train["total_iter"]) == ("RealESRGANModel", 400_000)
+        assert [options[f"{loss}_gt_usm"] for loss in ("l1", "percep", "gan")] == [True, True, False]
+        assert train["optim_d"] == optimizer and train["gan_opt"]["loss_weight"] == 0.1
+        weights = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}
+        assert train["perceptual_opt"]["layer_weights"] == weights
+        assert options["path"]["param_key_g"] == "params_ema"
+        first = read(file.replace("_GAN", "_MSE"))
+        assert options["path"]["pretrain_network_g"] == f"experiments/{first['name']}/models/net_g_latest.pth"
+        assert options["network_g"] == first["network_g"] and data == first["datasets"]["train"]
+    assert train["optim_g"] == optimizer and train["ema_decay"] == 0.999
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
+    options = read(file)
+    sets = {each["name"]: each for each in options["datasets"].values()}
+    training = sets.pop("DIV2K", None)
+    is_jpeg = file.endswith("_jpeg.yml")
+    sigma = None if is_jpeg else int(file.partition("_noise")[2].removesuffix(".yml"))
+    assert {each["type"] for each in options["datasets"].values()} == {"DamagedDataset"}
+    assert (options["scale"], options["network_g"]["upscaling_factor"]) == (1, 1)
+    metrics = options["val"]["metrics"].values()
+    assert all((one["crop_border"], one["test_y_channel"]) == (0, is_jpeg) for one in metrics)
+    if training is not None:
+        assert options["train"]["pixel_opt"]["type"] == "L1Loss"
+        assert training.get("jpeg_quality") == ([10, 90] if is_jpeg else None)
+        assert training.get("noise_sigma") == sigma
+        assert len(sets) == 1
+    elif is_jpeg:
+        names = [f"{name}_quality{quality}" for name in ("Classic5", "LIVE1") for quality in (10, 20, 30, 40)]
+        assert [*sets] == names
+        assert all(f"quality{each['jpeg_quality']}" in name for name, each in sets.items())
+    else:
+        assert sets.keys() == {"CBSD68", "Kodak24", "McMaster"}
+        assert {each["noise_sigma"] for each in sets.values()} == {sigma}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["datasets:train:noise_sigma=~"],
+            "datasets.train.noise_sigma: expected either this or jpeg_quality",
+        ),
+        (
+            ["datasets:train:jpeg_quality=10"],
+            "datasets.train.noise_sigma: expected either this or jpeg_quality",
+        ),
+        (
+            ["datasets:train:jpeg_quality=101"],
+            "datasets.train.jpeg_quality: got 101, expected a whole number",
+        ),
+        (
+            ["datasets:train:jpeg_quality=[90,10]", "datasets:train:noise_sigma=~"],
+            "datasets.train.jpeg_quality: got [90, 10], expected the least first",
+        ),
+        (["scale=2"], "datasets.train.type: got 'DamagedDataset', which is for scale 1, and scale is 2"),
+        (
+            ["datasets:val:sources=[{dataroot_gt: nowhere}]"],
+            "datasets.val.sources[0].dataroot_gt: there is no folder",
+        ),
+    ],
+)
+def test_damage_that_cannot_be_done_is_refused(tmp_path, monkeypatch, make_data, changes, message):
+    monkeypatch.chdir(tmp_path)
+    file = OPTIONS / "train/ESC/ESC_x1_DIV2K_noise25.yml"
+    make_data(load_options(file), images=64)
+    with pytest.raises(UserError) as caught:
+        check_options(load_options(file, ["num_gpu=0", *changes]), file, is_train=True)
+    assert f"\n  {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("scale", "iterations"), [(2, 1500), (4, 600)])
@@ -176,7 +277,8 @@ def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if file.startswith("test") and "photographs" not in file]
+    "file",
+    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in DAMAGED],
 )
 def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(file):
     options = read(file)
@@ -200,7 +302,7 @@ def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(fil
     assert options["path"]["pretrain_network_g"] == expected.get(folder, own)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("train")])
+@pytest.mark.parametrize("file", TRAINING)
 def test_a_network_is_tested_as_it_was_trained(file):
     assert read(file)["network_g"] == read(file.replace("train", "test", 1))["network_g"]
 
@@ -212,7 +314,8 @@ def test_networks_are_the_published_variants(file):
     options = read(file)
     network = dict(options["network_g"])
     assert (network.pop("upscaling_factor"), network.pop("attn_type")) == (options["scale"], "auto")
-    assert network == VARIANTS[options["name"].split("_")[0]]
+    own = {"upsampler": "conv", "unshuffle_mod": False} if file in DAMAGED and "RealM" in file else {}
+    assert network == RELEASED[options["name"].split("_")[0]] | own
 
 
 @pytest.mark.parametrize(
@@ -234,7 +337,6 @@ def test_ablation_rows_differ_from_esc_in_what_they_ablate_alone(row, changes):
     assert {**ablated, "name": "", "network_g": {}} == {**whole, "name": "", "network_g": {}}
 
 
-TRAINING = [file for file in FILES if file.startswith("train")]
 LOSSES = {
     "shipped": {"type": "YChannelL1Loss", "chroma_weight": 0.2, "loss_weight": 1.0, "reduction": "mean"},
     "paper": {"type": "YChannelL1Loss", "loss_weight": 1.0, "reduction": "mean"},
@@ -242,7 +344,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("file", TRAINING)
+@pytest.mark.parametrize("file", [file for file in TRAINING if file not in DAMAGED])
 def test_the_losses_of_paper_and_release_are_one_line_each(file, tmp_path, monkeypatch, make_data):
     lines = (OPTIONS / file).read_text().splitlines()
     shipped, paper, release = (index for index, line in enumerate(lines) if "pixel_opt:" in line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import checkpoint, live, paired, training_options, write, write_images
+from tiny_training import checkpoint, live, paired, same, training_options, write, write_images
 
 RESUME = ["--auto_resume"]
 ITERATIONS = 12
@@ -50,17 +50,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, options: dict[str, A
     (life,) = live(work, [{"arguments": []}])
     assert life["codes"] == [0], life["output"]
     return work / "experiments" / "single"
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two checkpoints' contents are equal, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return bool(torch.equal(one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def assert_same_end(folder: Path, expected: Path) -> None:

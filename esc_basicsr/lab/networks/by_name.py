@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from esc_basicsr import fast
-from esc_basicsr.archs.variants import VARIANTS, build_variant
+from esc_basicsr.archs.variants import RELEASED, build_variant, scales_of
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.suggestion import hint
 from esc_basicsr.lab.networks.baselines import build_baseline, imported
@@ -88,7 +88,7 @@ def _parsed(name: str) -> _Name:
     if not separator:
         network, weights = name, ""
     variant, _, implementation = network.partition(":")
-    if variant not in VARIANTS or implementation not in IMPLEMENTATIONS:
+    if variant not in RELEASED or implementation not in IMPLEMENTATIONS:
         variant, implementation = network, ""
     return _Name(variant, implementation, weights or None)
 
@@ -138,7 +138,10 @@ def scale_of(name: str, scale: int) -> int:
     network, _, weights = _parsed(name)
     if weights and (own := _scale_of_weights(weights)) is not None:
         return own
-    if network in (*VARIANTS, *BASELINES):
+    if network in RELEASED and scale not in scales_of(network):
+        (own,) = scales_of(network)
+        raise UserError(f"{network} is for ×{own} alone: ask for that scale, or for ESC-RealM.")
+    if network in (*RELEASED, *BASELINES):
         return scale
     net = build_network(name, scale).eval()
     size = (1, 3, _PROBE, _PROBE)
@@ -178,7 +181,7 @@ def _build(name: str, scale: int) -> nn.Module:
     suffix = Path(name).suffix.lower()
     if name in model_list():
         return load_network(name).network
-    if name in VARIANTS:
+    if name in RELEASED:
         net = build_variant(name, scale)
         give_predictors_weights(net)
         return net
@@ -259,12 +262,12 @@ def _registered(name: str, kind: str) -> Callable[..., nn.Module]:
             return known[key]
     implementations = ", ".join(f"':{key}'" for key in IMPLEMENTATIONS if key)
     raise UserError(
-        f"{name!r} is no network: expected {', '.join(VARIANTS)}, with {implementations} or without; a "
+        f"{name!r} is no network: expected {', '.join(RELEASED)}, with {implementations} or without; a "
         f"baseline of the paper's, {', '.join(BASELINES)}; a network of "
         "BasicSR's registry, or of spandrel as spandrel.NAME, with ',option=value' where it needs options; a "
         "YAML file with a network_g section; each with ',weights=FILE' for trained weights; or a checkpoint "
         "of ESC, one that spandrel reads, or a TorchScript file as torchscript:FILE. "
-        f"{hint(kind, [*VARIANTS, *BASELINES, *known])}".rstrip()
+        f"{hint(kind, [*RELEASED, *BASELINES, *known])}".rstrip()
     )
 
 

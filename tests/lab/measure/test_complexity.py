@@ -59,6 +59,14 @@ def test_command_prints_a_table(capsys):
     assert "| ESC-FP | ×4 | 539,263 | 60.84 G |" in capsys.readouterr().out
 
 
+def test_command_counts_the_networks_for_photographs_at_their_scales(capsys):
+    assert main(["complexity", "--variant", "ESC-Real", "ESC-RealM", "--scale", "2", "4"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    counted = {tuple(row[:2]): row[2] for row in rows}
+    assert counted.keys() == {("| ESC-Real", "×4"), ("| ESC-RealM", "×2"), ("| ESC-RealM", "×4")}
+    assert counted["| ESC-Real", "×4"] == "2,265,307"  # published
+
+
 def test_command_lists_modules_where_it_is_asked_to(capsys, monkeypatch):
     monkeypatch.setattr(complexity_command, "OUTPUT_HEIGHT", 96)
     monkeypatch.setattr(complexity_command, "OUTPUT_WIDTH", 128)

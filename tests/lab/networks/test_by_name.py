@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from esc_basicsr.archs.variants import NETWORKS
+from esc_basicsr.archs.variants import NETWORKS, build_variant, scales_of
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.export.torch_formats import write_torchscript
 from esc_basicsr.fast import kernels
@@ -16,6 +16,7 @@ from esc_basicsr.lab.networks.by_name import (
     scale_of,
     weights_of,
 )
+from esc_basicsr.training.shared_validation import published_variant
 from esc_basicsr.weights.shipped import model_list
 
 
@@ -88,6 +89,25 @@ def test_runtimes_are_refused_where_they_would_not_be_used(device, dtype):
         check_implementations([name], torch.device("cpu"), torch.float32)
         with pytest.raises(UserError, match=f"{name}: runs on a CPU"):
             check_implementations([name], torch.device(device), dtype)
+
+
+def test_implementations_of_the_network_for_photographs_agree():
+    lq = torch.rand(1, 3, 9, 12)
+    with torch.inference_mode():
+        ours, release, kernels = (
+            build_network(f"ESC-Real{form}", 4).eval()(lq) for form in ("", ":release", ":kernels")
+        )
+    assert ours.shape == (1, 3, 36, 48)
+    for other in (release, kernels):
+        torch.testing.assert_close(other, ours, rtol=0, atol=1e-5)
+    assert [scale_of("ESC-RealM", scale) for scale in (2, 3)] == [2, 3]
+    with pytest.raises(UserError, match="ESC-Real is for ×4 alone: ask for that scale, or for ESC-RealM"):
+        scale_of("ESC-Real", 2)
+
+
+@pytest.mark.parametrize("name", ["ESC-XL", "ESC-Real", "ESC-RealM"])
+def test_released_variants_are_recognized_by_their_weights(name):
+    assert published_variant(build_variant(name, scales_of(name)[0])) == name
 
 
 def test_a_network_is_what_its_forms_have_in_common():
