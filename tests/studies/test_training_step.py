@@ -58,7 +58,7 @@ def test_table_compares_with_the_first_form_of_the_same_variant():
         ),
         (["--network", "ESC:release-flex"], "ESC:release-flex: Flex has no gradients on a CPU"),
         (["--batch", 0], "must be at least 1, got 0 and 64"),
-        (["--precision", "bf16"], "ESC-light:kernels: the C++ kernels are for float32"),
+        (["--precision", "bf16"], "ESC-light:kernels: measure the C++ kernels in bfloat16"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys):
