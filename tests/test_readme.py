@@ -122,15 +122,16 @@ def test_upscale_commands_make_images_larger(tmp_path):
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/cat.png"):
         photo.save(tmp_path / name)
-    shipped, first, second = block("upscale commands").splitlines()
+    shipped, first, second, fitted = block("upscale commands").splitlines()
     for line, scale in ((first, 4), (second, 2)):
         checkpoint = tmp_path / re.search(r"--model (\S+)", line)[1]
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params_ema": build_variant("ESC-light", scale).state_dict()}, checkpoint)
-    run_lines([shipped, first, second], tmp_path)
+    run_lines([shipped, first, second, fitted.replace("3840x2160", "100x60")], tmp_path)
     run_lines([block("export commands").splitlines()[1]], tmp_path)
     assert (tmp_path / "ESC_x4.onnx").is_file()
-    for name, scale in (("photo_x4.png", 4), ("photo_x4.jpg", 4), ("large/cat_x2.png", 2)):
+    results = (("photo_x4.png", 4), ("photo_x4.jpg", 4), ("large/cat_x2.png", 2), ("photo_4k.png", 2.5))
+    for name, scale in results:
         with Image.open(tmp_path / name) as large:
             assert large.size == (20 * scale, 24 * scale)
 

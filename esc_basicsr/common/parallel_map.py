@@ -68,8 +68,8 @@ def _result(future: "Future[_Result]") -> _Result:
         try:
             return future.result(timeout=_PATIENCE)
         except FuturesTimeoutError:
-            if future.done():  # it is the task's own
-                raise
+            if future.done():  # the task's own error, or it was done just now
+                return future.result()
         import psutil  # here, as data workers import this module, and need no more than they need
 
         for worker in multiprocessing.active_children():
