@@ -106,7 +106,7 @@ class ByGraphs(nn.Module):
             with torch.cuda.stream(stream):
                 run(given)  # libraries load, and kernels are compiled, which a capture does not allow
             torch.cuda.current_stream().wait_stream(stream)
-            # A graph has to cast weights itself: what autocast keeps is freed where the caller's autocast ends.
+            # A graph casts weights itself: what autocast keeps is freed where the caller's autocast ends.
             torch.clear_autocast_cache()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
