@@ -1,6 +1,8 @@
 """ESC as a user of its ONNX file runs it on a CPU: by ONNX Runtime, or by OpenVINO."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +73,8 @@ def run_by_openvino(content: bytes, size: torch.Size, bf16: bool) -> Run:
     Raises:
         UserError: OpenVINO is not installed, or knows no bfloat16 on this processor.
     """
-    openvino = imported("openvino", "this implementation")
-    core = openvino.Core()
+    imported("openvino", "this implementation")
+    core = _openvino()
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("OpenVINO computes in float32 on this processor, which has no bfloat16.")
     model = core.read_model(content)
@@ -81,3 +83,15 @@ def run_by_openvino(content: bytes, size: torch.Size, bf16: bool) -> Run:
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
     return lambda lq: torch.from_numpy(compiled([lq.contiguous().numpy()])[0].copy())
+
+
+@functools.cache
+def _openvino() -> Any:
+    """Return the process's one OpenVINO.
+
+    Each gives the thread a stack for signals as it begins, and what was before as it ends: of two, the one
+    that ends last gives a stack that is gone, and the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()

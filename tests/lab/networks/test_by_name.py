@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 """Names give the networks that they say, and a name that gives none says why."""
 
 import pytest
@@ -74,6 +77,27 @@ def test_runtimes_of_onnx_files_give_what_the_network_gives(runtime):
             torch.testing.assert_close(net(lq), build_network("ESC-FP", 2).eval()(lq), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="has no gradients"):
         net(lq)
+
+
+# By what came before them networks end in another order than they began.
+TWO_BY_OPENVINO = """
+import faulthandler, signal, subprocess, sys, torch
+from esc_basicsr.lab.networks.by_name import build_network
+faulthandler.enable()  # gives the thread a stack for signals
+signal.signal(signal.SIGCHLD, lambda *_: None)
+with torch.inference_mode():
+    nets = [build_network("ESC-FP:openvino", 2).eval() for _ in range(2)]
+    for net in nets:
+        net(torch.rand(1, 3, 9, 12))
+    del net, nets[0]
+    nets.clear()
+subprocess.run([sys.executable, "-c", "pass"], check=True)
+"""
+
+
+def test_signals_arrive_after_openvino():
+    pytest.importorskip("openvino")
+    subprocess.run([sys.executable, "-c", TWO_BY_OPENVINO], check=True)
 
 
 def test_a_runtime_that_is_missing_is_named(monkeypatch):
