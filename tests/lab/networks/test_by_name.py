@@ -1,7 +1,8 @@
-import subprocess
-import sys
 
 """Names give the networks that they say, and a name that gives none says why."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
