@@ -1,4 +1,3 @@
-
 """Names give the networks that they say, and a name that gives none says why."""
 
 import subprocess
