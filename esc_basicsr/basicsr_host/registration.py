@@ -16,14 +16,14 @@ def register(basicsr: ModuleType) -> None:
 
         patches.apply()
         from esc_basicsr.archs import ESC, ESCFP, Bicubic, ESCReal, ESCRealM
-        from esc_basicsr.data.damaged_dataset import DamagedDataset
+        from esc_basicsr.data.degraded_dataset import DegradedDataset
         from esc_basicsr.data.dflip_dataset import DFLIPDataset
         from esc_basicsr.training.esc_model import ESCModel
         from esc_basicsr.training.y_channel_loss import YChannelL1Loss
 
         add_to_registries(
             archs=(ESC, ESCFP, ESCReal, ESCRealM, Bicubic),
-            datasets=(DFLIPDataset, DamagedDataset),
+            datasets=(DFLIPDataset, DegradedDataset),
             losses=(YChannelL1Loss,),
             models=(ESCModel,),
         )

@@ -82,13 +82,15 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
     is_folder = lookup(dataset, "io_backend.type") == "disk"
     if kind == "RealESRGANDataset" and is_folder and dataset.get("meta_info") is None:
         yield "meta_info", "missing; expected a file that lists the images to take of dataroot_gt."
-    if kind == "DamagedDataset":
+    if kind == "DegradedDataset":
         if (values.get("noise_sigma") is None) == (values.get("jpeg_quality") is None):
             yield "noise_sigma", "expected either this or jpeg_quality."
         if opt.get("scale") not in (None, 1):
-            yield "type", f"got 'DamagedDataset', which is for scale 1, and scale is {opt['scale']}."
+            yield "type", f"got 'DegradedDataset', which is for scale 1, and scale is {opt['scale']}."
         quality = values.get("jpeg_quality")
-        if isinstance(quality, list) and quality[0] > quality[1]:
+        if isinstance(quality, list) and not is_training_set:
+            yield "jpeg_quality", f"got {quality}, expected one quality: it is drawn for training alone."
+        elif isinstance(quality, list) and quality[0] > quality[1]:
             yield "jpeg_quality", f"got {quality}, expected the least first."
     mean: Any = values.get("mean")
     std: Any = values.get("std")

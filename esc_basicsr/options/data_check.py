@@ -170,7 +170,7 @@ def _listings(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_tested_folder(dataset: Mapping[str, Any], root: str, is_training_set: bool) -> bool:
-    return dataset.get("type") == "DamagedDataset" and not is_training_set and not root.endswith(".lmdb")
+    return dataset.get("type") == "DegradedDataset" and not is_training_set and not root.endswith(".lmdb")
 
 
 def _root_problems(key: str, root: str, backend: str) -> Iterator[Problem]:

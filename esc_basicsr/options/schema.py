@@ -383,12 +383,14 @@ DATASETS = {
         **_CROPS,
         "lq_on_device": Option(BOOL, "Make LR of whole batches, on the GPU, in the model.", False),
     },
-    "DamagedDataset": {
+    "DegradedDataset": {
         "sources": Option(SOURCES, "LMDBs of HR images, or folders to test on.", required=ALWAYS),
         **_CROPS,
         "noise_sigma": Option(or_none(POSITIVE), "Standard deviation of Gaussian noise, of 255.", None),
         "jpeg_quality": Option(
-            or_none(QUALITY), "Quality of JPEG, or the least and the largest to draw from.", None
+            or_none(QUALITY),
+            "Quality of JPEG; in training also the least and the largest to draw from.",
+            None,
         ),
     },
 }

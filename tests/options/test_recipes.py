@@ -28,7 +28,7 @@ FILES = sorted(map(str, option_files()))
 LARGE = (("ESC", "DFLIP"), ("ESC-XL", "DF2K"))  # trained on several sets
 REAL = [file for file in FILES if file.endswith(("_MSE.yml", "_GAN.yml"))]
 TRAINING = [file for file in FILES if file.startswith("train") and file not in REAL]
-DAMAGED = [file for file in FILES if "_x1_" in file]
+DEGRADED = [file for file in FILES if "_x1_" in file]
 VALIDATOR = Draft7Validator(json.loads(json_schema()))
 
 
@@ -87,15 +87,15 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
     real = {f"{name}_DIV2K_{stage}" for name in ("ESC-Real_x4", "ESC-RealM_x2") for stage in ("MSE", "GAN")}
     tasks = ("noise15", "noise25", "noise50", "jpeg")
-    damaged = {f"{variant}_x1_DIV2K_{task}" for variant in ("ESC", "ESC-RealM") for task in tasks}
-    assert stems["train"] == {*networks, *ablation, *ships, *real, *damaged}
+    degraded = {f"{variant}_x1_DIV2K_{task}" for variant in ("ESC", "ESC-RealM") for task in tasks}
+    assert stems["train"] == {*networks, *ablation, *ships, *real, *degraded}
     baselines = {f"{baseline}_x{scale}_DIV2K" for baseline in BASELINES for scale in (2, 3, 4)}
     assert stems["test"] == {
         *networks,
         *ablation,
         *baselines,
         *ships,
-        *damaged,
+        *degraded,
         "Bicubic_x2",
         "Bicubic_x3",
         "Bicubic_x4",
@@ -148,7 +148,7 @@ def test_name_is_the_files_and_no_path_is_absolute(file):
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in TRAINING if "photographs" not in file and file not in DAMAGED],
+    [file for file in TRAINING if "photographs" not in file and file not in DEGRADED],
 )
 def test_training_follows_the_published_recipe(file):
     options = read(file)
@@ -203,14 +203,14 @@ def test_stages_for_photographs_follow_the_releases_recipe(file):
     assert train["optim_g"] == optimizer and train["ema_decay"] == 0.999
 
 
-@pytest.mark.parametrize("file", DAMAGED)
+@pytest.mark.parametrize("file", DEGRADED)
 def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
     options = read(file)
     sets = {each["name"]: each for each in options["datasets"].values()}
     training = sets.pop("DIV2K", None)
     is_jpeg = file.endswith("_jpeg.yml")
     sigma = None if is_jpeg else int(file.partition("_noise")[2].removesuffix(".yml"))
-    assert {each["type"] for each in options["datasets"].values()} == {"DamagedDataset"}
+    assert {each["type"] for each in options["datasets"].values()} == {"DegradedDataset"}
     assert (options["scale"], options["network_g"]["upscaling_factor"]) == (1, 1)
     metrics = options["val"]["metrics"].values()
     assert all((one["crop_border"], one["test_y_channel"]) == (0, is_jpeg) for one in metrics)
@@ -247,14 +247,18 @@ def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
             ["datasets:train:jpeg_quality=[90,10]", "datasets:train:noise_sigma=~"],
             "datasets.train.jpeg_quality: got [90, 10], expected the least first",
         ),
-        (["scale=2"], "datasets.train.type: got 'DamagedDataset', which is for scale 1, and scale is 2"),
+        (
+            ["datasets:val:jpeg_quality=[10,90]", "datasets:val:noise_sigma=~"],
+            "datasets.val.jpeg_quality: got [10, 90], expected one quality: it is drawn for training alone",
+        ),
+        (["scale=2"], "datasets.train.type: got 'DegradedDataset', which is for scale 1, and scale is 2"),
         (
             ["datasets:val:sources=[{dataroot_gt: nowhere}]"],
             "datasets.val.sources[0].dataroot_gt: there is no folder",
         ),
     ],
 )
-def test_damage_that_cannot_be_done_is_refused(tmp_path, monkeypatch, make_data, changes, message):
+def test_degradation_that_cannot_be_done_is_refused(tmp_path, monkeypatch, make_data, changes, message):
     monkeypatch.chdir(tmp_path)
     file = OPTIONS / "train/ESC/ESC_x1_DIV2K_noise25.yml"
     make_data(load_options(file), images=64)
@@ -278,7 +282,7 @@ def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in DAMAGED],
+    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in DEGRADED],
 )
 def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(file):
     options = read(file)
@@ -314,7 +318,7 @@ def test_networks_are_the_published_variants(file):
     options = read(file)
     network = dict(options["network_g"])
     assert (network.pop("upscaling_factor"), network.pop("attn_type")) == (options["scale"], "auto")
-    own = {"upsampler": "conv", "unshuffle_mod": False} if file in DAMAGED and "RealM" in file else {}
+    own = {"upsampler": "conv", "unshuffle_mod": False} if file in DEGRADED and "RealM" in file else {}
     assert network == RELEASED[options["name"].split("_")[0]] | own
 
 
@@ -344,7 +348,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("file", [file for file in TRAINING if file not in DAMAGED])
+@pytest.mark.parametrize("file", [file for file in TRAINING if file not in DEGRADED])
 def test_the_losses_of_paper_and_release_are_one_line_each(file, tmp_path, monkeypatch, make_data):
     lines = (OPTIONS / file).read_text().splitlines()
     shipped, paper, release = (index for index, line in enumerate(lines) if "pixel_opt:" in line)

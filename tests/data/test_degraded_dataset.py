@@ -13,7 +13,7 @@ from basicsr.metrics import calculate_psnr
 from PIL import Image
 from tiny_training import checkpoint, live, training_options, write, write_images
 
-from esc_basicsr.data.damaged_dataset import DamagedDataset
+from esc_basicsr.data.degraded_dataset import DegradedDataset
 
 
 @pytest.fixture
@@ -22,10 +22,12 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def damaged(source: Path, phase: str = "val", **options: Any) -> DamagedDataset:
+def degraded(source: Path, phase: str = "val", **options: Any) -> DegradedDataset:
     crops = {"gt_size": 32, "use_hflip": True, "use_rot": True}
     sources = [{"dataroot_gt": str(source)}]
-    return DamagedDataset({"name": "Set", "phase": phase, "scale": 1, "sources": sources, **crops, **options})
+    return DegradedDataset(
+        {"name": "Set", "phase": phase, "scale": 1, "sources": sources, **crops, **options}
+    )
 
 
 def rgb(file: Path) -> np.ndarray:
@@ -36,7 +38,7 @@ def test_noise_to_test_on_is_that_of_swinirs_script(images: Path) -> None:
     image = cv2.imread(str(images / "hr" / "1.png")).astype(np.float32) / 255
     np.random.seed(seed=0)
     image += np.random.normal(0, 25 / 255, image.shape)
-    item = damaged(images / "hr", noise_sigma=25)[1]
+    item = degraded(images / "hr", noise_sigma=25)[1]
     expected = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
     torch.testing.assert_close(item["lq"], expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(
@@ -48,22 +50,22 @@ def test_noise_to_test_on_is_that_of_swinirs_script(images: Path) -> None:
 
 def test_artefacts_are_those_of_the_quality(images: Path, tmp_path: Path) -> None:
     for quality in (10, 90):
-        item = damaged(images / "hr", jpeg_quality=quality)[2]
+        item = degraded(images / "hr", jpeg_quality=quality)[2]
         Image.open(images / "hr" / "2.png").save(tmp_path / "a.jpg", quality=quality)  # another encoder's
         ours = item["lq"].mul(255).round().byte().permute(1, 2, 0).numpy()
         assert calculate_psnr(ours, rgb(tmp_path / "a.jpg"), 0) > 40
         assert not np.array_equal(ours, rgb(images / "hr" / "2.png"))
 
 
-def test_gray_images_are_damaged_in_gray(tmp_path: Path) -> None:
+def test_gray_images_are_degraded_in_gray(tmp_path: Path) -> None:
     Image.fromarray(np.arange(0, 256, 4, np.uint8)[None].repeat(48, 0)).save(tmp_path / "gray.png")
-    item = damaged(tmp_path, jpeg_quality=10)[0]
+    item = degraded(tmp_path, jpeg_quality=10)[0]
     assert (item["lq"][0] - item["lq"]).abs().max() == 0 and not torch.equal(item["lq"], item["gt"])
 
 
-@pytest.mark.parametrize("damage", [{"noise_sigma": 25}, {"jpeg_quality": [10, 90]}])
-def test_training_draws_crops_and_damages_anew_from_the_seed(images: Path, damage: dict[str, Any]) -> None:
-    dataset = damaged(images / "hr.lmdb", "train", **damage)
+@pytest.mark.parametrize("degradation", [{"noise_sigma": 25}, {"jpeg_quality": [10, 90]}])
+def test_training_draws_crops_and_noise_anew_from_the_seed(images: Path, degradation: dict[str, Any]) -> None:
+    dataset = degraded(images / "hr.lmdb", "train", **degradation)
     seen = []
     for seed in (0, 0, 1):
         random.seed(seed)
@@ -76,12 +78,12 @@ def test_training_draws_crops_and_damages_anew_from_the_seed(images: Path, damag
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "damage"), [("ESCRealM", {"noise_sigma": 50}), ("ESC", {"jpeg_quality": 10})]
+    ("network", "degradation"), [("ESCRealM", {"noise_sigma": 50}), ("ESC", {"jpeg_quality": 10})]
 )
 def test_a_tiny_network_learns_to_remove_it(
-    images: Path, tmp_path: Path, network: str, damage: dict[str, Any]
+    images: Path, tmp_path: Path, network: str, degradation: dict[str, Any]
 ) -> None:
-    data = {"type": "DamagedDataset", **damage}
+    data = {"type": "DegradedDataset", **degradation}
     train = {"sources": [{"dataroot_gt": str(images / "hr.lmdb")}], "gt_size": 32}
     opt = training_options(
         {"name": "Train", **data, **train, "use_hflip": True, "use_rot": True},
@@ -102,7 +104,7 @@ def test_a_tiny_network_learns_to_remove_it(
     (life,) = live(tmp_path, [{"arguments": []}])
     assert life["codes"] == [0], json.dumps(life, indent=1).replace("\\n", "\n")
     (measured,) = checkpoint(tmp_path / "experiments" / "single", 80)["state"]["metrics"]["history"]
-    dataset = damaged(images / "hr", **damage)
+    dataset = degraded(images / "hr", **degradation)
     inputs = [
         calculate_psnr(
             *(dataset[i][key].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy() for key in ("lq", "gt")),

@@ -14,7 +14,7 @@ from torch import Tensor
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
 from esc_basicsr.data.image_folder import find_images, read_image
 
-__all__ = ["DamagedDataset"]
+__all__ = ["DegradedDataset"]
 
 
 class _Folder:
@@ -35,7 +35,7 @@ class _Folder:
         return read_image(self.path / self.keys[index])
 
 
-class DamagedDataset(DFLIPDataset):
+class DegradedDataset(DFLIPDataset):
     """HR images of LMDBs, and the same with noise or JPEG artefacts as LR, of scale 1.
 
     Noise is Gaussian, of one standard deviation for all pixels and channels, neither rounded nor clipped.
@@ -48,7 +48,8 @@ class DamagedDataset(DFLIPDataset):
             folder of images. One of these is given:
 
             * ``noise_sigma``: standard deviation of the noise, of 255;
-            * ``jpeg_quality``: a quality, or the least and the largest of those that are drawn from evenly.
+            * ``jpeg_quality``: a quality; in training also the least and the largest of those that are drawn
+              from evenly.
 
     Returns of an item:
         ``gt`` and ``lq``: (3, H, W), float32 RGB; ``gt`` in [0, 1], ``lq`` beyond where noise leads there.
