@@ -1,4 +1,4 @@
-"""What every model of BasicSR has from here, in place of its base class's own."""
+"""Methods that every model of BasicSR has from here, in place of its base class's own."""
 
 import functools
 from collections.abc import Callable, Iterable

@@ -180,7 +180,7 @@ def _join(launcher: str, options: dict[str, Any]) -> None:
 
 
 def _difference(texts: Sequence[str]) -> str | None:
-    """How the options of ranks differ, who would then wait for one another for ever; None if they do not."""
+    """Say in which option ranks differ, who would then wait for one another for ever; None if in none."""
     for rank, text in enumerate(texts):
         if text != texts[0]:
             pairs = itertools.zip_longest(texts[0].splitlines(), text.splitlines(), fillvalue="nothing")

@@ -30,17 +30,14 @@ with esc-basicsr[openvino].
 
 import argparse
 
-import torch
-
 from esc_basicsr.archs.variants import SCALES
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.lab.measure.benchmark import Row, draw, markdown, measure, random_image
 from esc_basicsr.lab.measure.complexity import OUTPUT_HEIGHT, OUTPUT_WIDTH
 from esc_basicsr.lab.measure.measure import add_measuring_arguments, check_measuring_arguments
 from esc_basicsr.lab.measure.results import make_folder, publish
 from esc_basicsr.lab.networks.by_name import check_implementations, scale_of
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

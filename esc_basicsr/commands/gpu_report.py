@@ -1,8 +1,9 @@
 """Measure what a GPU answers, in one call: correctness, inference, training, window attention, scaling.
 
-PyTorch and Triton suffice; BasicSR is not needed. Parts come in the order of their worth, and each result is
-written as soon as it is known: gpu-report.json has every figure, gpu-report.md the page, targets first. The
-same command goes on where it was ended, by --minutes or by force. It tries again what failed.
+It needs PyTorch with Triton, and NumPy, PyYAML, filelock, psutil, tqdm and wrapt, but not BasicSR. Parts come
+in the order of their worth, and each result is written as soon as it is known: gpu-report.json has every
+figure, gpu-report.md the page, targets first. The same command goes on where it was ended, by --minutes or by
+force. It tries again what failed, and says how many cases that were.
 
   python -m esc_basicsr gpu-report -o DIR --minutes 20
   python -m esc_basicsr gpu-report -o DIR --rehearse         all of it on the CPU, at tiny sizes
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.files import check_writable
 from esc_basicsr.lab.gpu_report.cases import ON_GPU, REHEARSAL
 from esc_basicsr.lab.gpu_report.run import PAGE, run_report
 from esc_basicsr.lab.measure.measure import device_to_measure_on
-from esc_basicsr.lab.measure.results import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         )
     plan = REHEARSAL if args.rehearse else ON_GPU
     device_to_measure_on(plan.device)
-    make_folder(args.output)
-    left = run_report(args.output, plan, args.minutes)
+    check_writable(args.output)
+    left, failed = run_report(args.output, plan, args.minutes)
     rest = f"; {left} cases are left, the same command goes on" if left else ""
-    print(f"{args.output / PAGE} is written{rest}.")
+    print(f"{args.output / PAGE} is written; {failed} cases failed or found something wrong{rest}.")
     return 0

@@ -30,10 +30,11 @@ from esc_basicsr.common.files import check_replaceable, check_writable
 from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
+from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
 from esc_basicsr.upscale.output_size import OutputSize, upscaled
 from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES, read_image
-from esc_basicsr.upscale.upscaler import PRECISIONS, Upscaler
+from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.upscale.write_image import fitted, write_image
 from esc_basicsr.weights.shipped import model_list
 from esc_basicsr.weights.shown import shown

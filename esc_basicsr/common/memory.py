@@ -1,4 +1,4 @@
-"""How much memory there is to work in."""
+"""Memory that there is to work in."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the server of data workers imports first: it ends with the main process, and its workers with it.
+"""The first import of the data workers' server: it ends with the main process, and its workers with it.
 
 Python's own server waits for a pipe to close that every worker holds, too.
 """

@@ -1,4 +1,4 @@
-"""How the networks of `archs` run fast: the same results, proved equal by the golden tests.
+"""Running the networks of `archs` fast: the same results, proved equal by the golden tests.
 
 from esc_basicsr import fast
 

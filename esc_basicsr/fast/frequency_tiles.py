@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_basicsr.archs.conv_attention import average_over_symmetries
+from esc_basicsr.fast.precision import without_autocast
 
 # below this size of kernel or of image the direct form is as fast
 _LEAST_KERNEL = 7
@@ -57,7 +58,7 @@ class SymmetricKernel:
         pays = is_exact and x.device.type == "cpu" and size >= _LEAST_KERNEL
         if directly or not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
             return F.conv2d(x, self.weight, padding=size // 2)
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast(x.device):
             tile = _best_tile(*x.shape[-2:], size, x.shape[1])
             if tile not in self._by_tile:
                 self._by_tile[tile] = _frequencies(self.weight.to(x.dtype), tile)

@@ -3,8 +3,9 @@
 They give what the layers of `archs` give, to rounding. Window attention has gradients and so serves training
 too; the rest serves inference. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
 
-Within autocast to bfloat16, without gradients and where the processor has instructions for it, factors of
-matrix products are in bfloat16; sums, softmax and normalisation stay in float32.
+In what `fast.prepare` gives, within autocast to bfloat16 and where the processor has instructions for it,
+factors of matrix products are in bfloat16; sums, softmax and normalisation stay in float32. Within autocast
+attention by `attend_by_kernels` alone is PyTorch's.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,11 @@
-"""Keeping the operands' precision within autocast."""
+"""Precisions by name, and keeping the operands' within autocast."""
 
 import contextlib
 
 import torch
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HALF_PRECISIONS = {name: dtype for name, dtype in PRECISIONS.items() if name != "fp32"}
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""How a network runs as a whole, without gradients: compiled, by CUDA graphs, in half precision.
+"""Running a network as a whole, without gradients: compiled, by CUDA graphs, in half precision.
 
 Compilations and graphs save what it costs to start many small operations; what is computed is the same.
 Neither is made anew for each image: a compilation serves all sizes into which windows fit, or do not fit,
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.fast.precision import HALF_PRECISIONS
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WHOLE = ("eager", "compiled", "graphs")
 # Graphs that are kept: each holds its input and output, and all share what lies between.
 _MOST_GRAPHS = 8
@@ -35,11 +35,11 @@ def run_whole(net: nn.Module, mode: str) -> nn.Module:
         UserError: There is no such mode.
     """
     whole, separator, precision = mode.partition("+")
-    if whole not in WHOLE or (separator and precision not in _DTYPES):
-        halves = " or ".join(f"+{name}" for name in _DTYPES)
+    if whole not in WHOLE or (separator and precision not in HALF_PRECISIONS):
+        halves = " or ".join(f"+{name}" for name in HALF_PRECISIONS)
         raise UserError(f"mode must be one of {', '.join(WHOLE)}, with {halves} or without, got {mode!r}.")
     if precision:
-        net = InHalfPrecision(net, _DTYPES[precision])
+        net = InHalfPrecision(net, HALF_PRECISIONS[precision])
     if whole == "compiled":
         net.compile(dynamic=True)
     return ByGraphs(net) if whole == "graphs" else net

@@ -146,7 +146,7 @@ class ResultsTable:
                 f"Published figures: {PUBLICATION}, networks trained on {' or '.join(published)}; PSNR in "
                 f"dB and SSIM on Y, a border of {self.scale} pixels cropped."
             )
-        elif self._measured() and not any(map(self._published_kind, self._measured())):
+        elif self.scale != 1 and self._measured() and not any(map(self._published_kind, self._measured())):
             notes.append(
                 "Published figures are skipped, as they are measured otherwise: calculate_psnr and "
                 f"calculate_ssim with test_y_channel: true and crop_border: {self.scale}."

@@ -17,6 +17,7 @@ from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.degradation import make_pair
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.fast import kernels
+from esc_basicsr.fast.precision import HALF_PRECISIONS
 from esc_basicsr.fast.tiles import grid_of, run_in_tiles, tile_side
 from esc_basicsr.options.schema import fill_defaults
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
@@ -24,9 +25,6 @@ from esc_basicsr.training.skipped_steps import SkippedSteps, suspects
 from esc_basicsr.training.state import TrainingState
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.training.throughput import Throughput
-
-# Values of train.amp and val.amp.
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ESCModel(SRModel):
@@ -301,7 +299,7 @@ class ESCModel(SRModel):
         self.net_g.train()
 
     def _autocast(self, amp: str | None) -> torch.autocast:
-        return torch.autocast(self.device.type, AMP_DTYPES.get(amp or ""), enabled=bool(amp))
+        return torch.autocast(self.device.type, HALF_PRECISIONS.get(amp or ""), enabled=bool(amp))
 
     def _upscale(self, lq: Tensor) -> Tensor:
         """Run the network to be trained. Float32."""

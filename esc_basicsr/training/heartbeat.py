@@ -93,7 +93,7 @@ def _end_unwatched() -> None:
 
 
 class _End(NamedTuple):
-    """How a rank ends."""
+    """The end of a rank."""
 
     code: int  # 0: the others go on
     rank: int

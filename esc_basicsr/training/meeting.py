@@ -137,15 +137,24 @@ def _make_store(is_master: bool, limit: float) -> TCPStore:
         try:
             more["master_listen_fd"] = socket.create_server((loopback, port), family=family).detach()
         except OSError as error:
-            raise UserError(
-                f"rank 0 cannot listen on {address}, port {port} ({error.strerror}): another training may "
-                "use it. Set MASTER_PORT, or dist_params.port, to a free one."
-            ) from error
+            raise UserError(_port_is_taken(error.strerror)) from error
     timeout = datetime.timedelta(seconds=limit)
-    store = TCPStore(address, port, None, is_master, timeout, wait_for_workers=False, **more)
+    try:
+        store = TCPStore(address, port, None, is_master, timeout, wait_for_workers=False, **more)
+    except RuntimeError as error:
+        if is_master and "EADDRINUSE" in str(error):
+            raise UserError(_port_is_taken("Address already in use")) from error
+        raise
     if is_master:
         _kept.append(store)
     return store
+
+
+def _port_is_taken(reason: str | None) -> str:
+    return (
+        f"rank 0 cannot listen on {os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} ({reason}): "
+        "another training may use it. Set MASTER_PORT, or dist_params.port, to a free one."
+    )
 
 
 def loopback_of_master() -> str | None:

@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Images a second in training."""
 
 import time
 

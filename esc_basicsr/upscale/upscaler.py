@@ -13,13 +13,13 @@ from esc_basicsr import fast
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import info_once, logger, warn_once
 from esc_basicsr.common.memory import available_memory, is_out_of_memory
+from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.fast.tiles import grid_of, least_pixels, run_in_tiles, tile_side
 from esc_basicsr.weights.shipped import default_model, load_network
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Feature maps in float32 that are held at once, by row chunks (docs/speed.md measures 4.6), and some more.
 _MAPS = 6

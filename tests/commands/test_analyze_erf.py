@@ -82,7 +82,7 @@ def test_images_without_finite_gradients_are_left_out(tmp_path, monkeypatch, cap
         ),
         (["--images", "absent"], "absent: there is no such file"),
         (["--network", "Nothing"], "'Nothing' is no network"),
-        (["-o", __file__], "cannot write into this folder"),
+        (["-o", __file__], "cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_stages_are_the_largest_list_nearest_to_the_root():
         (["--network", "Bicubic"], "Bicubic: it has no layers to look into"),
         (["--size", "0"], "astronaut is too small"),
         (["--image", "absent"], "absent: there is no such file"),
-        (["-o", __file__], "cannot write into this folder"),
+        (["-o", __file__], "cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_a_small_photograph_is_taken_whole():
         (["--image", "absent.png"], "absent.png: there is no such file"),
         (["--network", "ESC", "Nothing"], "'Nothing' is no network"),
         (["--network", "VGGStyleDiscriminator,num_in_ch=3,num_feat=4,input_size=64"], "cannot be"),
-        (["-o", __file__], "cannot write into this folder"),
+        (["-o", __file__], "cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys):

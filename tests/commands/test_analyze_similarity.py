@@ -132,7 +132,7 @@ def test_whole_images_are_rows_where_asked_for(tmp_path, photographs):
         (["--modules", "layers.0.*.0.attn"], "layers are compared, and there is but one"),
         (["--modules", "conv_first", "upsample"], "upsample has (32, 32) pixels of an image of (16, 16)"),
         (["--network", "Nothing"], "'Nothing' is no network"),
-        (["-o", __file__], "cannot write into this folder"),
+        (["-o", __file__], "cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, photographs, capsys):

@@ -149,7 +149,7 @@ def test_picture_has_a_panel_for_each_scale_and_names_networks_and_forms():
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--input-size", "0", "8"], "--input-size must be at least 1"),
         (["--device", "abacus"], "--device abacus: expected cpu"),
-        (["--output", __file__], "cannot write into this folder"),
+        (["--output", __file__], "cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys):

@@ -83,6 +83,11 @@ def test_figures_measured_otherwise_do_not_stand_beside_published_ones(change: d
     assert "Published figures are skipped" in text
 
 
+def test_a_size_that_is_kept_has_nothing_published_to_tell_of() -> None:
+    metrics = {name: {**keys, "crop_border": 0} for name, keys in table().metrics.items()}
+    assert "Published" not in table(scale=1, metrics=metrics).markdown()
+
+
 def test_other_scales_and_sets_have_nothing_beside_them() -> None:
     for changes in ({"scale": 8}, {"scale": None}, {"results": {"mine": SetResult(1, {"psnr": 30.0})}}):
         metrics = {

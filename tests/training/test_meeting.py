@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rank_roles
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.training import meeting
 
 LIMIT = 4
@@ -107,3 +108,13 @@ def test_one_machine_listens_to_itself_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert meeting.loopback_of_master() in ("127.0.0.1", "::1")
     monkeypatch.setenv("MASTER_ADDR", "192.0.2.7")
     assert meeting.loopback_of_master() is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "192.0.2.7"])
+def test_a_taken_port_of_rank_0_is_told_as_such(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", address)
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=rf"rank 0 cannot listen on {address}, port {port} \(Address"):
+            meeting._meet(0, 2, LIMIT)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esc_basicsr.fast import kernels
-from esc_basicsr.training import esc_model
+from esc_basicsr.fast.precision import HALF_PRECISIONS
 from esc_basicsr.training.esc_model import ESCModel
 
 BATCH, LR_SIZE = 8, 9
@@ -127,7 +127,7 @@ def test_amp_computes_in_half_and_keeps_weights_losses_and_ema_in_float32(
     model.net_g.proj.register_forward_hook(lambda net, inputs, output: computed.add(output.dtype))
     model.cri_pix.register_forward_pre_hook(lambda loss, inputs: compared.add(inputs[0].dtype))
     losses = step(model)
-    assert computed == {esc_model.AMP_DTYPES[amp]}
+    assert computed == {HALF_PRECISIONS[amp]}
     assert compared == {torch.float32}
     kept = [*model.net_g.parameters(), *model.net_g_ema.parameters()]
     kept += [value for state in model.optimizer_g.state.values() for value in state.values()]

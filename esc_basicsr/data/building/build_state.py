@@ -29,7 +29,7 @@ _PATIENCE = 10.0  # seconds: the processes of a build that was just killed hold 
 
 
 class Done(NamedTuple):
-    """How far a build is.
+    """The state of a build.
 
     Attributes:
         images: How many of the images are through, in their order.

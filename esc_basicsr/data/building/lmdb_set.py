@@ -21,7 +21,7 @@ _FIRST_MAP_SIZE = 64 * 2**20
 
 
 class Lengths(NamedTuple):
-    """How much of a set is there."""
+    """The part of a set that is there."""
 
     records: int
     meta_info: int  # bytes

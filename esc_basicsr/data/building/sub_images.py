@@ -26,7 +26,7 @@ _LISTED = 512  # bytes, more than its entry in LMDB's tree and its lines in text
 
 
 class Cutting(NamedTuple):
-    """How every image is cut, reduced and encoded."""
+    """The cutting, reduction and encoding of every image."""
 
     scales: tuple[int, ...]  # of the LR images; none for HR alone
     crop_size: int  # side of a sub-image in HR pixels; 0 leaves images whole
@@ -63,7 +63,7 @@ class Cutting(NamedTuple):
         return math.lcm(*self.scales)
 
     def starts(self, length: int) -> list[int]:
-        """Where windows begin on a side of ``length`` pixels; the last one ends with the side."""
+        """List where windows begin on a side of ``length`` pixels; the last one ends with the side."""
         if not self.crop_size or length <= self.crop_size:
             return [0]
         last = length - self.crop_size

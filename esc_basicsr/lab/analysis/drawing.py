@@ -266,7 +266,7 @@ def _short(name: str) -> str:
 
 
 class Compared(NamedTuple):
-    """How alike a network's layers are."""
+    """Draw how alike a network's layers are."""
 
     label: str
     groups: Sequence[str]  # of each layer

@@ -1,4 +1,4 @@
-"""How alike the layers of a network are: CKA of their features, cosine of their attention maps.
+"""Likeness of the layers of a network: CKA of their features, cosine of their attention maps.
 
 Sources: linear CKA, Kornblith et al., arXiv:1905.00414; its unbiased form summed over batches, Nguyen et al.,
 arXiv:2010.15327. How attention maps are compared is ours: ESC (arXiv:2503.06671) names a cosine, and no more.

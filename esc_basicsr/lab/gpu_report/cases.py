@@ -13,12 +13,12 @@ from esc_basicsr import fast
 from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.fast.gpu import take_failures
+from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.lab.gpu_report.floor import count_numbers, floor, measure_ceilings
 from esc_basicsr.lab.measure import benchmark, training_step, window_attention
 from esc_basicsr.lab.measure.benchmark import random_image
 from esc_basicsr.lab.networks.by_name import build_network, described
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("card", "correctness", "inference", "training", "window attention", "growth", "compiled")
 BASE = "release-flex"  # what targets are relative to
 
@@ -106,8 +106,7 @@ def list_cases(plan: Plan) -> Iterator[Case]:
     for variant in plan.variants:
         for kind in plan.precisions:
             for implementation in plan.implementations:
-                check = functools.partial(_check, plan, variant, kind, implementation)
-                yield Case("correctness", _check_name(variant, kind, implementation), check)
+                yield _correctness(plan, variant, kind, implementation)
             check = functools.partial(_check_gradients, plan, variant, kind)
             yield Case("correctness", _check_name(variant, kind, _GRADIENTS), check)
     for scale, variant, kind in each:
@@ -128,11 +127,20 @@ def list_cases(plan: Plan) -> Iterator[Case]:
             )
             yield Case("growth", f"{variant} {width}×{height} {kind}", run)
     for scale, variant, kind in each:
+        if scale == plan.scales[0]:  # here, so that compiling delays nothing else
+            for implementation in plan.compiled:
+                if implementation not in plan.implementations:
+                    yield _correctness(plan, variant, kind, implementation)
         run = functools.partial(_inference, plan, variant, scale, kind, plan.compiled, plan.output)
         yield Case("compiled", f"{variant} ×{scale} {kind}", run)
         if scale == plan.scales[0]:
             run = functools.partial(_training, plan, variant, kind, plan.compiled)
             yield Case("compiled", f"{variant} {kind}, training", run)
+
+
+def _correctness(plan: Plan, variant: str, kind: str, implementation: str) -> Case:
+    check = functools.partial(_check, plan, variant, kind, implementation)
+    return Case("correctness", _check_name(variant, kind, implementation), check)
 
 
 def _check_name(variant: str, kind: str, implementation: str) -> str:

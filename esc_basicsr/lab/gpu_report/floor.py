@@ -1,4 +1,4 @@
-"""How fast a card could run a network at best: by what it can move and compute, and what there is to do."""
+"""The least time of a network on a card: by what it can move and compute, and what there is to do."""
 
 import functools
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ FILE, PAGE = "gpu-report.json", "gpu-report.md"
 _MOST_ATTEMPTS = 2  # at a case during which the process ended
 
 
-def run_report(folder: Path, plan: Plan, minutes: float) -> int:
+def run_report(folder: Path, plan: Plan, minutes: float) -> tuple[int, int]:
     """Measure what a folder's report lacks; write it, and the page, after each case.
 
     Args:
@@ -29,7 +29,7 @@ def run_report(folder: Path, plan: Plan, minutes: float) -> int:
         minutes: No case begins later.
 
     Returns:
-        How many cases are left.
+        How many cases are left, and how many failed, in part too, or found something wrong.
 
     Raises:
         UserError: The folder has the report of another machine or plan; or the GPU does not answer any more.
@@ -51,10 +51,16 @@ def run_report(folder: Path, plan: Plan, minutes: float) -> int:
         else:
             attempts[case.key] = attempts.get(case.key, 0) + 1
             _write(folder, report, plan)
-            results[case.key] = _run(case, results)
+            try:
+                results[case.key] = _run(case, results)
+            except KeyboardInterrupt:  # the case has no part in it
+                attempts[case.key] -= 1
+                _write(folder, report, plan)
+                raise
             attempts.pop(case.key)
         _write(folder, report, plan)
-    return sum(case.key not in results for case in cases)
+    failed = sum(not _is_whole(result) or _is_wrong(result) for result in results.values())
+    return sum(case.key not in results for case in cases), failed
 
 
 def _run(case: Case, results: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +84,10 @@ def _run(case: Case, results: dict[str, Any]) -> dict[str, Any]:
 
 def _is_whole(result: dict[str, Any] | None) -> bool:
     return result is not None and not any("failure" in part for part in (result, *result.get("rows", ())))
+
+
+def _is_wrong(result: dict[str, Any]) -> bool:
+    return not all(row.get("passed", True) for row in result.get("rows", ()))
 
 
 def _read(path: Path, plan: Plan) -> dict[str, Any]:

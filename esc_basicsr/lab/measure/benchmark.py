@@ -3,11 +3,9 @@
 import functools
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +27,9 @@ from esc_basicsr.lab.networks.by_name import (
     implementation_of,
     network_of,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Row(NamedTuple):
@@ -165,11 +166,14 @@ def markdown(rows: Sequence[Row]) -> str:
 _MARKERS = dict(zip(IMPLEMENTATIONS, "ovs^*pDPXhd", strict=True))
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def draw(rows: Sequence[Row]) -> "Figure":
     """Draw parameters against latency, by scale.
 
     A network has a colour, an implementation a marker; circles are sized by memory.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     scales = sorted({row.scale for row in rows})
     networks = list(dict.fromkeys(network_of(row.network) for row in rows))
     used = {implementation_of(row.network) for row in rows}

@@ -2,34 +2,30 @@
 
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
-from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import written_whole
+from esc_basicsr.common.files import check_writable, written_whole
 from esc_basicsr.common.version import __version__
 from esc_basicsr.metrics.result_files import write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def make_folder(folder: Path | None) -> None:
-    """Make the folder for the results, if one was asked for, before hours go into them.
+    """Make the folder for results and a figure, if one was asked for, before hours go into them.
 
     Raises:
         UserError: It cannot be made, or written into.
     """
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot write into this folder ({error.strerror}).") from error
+    if folder is not None:
+        import matplotlib.figure  # noqa: F401 - its lack is told now, too
+
+        check_writable(folder)
 
 
 def publish(folder: Path | None, stem: str, text: str, *results: Any, **more: Any) -> None:
@@ -46,7 +42,7 @@ def write_results(
     settings: Mapping[str, Any],
     rows: Sequence[Any],
     device: torch.device,
-    draw: Callable[[], Figure],
+    draw: "Callable[[], Figure]",
     **more: Any,
 ) -> None:
     """Write ``stem``.json, .md and .png, each whole or not at all.

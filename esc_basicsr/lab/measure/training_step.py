@@ -3,16 +3,18 @@
 import functools
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn as nn
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from esc_basicsr.common.tables import markdown_table, milliseconds, scientific
 from esc_basicsr.common.timing import times_in_turn
 from esc_basicsr.lab.networks.by_name import build_network, network_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Row(NamedTuple):
@@ -111,8 +113,10 @@ def markdown(rows: Sequence[Row]) -> str:
     return markdown_table(head, lines)
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def draw(rows: Sequence[Row]) -> "Figure":
     """Draw steps per second."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 1 + 0.5 * len(rows)), layout="constrained")
     axis = figure.subplots()
     bars = axis.barh([row.network for row in rows], [1 / row.latency for row in rows])

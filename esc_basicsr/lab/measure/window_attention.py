@@ -4,11 +4,10 @@ import functools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn as nn
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
@@ -16,6 +15,9 @@ from esc_basicsr.common.tables import markdown_table, mebibytes, milliseconds, s
 from esc_basicsr.fast.attention import add_attention
 from esc_basicsr.lab.measure.measure import largest_difference, peak_memory_growth, time_networks
 from esc_basicsr.lab.networks.release import attend_as_released
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAIVE, KERNELS, FLEX = "naive", "kernels", "flex"
 METHODS = (NAIVE, "fused", "by row chunks", KERNELS, FLEX)
@@ -120,8 +122,10 @@ def markdown(rows: Sequence[Row]) -> str:
     return markdown_table(head, lines)
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def draw(rows: Sequence[Row]) -> "Figure":
     """Draw time and memory against the window, in logarithms."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, method in enumerate(dict.fromkeys(row.method for row in rows)):

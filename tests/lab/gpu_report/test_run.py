@@ -79,7 +79,7 @@ def test_each_result_is_written_before_the_next_case_begins(tmp_path, calls):
         return []
 
     calls.act = act
-    assert run.run_report(tmp_path, REHEARSAL, 1) == 0
+    assert run.run_report(tmp_path, REHEARSAL, 1)[0] == 0
     assert seen == [
         ("a", [], {"growth: a": 1}, "3 left"),
         ("b", ["growth: a"], {"growth: b": 1}, "2 left"),
@@ -96,9 +96,9 @@ def test_no_case_begins_after_the_time(tmp_path, calls, monkeypatch):
         return []
 
     calls.act = act
-    assert run.run_report(tmp_path, REHEARSAL, 1) == 1
+    assert run.run_report(tmp_path, REHEARSAL, 1)[0] == 1
     assert calls == ["a", "b"]
-    assert run.run_report(tmp_path, REHEARSAL, 1) == 0
+    assert run.run_report(tmp_path, REHEARSAL, 1)[0] == 0
     assert calls == ["a", "b", "c"]
 
 
@@ -109,7 +109,7 @@ def test_a_failure_is_kept_and_tried_again_last(tmp_path, calls):
         return [{"network": "b", "failure": "not enough memory"}] if name == "b" else []
 
     calls.act = fail
-    assert run.run_report(tmp_path, REHEARSAL, 1) == 0
+    assert run.run_report(tmp_path, REHEARSAL, 1) == (0, 2)
     assert read(tmp_path)["results"]["growth: a"]["failure"] == "RuntimeError: no such instruction"
     calls.clear()
     calls.act = lambda name: []
@@ -131,9 +131,21 @@ def test_a_case_in_which_the_process_ended_twice_is_given_up(tmp_path, calls):
     for _ in range(2):
         with pytest.raises(EndedError):
             run.run_report(tmp_path, REHEARSAL, 1)
-    assert run.run_report(tmp_path, REHEARSAL, 1) == 0
+    assert run.run_report(tmp_path, REHEARSAL, 1)[0] == 0
     assert calls == ["a", "b", "b", "c"]
     assert read(tmp_path)["results"]["growth: b"] == {"failure": "the process ended during it"}
+
+
+def test_an_interrupted_case_is_no_failure_however_often(tmp_path, calls):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    calls.act = interrupt
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run.run_report(tmp_path, REHEARSAL, 1)
+    assert calls == ["a", "a", "a"]
+    assert read(tmp_path)["results"] == {} and read(tmp_path)["attempts"] == {"growth: a": 0}
 
 
 def test_a_card_that_answers_no_more_ends_the_run_and_the_case_is_tried_again(tmp_path, calls):
@@ -187,7 +199,9 @@ def test_the_plan_for_a_gpu_has_every_network_and_precision():
     assert len(names) == len({*names})
     of_parts = {part: [name for name in names if name.startswith(f"{part}: ")] for part in PARTS}
     assert len(of_parts["inference"]) == 27 and of_parts["inference"][0] == "inference: ESC ×4 fp32"
-    assert len(of_parts["correctness"]) == 9 * 6 and len(of_parts["window attention"]) == 12
+    assert len(of_parts["correctness"]) == 9 * 7 and len(of_parts["window attention"]) == 12
+    check = names.index("correctness: ESC:compiled fp16")
+    assert names.index("growth: ESC 7680×4320 fp32") < check < names.index("compiled: ESC ×4 fp16")
     assert "growth: ESC 7680×4320 fp32" in names and "training: ESC-FP bf16" in names
 
 
@@ -209,7 +223,8 @@ def test_mistakes_are_told(tmp_path, monkeypatch, capsys, arguments, message):
 def test_a_machine_without_basicsr_suffices(tmp_path):
     code = (
         "import sys\n"
-        "for name in ('basicsr', 'mmengine', 'addict', 'lmdb', 'imagecodecs', 'spandrel'):\n"
+        "absent = 'basicsr mmengine addict lmdb imagecodecs spandrel matplotlib PIL cv2 safetensors'\n"
+        "for name in absent.split():\n"
         "    sys.modules[name] = None\n"
         "from esc_basicsr.__main__ import main\n"
         f"sys.exit(main(['gpu-report', '-o', {str(tmp_path)!r}, '--rehearse', '--minutes', '1e-9']))\n"
