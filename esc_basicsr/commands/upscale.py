@@ -17,25 +17,23 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import check_replaceable, check_writable
+from esc_basicsr.common.files import check_writable
 from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
 from esc_basicsr.fast.precision import PRECISIONS
+from esc_basicsr.upscale.image import upscale_file
 from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
-from esc_basicsr.upscale.output_size import OutputSize, upscaled
-from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES, read_image
+from esc_basicsr.upscale.output_size import OutputSize
+from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES
 from esc_basicsr.upscale.upscaler import Upscaler
-from esc_basicsr.upscale.write_image import fitted, write_image
 from esc_basicsr.weights.shipped import model_list
 from esc_basicsr.weights.shown import shown
 
@@ -71,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as large as fits, such as 3840x2160: upscaled by the network, then reduced, in proportion",
     )
     parser.add_argument(
-        "--ensemble", action="store_true", help="average eight flips and turns: better, eight times as long"
+        "--ensemble",
+        action="store_true",
+        help="self-ensemble: average eight flips and turns: better, eight times as long",
     )
     parser.add_argument(
         "--format", choices=[*_SUFFIXES], help="of the files that are written (default: each one's own)"
@@ -172,34 +172,6 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
-
-
-def upscale_file(
-    upscaler: Upscaler,
-    source: Path,
-    target: Path,
-    quality: int = 95,
-    most_pixels: int = MOST_PIXELS,
-    size: OutputSize | None = None,
-) -> None:
-    """Upscale one image file, with what belongs to it.
-
-    Raises:
-        UserError: ``source`` cannot be read, or ``target`` not be written or not hold the image.
-    """
-    check_replaceable(target)
-    image = read_image(source, most_pixels)
-    shape = (size or OutputSize()).of(image.pixels.shape, upscaler.scale, image.name)
-    image = fitted(target, image, shape)
-    pixels = upscaled(upscaler, image.visible_colours(), shape)
-    alpha = image.alpha
-    if alpha is not None:
-        # a constant one stays what it is; the network would come close
-        is_constant = bool((alpha == alpha.flat[0]).all())
-        alpha = (
-            np.full(shape, alpha.flat[0], alpha.dtype) if is_constant else upscaled(upscaler, alpha, shape)
-        )
-    write_image(target, replace(image, pixels=pixels, alpha=alpha), quality)
 
 
 def _is_film(path: Path) -> bool:

@@ -9,7 +9,8 @@ and loads nothing from elsewhere; images stay on this computer. Ctrl+C ends it.
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
@@ -23,11 +24,11 @@ from threading import BoundedSemaphore, Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from esc_basicsr.commands.upscale import upscale_file
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.common.signals import watched_for
+from esc_basicsr.upscale.image import upscale_file
 from esc_basicsr.upscale.image_file import FORMATS
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.weights.shipped import default_model, model_list
@@ -151,7 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
         if act is None:
             self._answer(HTTPStatus.NOT_FOUND, "no such page")
         elif not self.server.places.acquire(blocking=False):
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{_QUEUE} images are waiting: try again later.")
+            with suppress(ConnectionError, TimeoutError):
+                for _ in self._parts(self._length()):  # a browser reads no answer before it has sent all
+                    pass
+            self._answer(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{_QUEUE} images are in work or waiting: try again later."
+            )
         else:
             try:
                 act(name, query)
@@ -178,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _upscale(self, name: str, query: dict[str, str]) -> None:
-        kind = query.get("format") or PurePath(name).suffix.lower()
+        kind = query.get("format") or PurePath(query.get("name", "")).suffix.lower()
         suffix = kind if kind in FORMATS else ".png"
         with TemporaryDirectory(dir=self.server.folder) as folder:
             source, target = Path(folder, "input"), Path(folder, f"output{suffix}")
@@ -196,28 +202,42 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, target.read_bytes(), FORMATS[suffix].lower())
 
     def _add_network(self, name: str, query: dict[str, str]) -> None:
-        file = self.server.folder / f"network{next(self.server.numbers)}{PurePath(name).suffix}"
+        given = query.get("name", "")
+        suffix = re.search(r"\.[A-Za-z0-9]{1,16}$", given)  # any other may be none for a file
+        file = self.server.folder / f"network{next(self.server.numbers)}{suffix[0] if suffix else ''}"
         try:
             self._receive(file, name)
             scale = self.server.done(lambda: self.server.upscaler(str(file)).scale)
         except UserError as error:
             file.unlink(missing_ok=True)
             raise UserError(str(error).replace(str(file), name)) from error
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
         self.server.networks[file.name] = str(file)
-        added = {"name": file.name, "title": name, "scale": scale}
+        added = {"name": file.name, "title": given, "scale": scale}
         self._answer(HTTPStatus.OK, json.dumps(added), "json")
 
     def _receive(self, file: Path, name: str) -> None:
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit() and 0 < int(length) <= _MOST_BYTES):
+        length = self._length()
+        if not length:
             raise UserError(f"{name}: a file of 1 byte to {_MOST_BYTES // 2**20} MiB is expected.")
-        left = int(length)
         with file.open("wb") as out:
-            while left and (part := self.rfile.read(min(left, 2**20))):
-                out.write(part)
-                left -= len(part)
-        if left:
+            out.writelines(self._parts(length))
+        if file.stat().st_size < length:
             raise UserError(f"{name} did not arrive whole: try again.")
+
+    def _length(self) -> int:
+        """Return how many bytes are sent; 0 where the browser does not tell, or for too many."""
+        length = self.headers.get("Content-Length", "")
+        is_number = re.fullmatch("[0-9]{1,12}", length)
+        return int(length) if is_number and int(length) <= _MOST_BYTES else 0
+
+    def _parts(self, left: int) -> Iterator[bytes]:
+        """Read what is sent, so many bytes, or fewer if it breaks off."""
+        while left and (part := self.rfile.read(min(left, 2**20))):
+            yield part
+            left -= len(part)
 
     def _answer(self, status: HTTPStatus, content: str | bytes, kind: str = "plain") -> None:
         """Send a text (``kind`` is plain, html or json), or the bytes of an image (png, jpeg ...)."""

@@ -14,7 +14,7 @@ from esc_basicsr.upscale.upscaler import Upscaler
 
 @dataclass(frozen=True)
 class OutputSize:
-    """How large results are to be; by default as large as the network makes them.
+    """A size that results are to have; by default the one that the network makes.
 
     Args:
         outscale: Times as large, 1 or more.
@@ -39,7 +39,8 @@ class OutputSize:
         height, width = image[:2]
         factor = Fraction(scale) if self.outscale is None else self.outscale
         if self.box is not None:
-            factor = min(Fraction(self.box[0], width), Fraction(self.box[1], height))
+            across, down = (side // multiple * multiple for side in self.box)  # so as not to exceed it
+            factor = min(Fraction(across, width), Fraction(down, height))
         if factor > scale:
             raise UserError(
                 f"{name}: {width} × {height} pixels would be enlarged ×{float(factor):.4g}, and the network "

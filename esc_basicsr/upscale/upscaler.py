@@ -19,6 +19,7 @@ from esc_basicsr.weights.shipped import default_model, load_network
 
 Images = TypeVar("Images", Tensor, npt.NDArray[Any])
 
+_FLOATS = ("float16", "float32", "float64")  # of which PyTorch makes tensors
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 # Feature maps in float32 that are held at once, by row chunks (docs/speed.md measures 4.6), and some more.
@@ -26,6 +27,7 @@ _MAPS = 6
 _SHARE = 0.8  # of the memory that is available
 # A trial image in half precision must come this close to float32: a tenth of an 8-bit level on average.
 _HALF_IS_SAFE = 68.0  # dB
+_LEAST_SPREAD = 4.0  # standard deviation of a trial image in 8-bit levels: on black any precision is safe
 _TRIAL_SIDE = {"cpu": 64, "cuda": 128}  # on a CPU a larger one would take longer than small images do
 # Pixels that are mirrored around an image: convolutions take what lies beyond an edge for black. More of
 # them gain nothing (docs/upscale.md).
@@ -54,11 +56,11 @@ class Upscaler:
         device: ``auto``, a GPU where there is one; ``cpu``; ``cuda``, ``cuda:1`` ...
         precision: ``fp32``; ``fp16`` or ``bf16``, to compute in it where autocast deems that safe;
             ``auto``: fp16 on a GPU, bf16 on a CPU with instructions for it, for 8-bit images if a part of
-            the first one comes out the same; else fp32.
+            the first one that is not flat comes out the same; else fp32.
         memory: Bytes to work in, beside a result that is put together from tiles; by default what is
             available.
-        ensemble: Average the results of all eight flips and turns of an image, which takes eight times as
-            long (docs/upscale.md states the gain).
+        ensemble: Average the results of all eight flips and turns of an image (self-ensemble), which takes
+            eight times as long (docs/upscale.md states the gain).
 
     Attributes:
         bytes_per_pixel: Memory that a pixel of LR takes in one piece.
@@ -103,7 +105,7 @@ class Upscaler:
 
     @property
     def chosen_half(self) -> str | None:
-        """Return what ``auto`` has chosen for 8-bit images; None for fp32, or before the first."""
+        """Return what ``auto`` has chosen for 8-bit images; None for fp32, or before a trial."""
         names = (name for name, dtype in PRECISIONS.items() if dtype == self._half != torch.float32)
         return next(names, None) if self.precision == "auto" else None
 
@@ -139,12 +141,12 @@ class Upscaler:
     def _upscale_array(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         images = images.astype(images.dtype.newbyteorder("="), copy=False)
         levels = {"uint8": 255, "uint16": 65535}.get(images.dtype.name, 1)
-        is_float = np.issubdtype(images.dtype, np.floating)
+        is_float = images.dtype.name in _FLOATS
         is_gray = images.ndim == 2
         if not (levels > 1 or is_float) or not (is_gray or (images.ndim in (3, 4) and images.shape[-1] == 3)):
             raise UserError(
-                "expected an array of uint8, uint16 or floats in [0, 1] of the shape (H, W), (H, W, 3) or "
-                f"(N, H, W, 3), got {images.dtype} {images.shape}."
+                "expected an array of uint8, uint16 or floats (16 to 64 bits) in [0, 1] of the shape (H, W), "
+                f"(H, W, 3) or (N, H, W, 3), got {images.dtype} {images.shape}."
             )
         values = torch.from_numpy(np.require(images[..., None] if is_gray else images, None, ["C", "W"]))
         if is_float:
@@ -263,14 +265,18 @@ class Upscaler:
             torch.cuda.empty_cache()
 
     def _choose_precision(self, batch: Tensor) -> torch.dtype:
-        """Choose what to compute in, tried out on a part of the first image."""
+        """Choose what to compute in, tried out on a part of the first image that shows something."""
         if self._half is None:
-            self._half = torch.float32
             name = _half_of(self.device)
-            if name is not None:
-                side = _TRIAL_SIDE[self.device.type]
-                rows, columns = (_middle(length, side) for length in batch.shape[2:])
-                self._half = self._half_if_it_is_safe(batch[:1, :, rows, columns], name)
+            if name is None:
+                self._half = torch.float32
+                return self._half
+            side = _TRIAL_SIDE[self.device.type]
+            rows, columns = (_middle(length, side) for length in batch.shape[2:])
+            part = batch[:1, :, rows, columns]
+            if part.float().std(correction=0) < _LEAST_SPREAD:
+                return torch.float32
+            self._half = self._half_if_it_is_safe(part, name)
         return self._half
 
     def _half_if_it_is_safe(self, part: Tensor, name: str) -> torch.dtype:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import check_replaceable, written_whole
+from esc_basicsr.common.files import check_replaceable, make_folder_of, written_whole
 from esc_basicsr.common.log import logger
 from esc_basicsr.common.version import __version__
 from esc_basicsr.upscale.image_file import Pixels
@@ -42,6 +42,7 @@ from esc_basicsr.upscale.video_file import (
 from esc_basicsr.weights.shipped import weights_file
 
 _SEGMENT = 48  # frames: so much is lost by a kill, so far apart are key frames at most
+_FEW = 0.9  # of the frames that a file promises; it may estimate them by its rate
 
 
 def upscale_video(
@@ -71,13 +72,20 @@ def upscale_video(
             job.
     """
     check_replaceable(target)
-    try:
+    with _told_of(source):
         check_holds(source, target)
         with _parts(target, _job(upscaler, source, size, crf, start, end)) as parts:
             span = _make_segments(upscaler, source, parts, size, crf, (start, end))
-            with written_whole(target) as file:
+            with written_whole(target) as file, _told_of(source):
                 join(source, _segments(parts), target, file, span)
         shutil.rmtree(parts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told_of(source: Path) -> Iterator[None]:
+    """Say of the film what FFmpeg raises, some of it OSErrors; a file that is written raises Python's."""
+    try:
+        yield
     except av.FFmpegError as error:
         raise UserError(f"{source} cannot be upscaled: {error.strerror or error}.") from error
 
@@ -103,11 +111,11 @@ def _job(
 def _parts(target: Path, job: dict[str, Any]) -> Iterator[Path]:
     """Lend the folder of a film's segments, to one process at a time."""
     folder = target.with_name(f"{target.name}.parts")
-    folder.mkdir(exist_ok=True)
+    note = folder / "job.json"
+    make_folder_of(note)
     try:
         with FileLock(folder / "lock", timeout=0):
-            note = folder / "job.json"
-            if note.exists():
+            if note.exists() and _segments(folder):
                 before = json.loads(note.read_text("utf-8"))
                 if differing := [key for key in job if before.get(key) != job[key]]:
                     raise UserError(
@@ -143,7 +151,9 @@ def _make_segments(
         stream = main_stream(container, source)
         beginning = Fraction(container.start_time or 0, av.time_base)  # not zero in what was broadcast
         span = Span(max(beginning, Fraction(0)), *times)
-        head = next(_frames(source, span), None)
+        length = Fraction(container.duration or 0, av.time_base)
+        is_beyond = span.start is not None and 0 < length <= span.start
+        head = None if is_beyond else next(_frames(source, span), None)  # which would decode all to see
         if head is None:
             raise UserError(f"{source} has no frames within this time.")
         look = look_of(head, stream, source)
@@ -155,9 +165,12 @@ def _make_segments(
         results = _results(_frames(source, span, last), upscale, look, source, bar)
         for first in results:
             segment = parts / f"{len(_segments(parts)):06}.{SEGMENT_FORMAT}"
-            with written_whole(segment) as file:
+            with written_whole(segment) as file, _told_of(source):
                 some = itertools.chain([first], itertools.islice(results, _SEGMENT - 1))
                 encode_segment(file, some, shape, look, crf)
+    came, _ = _done(_segments(parts))
+    if total is not None and times == (None, None) and came < total * _FEW:
+        logger.warning("%s: %d frames came, and it promises some %d: it may be cut off.", source, came, total)
     if upscale.repeats:
         logger.info("%s: %d frames repeat the one before.", source, upscale.repeats)
     return span
@@ -189,7 +202,7 @@ def _done(segments: list[Path]) -> tuple[int, Fraction | None]:
 
 
 def _frames(source: Path, span: Span, after: Fraction | None = None) -> Iterator[VideoFrame]:
-    """Decode the frames of a part that come after a timestamp, each later than the one before."""
+    """Decode the frames of a part that come after a timestamp."""
     first = after if after is not None else None if span.start is None else span.offset
     for frame in frames_from(source, first):
         time = time_of(frame)
@@ -197,7 +210,6 @@ def _frames(source: Path, span: Span, after: Fraction | None = None) -> Iterator
             return
         if span.holds(time) and (after is None or time > after):
             yield frame
-            after = time
 
 
 def _count(duration: int | None, stream: VideoStream, span: Span) -> int | None:

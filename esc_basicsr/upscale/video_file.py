@@ -53,12 +53,13 @@ _LOST = {
     SideData.STEREO3D: "that it is stereoscopic",
 }
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+_MOST_BACKWARD = 1  # second: timestamps that step back further are of another recording
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a video's frames have in common, apart from their size.
+    """Properties that a video's frames have in common, apart from their size.
 
     Args:
         pixel_format: As FFmpeg names it, in which upscaled frames are encoded.
@@ -123,7 +124,7 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
         first: Timestamp in seconds; frames before it are left out.
 
     Raises:
-        UserError: A frame has no timestamp.
+        UserError: A frame has no timestamp; or timestamps begin again, as where recordings were put together.
     """
     for is_sought in (first is not None, False):
         with av.open(path) as container:
@@ -141,6 +142,8 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
 
 
 def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+    """Decode frames, each later than the one before."""
+    latest: Fraction | None = None
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
@@ -154,7 +157,14 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 raise UserError(
                     f"{path}: its frames have no timestamps: put it into another container first."
                 )
-            yield frame
+            time = time_of(frame)
+            if latest is None or time > latest:
+                latest = time
+                yield frame
+            elif time < latest - _MOST_BACKWARD:
+                raise UserError(f"{path}: timestamps begin again at {float(latest):.2f} s: remux it first.")
+            else:
+                warn_once(f"{path}: frames whose timestamps are not later than those before are left out.")
 
 
 def time_of(timed: "VideoFrame | Packet[Any]") -> Fraction:

@@ -85,7 +85,14 @@ def test_image_comes_back_as_upscale_makes_it(server: web.Server, model: Path) -
 
 @pytest.mark.parametrize(
     ("name", "wanted", "expected"),
-    [("cat.JPG", "", "jpeg"), ("cat.jpg", ".png", "png"), ("cat.bmp", "", "png"), ("cat", ".webp", "webp")],
+    [
+        ("cat.JPG", "", "jpeg"),
+        ("cat.jpg", ".png", "png"),
+        ("cat.bmp", "", "png"),
+        ("cat", ".webp", "webp"),
+        ("at 9\u202fPM.jpg", "", "jpeg"),
+        (f"{'long' * 60}.jpg", "", "jpeg"),
+    ],
 )
 def test_format_is_the_image_s_own_or_the_chosen_one(
     server: web.Server, model: Path, name: str, wanted: str, expected: str
@@ -118,6 +125,23 @@ def test_what_is_wrong_with_an_image_or_a_network_is_said_by_its_name(
     assert [path.name for path in server.folder.iterdir()] == [network]
 
 
+def test_network_is_named_as_its_file_is(server: web.Server, model: Path) -> None:
+    for name in ("at 9\u202fPM.pth", "n" * 240 + ".pth", "of.\0"):
+        status, content, _ = ask(server, "/network", model.read_bytes(), name=name)
+        assert (status, json.loads(content)["title"]) == (200, name)
+
+
+def test_network_that_fails_leaves_nothing(
+    server: web.Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(server, "upscaler", fail)
+    assert ask(server, "/network", model.read_bytes(), name="a.pth")[0] == 500
+    assert not [*server.folder.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("length", "message"),
     [
@@ -143,8 +167,9 @@ def test_file_that_is_too_large_or_breaks_off_is_refused(
 def test_more_images_than_may_wait_are_turned_away(server: web.Server) -> None:
     while server.places.acquire(blocking=False):
         pass
-    status, content, _ = ask(server, "/image", encoded(), name="a.png")
-    assert (status, content) == (503, b"8 images are waiting: try again later.")
+    large = bytes(2**24)  # more than a connection holds: it is read before it is answered
+    status, content, _ = ask(server, "/image", large, name="a.png")
+    assert (status, content) == (503, b"8 images are in work or waiting: try again later.")
 
 
 def test_other_sites_are_refused(server: web.Server) -> None:

@@ -13,11 +13,11 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from esc_basicsr.__main__ import main
-from esc_basicsr.commands.upscale import upscale_file
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.image_folder import read_image as read_bgr
 from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.upscale import Upscaler
+from esc_basicsr.upscale.image import upscale_file
 from esc_basicsr.upscale.image_file import ImageFile
 from esc_basicsr.upscale.read_image import png_chunks, read_image
 from esc_basicsr.upscale.write_image import fitted, write_image
@@ -476,7 +476,7 @@ def test_whatever_happens_to_one_image_the_others_are_done(
             raise error
         return read_image(path, *arguments)
 
-    monkeypatch.setattr("esc_basicsr.commands.upscale.read_image", fails_once)
+    monkeypatch.setattr("esc_basicsr.upscale.image.read_image", fails_once)
     assert main(["upscale", "in", "-o", "out", "--model", str(model)]) == 2
     assert "1 could not be upscaled:\n  in/a.png" in capsys.readouterr().err
     assert names("out") == ["z_x2.png"]

@@ -31,6 +31,7 @@ def test_sides_stay_in_proportion(
 def test_sides_of_video_are_even() -> None:
     assert OutputSize(outscale=Fraction("1.7")).of((15, 31), 2, "a.png", multiple=2) == (26, 52)
     assert OutputSize().of((15, 31), 2, "a.png", multiple=2) == (30, 62)
+    assert OutputSize(box=(103, 100)).of((20, 30), 4, "a.png", multiple=2) == (68, 102)  # not 104
 
 
 def test_what_the_network_cannot_reach_is_refused() -> None:

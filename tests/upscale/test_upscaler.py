@@ -87,7 +87,12 @@ def test_smallest_and_odd_sizes(upscale: Upscaler, photo: np.ndarray, size: tupl
 @pytest.mark.parametrize(
     "wrong",
     [
-        *(np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.int64), np.zeros((4,), np.uint8)),
+        *(
+            np.zeros((4, 4, 4), np.uint8),
+            np.zeros((4, 4), np.int64),
+            np.zeros((4, 4), np.longdouble),
+            np.zeros((4,), np.uint8),
+        ),
         *(np.zeros((0, 4, 3), np.uint8), torch.zeros(4, 4, 3), torch.zeros(3, 4, 4, dtype=torch.uint8)),
     ],
     ids=lambda wrong: f"{wrong.dtype} {tuple(wrong.shape)}",
@@ -245,6 +250,17 @@ def test_half_precision_is_chosen_where_it_gives_the_same(
         monkeypatch.setattr(upscale, "_run", lambda batch, dtype, outputs=outputs: outputs[dtype])
         assert upscale._half_if_it_is_safe(part, "fp16") == expected
     assert any("fp16 differs from fp32 (40.0 dB)" in message for message in esc_log)
+
+
+def test_half_precision_is_not_judged_by_a_flat_image(
+    model: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscaler, "_half_of", lambda device: "bf16")
+    upscale = Upscaler(model)
+    upscale(np.zeros_like(photo))
+    assert upscale._half is None
+    upscale(photo)
+    assert upscale._half is not None
 
 
 def test_bfloat16_is_chosen_on_a_cpu_that_multiplies_it(photo: np.ndarray) -> None:

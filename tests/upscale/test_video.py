@@ -1,5 +1,7 @@
 """Films: what is in them goes through, in order, also by way of a kill."""
 
+import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -365,6 +367,63 @@ def test_what_cannot_be_done_is_told_before_it_is_begun(
         upscale(doubling, tmp_path / "sound.mkv", tmp_path / "large.mkv")
     assert doubling.calls == 0
     assert not list(tmp_path.glob("large*"))
+
+
+def test_recordings_that_were_put_together_are_refused(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film = make_film(tmp_path / "a.ts", times=[100 * index for index in range(12)], is_silent=True)
+    (tmp_path / "b.ts").write_bytes(2 * film.read_bytes())
+    last = float(times_of(film)[-1])
+    with pytest.raises(UserError, match=rf"b\.ts: timestamps begin again at {last:.2f} s"):
+        upscale(doubling, tmp_path / "b.ts", tmp_path / "large.mkv")
+
+
+def test_film_that_is_cut_off_is_told(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    form: Any = {"options": {"g": "1"}, "container": {"movflags": "faststart"}, "is_silent": True}
+    film = make_film(tmp_path / "film.mp4", moving(24), **form)
+    upscale(doubling, film, tmp_path / "whole.mp4")
+    assert not any("cut off" in message for message in esc_log)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size * 6 // 10])
+    came = len(times_of(upscale(doubling, film, tmp_path / "large.mp4")))
+    assert 0 < came < 20
+    assert any(f"{came} frames came, and it promises some 24" in message for message in esc_log)
+
+
+def test_start_beyond_the_end_is_told_without_decoding(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(video, "frames_from")
+    with pytest.raises(UserError, match=r"film\.mp4 has no frames within this time"):
+        upscale(doubling, make_film(tmp_path / "film.mp4"), tmp_path / "large.mp4", Fraction(9))
+
+
+def test_error_in_reading_is_told_of_the_film(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any) -> Any:
+        yield from itertools.islice(frames_from(*args), 3)
+        av.error.err_check(-errno.EACCES)
+
+    frames_from = video.frames_from
+    monkeypatch.setattr(video, "frames_from", failing)
+    with pytest.raises(UserError, match=r"film\.mp4 cannot be upscaled: Permission denied"):
+        upscale(doubling, make_film(tmp_path / "film.mp4"), tmp_path / "large.mp4")
+
+
+def test_folder_of_parts_that_holds_none_is_no_hindrance_and_a_file_is_told(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film, parts = make_film(tmp_path / "film.mp4"), tmp_path / "large.mp4.parts"
+    parts.write_text("a file")
+    with pytest.raises(UserError, match=r"large\.mp4\.parts cannot be made"):
+        upscale(doubling, film, tmp_path / "large.mp4")
+    parts.unlink()
+    parts.mkdir()
+    (parts / "job.json").write_text('{"crf": 40}')
+    upscale(doubling, film, tmp_path / "large.mp4")
 
 
 def test_damaged_part_of_a_film_is_left_out_and_told(
