@@ -266,7 +266,7 @@ def _short(name: str) -> str:
 
 
 class Compared(NamedTuple):
-    """Draw how alike a network's layers are."""
+    """The likeness of a network's layers, to be drawn."""
 
     label: str
     groups: Sequence[str]  # of each layer
