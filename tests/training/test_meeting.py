@@ -19,7 +19,9 @@ LIMIT = 4
 class Ranks:
     """Ranks of a world, some of which die at a place, and some of which are never started."""
 
-    def __init__(self, folder: Path, world: int, started: list[int], dies: dict[int, str]) -> None:
+    def __init__(
+        self, folder: Path, world: int, started: list[int], dies: dict[int, str], limit: float = LIMIT
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -30,7 +32,7 @@ class Ranks:
         self.processes = {
             rank: server.Process(
                 target=rank_roles.meet,
-                args=(dies.get(rank, ""), LIMIT, str(output), shared | {"RANK": str(rank)}),
+                args=(dies.get(rank, ""), limit, str(output), shared | {"RANK": str(rank)}),
             )
             for rank, output in self.outputs.items()
         }
@@ -88,19 +90,19 @@ def test_a_mistake_of_all_ends_each_by_its_code_however_soon_rank_0_is_through(t
 
 @pytest.mark.parametrize(("number", "waiting"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_signals_end_a_rank_that_waits(tmp_path: Path, number: signal.Signals, waiting: int) -> None:
-    ranks = Ranks(tmp_path, 2, [waiting], {})
+    ranks = Ranks(tmp_path, 2, [waiting], {}, limit=50)
     process = ranks.processes[waiting]
     deadline = time.monotonic() + 60
     while not (ranks.outputs[waiting].exists() and "waits" in ranks.outputs[waiting].read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(1)
     assert process.pid is not None
     os.kill(process.pid, number)
     began = time.monotonic()
     ((code, _),) = ranks.ends().values()
     assert code == -number
-    assert time.monotonic() - began < LIMIT - 1
+    assert time.monotonic() - began < 40
 
 
 def test_one_machine_listens_to_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
