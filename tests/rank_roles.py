@@ -75,6 +75,8 @@ def _begin(output: str, environ: dict[str, str]) -> None:
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.environ.update(environ)
+    # Where data workers came before, the server was started while signals were held.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     torch.set_num_threads(1)
 
 
