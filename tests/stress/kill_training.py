@@ -90,6 +90,8 @@ def processes(folder: Path) -> dict[int, str]:
     for pid, (parent, command) in found.items():
         if "torch.distributed.run" in command:
             kinds[pid] = "agent"
+        elif "forkserver" in command:
+            kinds[pid] = "worker"  # or the server that forks them
         elif "esc_basicsr.train" in command:
             is_forked = "esc_basicsr.train" in found.get(parent, (0, ""))[1]
             kinds[pid] = "worker" if is_forked and kinds.get(parent) != "agent" else "rank"
