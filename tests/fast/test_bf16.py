@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fixtures.networks import randomise
 
 from esc_basicsr import fast
 from esc_basicsr.archs import ESC
@@ -26,11 +27,6 @@ in_bf16 = torch.autocast("cpu", torch.bfloat16)
 def processor(request):
     if "without" not in request.node.name and not kernels.load().has_bf16:
         pytest.skip("this processor has no instructions for bfloat16")
-
-
-def randomise(module: nn.Module, std: float) -> None:
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std)
 
 
 @pytest.fixture

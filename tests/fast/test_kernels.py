@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fixtures.networks import randomise
 
 from esc_basicsr import fast
 from esc_basicsr.archs import ESC
@@ -21,11 +22,6 @@ from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import kernels, network
 from esc_basicsr.fast import kernels_build as build
-
-
-def randomise(module: nn.Module, std: float) -> None:
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std)
 
 
 @pytest.fixture
