@@ -17,6 +17,7 @@ _INSTALLED_BY = {
     "av": "pip install 'esc-basicsr[video]'",
     "onnx": "pip install 'esc-basicsr[onnx]'",
     "onnxruntime": "pip install 'esc-basicsr[onnx]'",
+    "openvino": "pip install 'esc-basicsr[openvino]'",
 }
 
 

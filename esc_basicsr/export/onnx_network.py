@@ -33,6 +33,7 @@ from esc_basicsr.archs.esc_real_arch import ESCRealM, ReflectingConv2d
 from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
 from esc_basicsr.archs.upsamplers import DySample
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.export import DEFAULT_OPSET
 from esc_basicsr.export.onnx_graph import Graph
 
 # What a network hands to its mixers: ESC's kernel, ESC-FP's two filters, or nothing.
@@ -45,7 +46,9 @@ INPUT, OUTPUT = "lr", "sr"
 _END = int(np.iinfo(np.int64).max)
 
 
-def write_onnx(network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int) -> bytes:
+def write_onnx(
+    network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
+) -> bytes:
     """Write a network as an ONNX file, of operators of the domain ai.onnx alone.
 
     Its input ``lr`` is (batch, 3, height, width), float32, RGB in [0, 1], any sizes >= 1; its output ``sr``

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+openvino = pytest.importorskip("openvino")
+
+from esc_basicsr.export.openvino_network import core, read_openvino, write_openvino  # noqa: E402
+
+# (batch, height, width): a pixel, below a window, windows, odd, one side below and one above
+SIZES = [(1, 1, 1), (1, 3, 2), (1, 4, 8), (2, 13, 11), (3, 1, 9)]
+
+NETWORKS = {
+    "ESC": {},
+    "layer norm": {"use_ln": True, "window_size": 5, "conv_blocks": 1},
+    "ESC-FP": {"type": "ESCFP"},
+    "ESCReal": {"type": "ESCReal", "upscaling_factor": 4},
+    "ESCRealM": {"type": "ESCRealM", "upscaling_factor": 3, "upsampler": "transpose+conv"},
+}
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 5e-3)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_openvino_gives_what_the_network_gives_at_any_size(lively_network, name, half, tolerance):
+    net = lively_network(**NETWORKS[name])
+    run = read_openvino(write_openvino(net, half, {}))
+    for batch, height, width in SIZES:
+        lr = torch.rand(batch, 3, height, width)
+        expected = net(lr)
+        sr = run(lr)
+        assert sr.shape == expected.shape and sr.dtype == torch.float32
+        assert (sr - expected).abs().max() < tolerance * expected.abs().max().clamp(min=1)
+
+
+def test_model_names_input_and_output_and_says_what_it_is(lively_network):
+    model = core().read_model(*write_openvino(lively_network(), False, {"scale": "2", "network_g": "{}"}))
+    assert (model.input().any_name, model.output().any_name) == ("lr", "sr")
+    assert model.get_rt_info(["esc_basicsr", "scale"]).astype(str) == "2"
+    assert model.get_rt_info(["esc_basicsr", "network_g"]).astype(str) == "{}"
+
+
+def test_half_precision_halves_the_weights(lively_network):
+    net = lively_network()
+    assert len(write_openvino(net, True, {})[1]) < 0.75 * len(write_openvino(net, False, {})[1])
