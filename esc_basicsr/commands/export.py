@@ -1,17 +1,21 @@
-"""Write a trained network for other programs: ONNX, OpenVINO IR, TorchScript, torch.export, .safetensors.
+"""Write a trained network for other programs: ONNX, OpenVINO, ncnn, TorchScript, torch.export, weights.
 
-The file takes any number of images of any size (batch×3×height×width, RGB in [0, 1]; from one pixel, of no
-multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever the precision
-inside. Before it gets its name it is run, on the CPU, and compared with the network at several sizes.
+The file takes any number of images (ncnn: one) of any size (batch×3×height×width, RGB in [0, 1]; from one
+pixel, of no multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever
+the precision inside. Before it gets its name it is run, on the CPU, and compared with the network at several
+sizes.
 
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.onnx
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4_fp16.onnx --precision fp16 --opset 20
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.xml
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4.ncnn.param
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.pt --time 180x320
 
-OpenVINO IR is two files: OUT, the graph, and its weights beside it, of the same name and the ending .bin.
-ONNX needs the extra esc-basicsr[onnx], OpenVINO IR esc-basicsr[openvino]. Neither takes ESCReal and ESCRealM
-with DySample, or with unshuffle_mod at scales 1 and 2.
+OpenVINO and ncnn have two files: OUT, the graph, and its weights beside it, of the same name and the ending
+.bin. Packages come with the extras: pip install 'esc-basicsr[onnx]', '...[openvino]', '...[ncnn]'.
+
+Not converted: DySample to ONNX, OpenVINO (no GridSample is written) and ncnn (no layer for its positions);
+unshuffle_mod at scales 1 and 2 to ONNX and OpenVINO. TorchScript takes all.
 """
 
 import argparse
@@ -41,6 +45,7 @@ Run = Callable[[Tensor], Tensor]
 _ENDINGS = {
     "onnx": (".onnx",),
     "openvino": (".xml", ".bin"),
+    "ncnn": (".param", ".bin"),
     "torchscript": (".pt",),
     "torch-export": (".pt2",),
     "safetensors": (".safetensors",),
@@ -151,6 +156,10 @@ def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., Any], Calla
             from esc_basicsr.export.openvino_network import read_openvino, write_openvino
 
             return write_openvino, read_openvino
+        case "ncnn":
+            from esc_basicsr.export.ncnn_network import read_ncnn, write_ncnn
+
+            return write_ncnn, read_ncnn
         case "torchscript":
             return torch_formats.write_torchscript, torch_formats.read_torchscript
         case "torch-export":

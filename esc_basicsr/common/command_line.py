@@ -18,6 +18,8 @@ _INSTALLED_BY = {
     "onnx": "pip install 'esc-basicsr[onnx]'",
     "onnxruntime": "pip install 'esc-basicsr[onnx]'",
     "openvino": "pip install 'esc-basicsr[openvino]'",
+    "ncnn": "pip install 'esc-basicsr[ncnn]'",
+    "pnnx": "pip install 'esc-basicsr[ncnn]'",
 }
 
 

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: ONNX, OpenVINO IR, TorchScript, torch.export, .safetensors files."""
+"""Trained networks for other programs: ONNX, OpenVINO IR, ncnn, TorchScript, torch.export, weights."""
 
 # versions of ONNX's operators that are written
 OPSETS = range(17, 25)

@@ -15,7 +15,10 @@ def export(checkpoint, out, *options):
     return main(["export", str(checkpoint), "-o", str(out), *options])
 
 
-@pytest.mark.parametrize("endings", [[".onnx"], [".xml", ".bin"], [".pt"], [".safetensors"]])
+ENDINGS = [[".onnx"], [".xml", ".bin"], [".ncnn.param", ".ncnn.bin"], [".pt"], [".safetensors"]]
+
+
+@pytest.mark.parametrize("endings", ENDINGS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_ending_tells_the_format_and_differences_are_printed(
     checkpoint, tmp_path, capsys, endings, precision
@@ -84,12 +87,18 @@ def test_second_file_of_a_format_is_guarded_as_the_first(checkpoint, tmp_path, c
 
 @pytest.mark.parametrize(
     ("package", "ending", "extra"),
-    [("onnx", ".onnx", "onnx"), ("onnxruntime", ".onnx", "onnx"), ("openvino", ".xml", "openvino")],
+    [
+        ("onnx", ".onnx", "onnx"),
+        ("onnxruntime", ".onnx", "onnx"),
+        ("openvino", ".xml", "openvino"),
+        ("ncnn", ".param", "ncnn"),
+        ("pnnx", ".param", "ncnn"),
+    ],
 )
 def test_missing_extra_is_told_and_others_work(
     checkpoint, tmp_path, capsys, monkeypatch, package, ending, extra
 ):
-    for name in [name for name in sys.modules if name.startswith("esc_basicsr.export.o")]:
+    for name in [name for name in sys.modules if name.startswith("esc_basicsr.export.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert export(checkpoint, tmp_path / f"tiny{ending}") == 2
