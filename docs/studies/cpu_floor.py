@@ -110,8 +110,8 @@ def work_of(network: str, scale: int, height: int, width: int) -> Work:
         if isinstance(layer, ConvFFN | WindowAttention | ConvAttention):
             layer.register_forward_hook(count)
     net(torch.zeros(1, 3, height, width, device="meta"))
-    flops = measure_complexity(build_variant(network, scale), height, width).flops
-    return Work(flops, exponentials, gelus, moved)
+    multiply_adds = measure_complexity(build_variant(network, scale), height, width).multiply_adds
+    return Work(multiply_adds, exponentials, gelus, moved)
 
 
 def floor_of(work: Work, rates: Mapping[str, float], precision: str) -> float:
