@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     opset = args.opset or DEFAULT_OPSET
     write, read = _writer_and_reader(kind, opset)  # what is missing is told before the work
     trained = load_network(args.model)
+    if kind == "ncnn":
+        print("pnnx converts the network, which takes minutes.")
     content = write(trained.network, args.precision == "fp16", describe(trained, args.precision))
     exported = read(content)
     window = int(trained.options.get("window_size", _WINDOW))
