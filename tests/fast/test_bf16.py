@@ -202,8 +202,10 @@ def test_tiles_give_what_vectors_give(instructions, monkeypatch, tmp_path, reque
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-O1", *flags[instructions]))
     has_tiles, *made = run()
     assert has_tiles == (is_amx or instructions == "emulated")
-    for one, other in zip(made, expected, strict=True):
-        assert (one - other).abs().mean() <= (2e-3 * other.std() if has_tiles else 0)
+    # weights of attention are rounded to bfloat16 from another largest score
+    tolerances = (2e-3 if has_tiles else 1e-6, 1e-5)
+    for one, other, tolerance in zip(made, expected, tolerances, strict=True):
+        assert (one - other).abs().mean() <= tolerance * other.std()
 
 
 @pytest.mark.slow
@@ -214,7 +216,8 @@ def test_form_for_amx_compiles(tmp_path):
     made = tmp_path / "cpu.s"
     ended = subprocess.run(
         [*build._compiler(), *flags, "-O1", "-S", str(build._SOURCE), "-o", str(made)],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     if ended.returncode and "sapphirerapids" in ended.stderr:
         pytest.skip("this compiler does not know AMX")
