@@ -227,8 +227,8 @@ std::vector<Scratch> scratch_for(int threads, int64_t floats) {
 
 // AMX has eight tiles of 16 rows of 64 bytes. It adds (16, 32) bfloat16 times (32, 16) bfloat16 to (16, 16) floats; of the
 // second factor a tile's row is (16, 2), two numbers of each column.
-constexpr int kTile = 16;         // rows of a tile; floats in a row
-constexpr int kTileDepth = 32;    // bfloat16 in a row
+constexpr int kTile = 16;          // rows of a tile; floats in a row
+constexpr int kTileDepth = 32;     // bfloat16 in a row
 constexpr int kBlock = 2 * kTile;  // rows and columns of a product at a time: each tile that is loaded is used twice
 
 // Whether the system lets this process use tiles, for which Linux wants to be asked.
@@ -553,14 +553,48 @@ void attend(const Attention& a, const T* qkv, const float* table, T* out, float*
 }
 
 #if defined(ESC_TILES)
-// As attend in bfloat16, by tiles: kBlock queries at a time. Keys come in parts whose scores stay in the first cache;
-// a part whose largest score is a new one makes what came before it smaller.
+// A softmax of kBlock rows of scores that come in parts: what was summed of earlier parts is made smaller where a later
+// one has a larger score.
+struct SoftmaxByParts {
+  float highest[kBlock];
+  Vec sums[kBlock] = {};
+
+  SoftmaxByParts() { std::fill(highest, highest + kBlock, -kInfinity); }
+
+  // The next `count` scores of row i, which times `unit` are in units of log2, become weights in their place. Returns
+  // the factor by which all earlier weights are made smaller.
+  Vec weights_of(int i, float* scores, int64_t count, float unit) {
+    Bf16* weights = reinterpret_cast<Bf16*>(scores);
+    Vec even = fill(highest[i]), odd = even;
+    for (int64_t key = 0; key < count; key += 2 * kLanes) {
+      even = vmax(even, load(scores + key));
+      odd = vmax(odd, load(scores + key + kLanes));
+    }
+    const float most = _mm512_reduce_max_ps(vmax(even, odd));
+    const Vec factor = exp2_negative(fill((highest[i] - most) * unit));
+    highest[i] = most;
+    even = sums[i] * factor;
+    odd = Vec{};
+    for (int64_t key = 0; key < count; key += 2 * kLanes) {
+      const Vec first = exp2_of<Bf16>((load(scores + key) - most) * unit);
+      const Vec second = exp2_of<Bf16>((load(scores + key + kLanes) - most) * unit);
+      store_factors(weights + key, first);
+      store_factors(weights + key + kLanes, second);
+      even += first;
+      odd += second;
+    }
+    sums[i] = even + odd;
+    return factor;
+  }
+};
+
+// As attend in bfloat16, by tiles, for kBlock queries at a time. Keys come in parts whose scores the first cache holds.
 void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf16* out, int threads) {
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const int64_t channels = a.channels, depth = round_up(channels, kTileDepth);
   const float unit = kLog2E / std::sqrt(static_cast<float>(channels));
   const auto scaled = scaled_table(a, table, kLog2E / unit);
-  // Where a block of keys is of one row of the window and one of queries, too, the sums start in the table.
+  // Where a block's keys are of one row of the window, and its queries, too, sums start in the table.
   const bool starts_in_table = a.window % kBlock == 0;
   const int64_t part = starts_in_table ? std::min<int64_t>(padded_keys, 256) : padded_keys;
   const int64_t stride = part + kLanes;
@@ -594,9 +628,7 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
         const float* bias = bias_of(a, head_table, query);
         if (!starts_in_table)
           for (int i = 0; i < kBlock; ++i) lay_out_bias(a, bias_of(a, head_table, query + i), scores + i * stride);
-        float highest[kBlock];
-        Vec sums[kBlock] = {};
-        std::fill(highest, highest + kBlock, -kInfinity);
+        SoftmaxByParts softmax;
         std::fill(weighed, weighed + kBlock * padded, 0.0f);
         for (int64_t first = 0; first < padded_keys; first += part) {
           const int64_t count = std::min(part, padded_keys - first);
@@ -608,39 +640,19 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
                            starts_in_table ? -1 : stride, block, stride);
           }
           for (int i = 0; i < kBlock; ++i) {
-            const float* row = scores + i * stride;
-            Bf16* weights = reinterpret_cast<Bf16*>(scores + i * stride);  // in the scores' place
-            Vec even = fill(highest[i]), odd = even;
-            for (int64_t key = 0; key < count; key += 2 * kLanes) {
-              even = vmax(even, load(row + key));
-              odd = vmax(odd, load(row + key + kLanes));
-            }
-            const float most = _mm512_reduce_max_ps(vmax(even, odd));
-            const Vec fewer = exp2_negative(fill((highest[i] - most) * unit));
-            highest[i] = most;
-            even = sums[i] * fewer;
-            odd = Vec{};
-            for (int64_t key = 0; key < count; key += 2 * kLanes) {
-              const Vec one = exp2_of<Bf16>((load(row + key) - most) * unit);
-              const Vec other = exp2_of<Bf16>((load(row + key + kLanes) - most) * unit);
-              store_factors(weights + key, one);
-              store_factors(weights + key + kLanes, other);
-              even += one;
-              odd += other;
-            }
-            sums[i] = even + odd;
-            float* so_far = weighed + i * padded;
-            for (int64_t c = 0; c < padded; c += kLanes) store(so_far + c, load(so_far + c) * fewer);
+            const Vec factor = softmax.weights_of(i, scores + i * stride, count, unit);
+            float* row = weighed + i * padded;
+            for (int64_t c = 0; c < padded; c += kLanes) store(row + c, load(row + c) * factor);
           }
-          for (int64_t c = 0; c < padded; c += kBlock) {
-            multiply_tiles(reinterpret_cast<const Bf16*>(scores), 2 * stride, v + c * padded_keys + first * kTile,
-                           padded_keys * kTile, count, c + kTile == padded, weighed + c, padded, weighed + c, padded);
-          }
+          const Bf16* weights = reinterpret_cast<const Bf16*>(scores);
+          for (int64_t c = 0; c < padded; c += kBlock)
+            multiply_tiles(weights, 2 * stride, v + c * padded_keys + first * kTile, padded_keys * kTile, count,
+                           c + kTile == padded, weighed + c, padded, weighed + c, padded);
         }
         for (int i = 0; i < kBlock && query + i < keys; ++i) {
           Bf16* to = out + task.pixel(a, query + i) * dim + task.head * channels;
-          const float all = sum(sums[i]);
-          for (int64_t c = 0; c < channels; ++c) round_to(to + c, weighed[i * padded + c] / all);
+          const float total = sum(softmax.sums[i]);
+          for (int64_t c = 0; c < channels; ++c) round_to(to + c, weighed[i * padded + c] / total);
         }
       }
     }
@@ -789,10 +801,10 @@ struct Vectors {
 
 // A matrix (outputs, inputs) in the order in which it is multiplied, padded to whole vectors, and its bias. What it is
 // multiplied by has rows of `depth` numbers, padded with zeros.
-template <typename T, typename Order = Vectors<Products<T>::kTogether>>
+template <typename T, typename L = Vectors<Products<T>::kTogether>>
 struct Packed {
   typedef T Number;
-  typedef Order Layout;
+  typedef L Layout;
   int64_t inputs, outputs, padded, depth;
   std::unique_ptr<T[]> weight_memory;
   std::unique_ptr<float[]> bias_memory;
@@ -858,7 +870,7 @@ void multiply(const Packed<T>& by, const T* rows, int64_t count, int64_t stride,
 }
 
 #if defined(ESC_TILES)
-// The same by tiles. Rows up to a multiple of kBlock are read, whatever they hold, and come to nothing.
+// The same by tiles, which read rows up to a multiple of kBlock.
 template <bool Gelu>
 void multiply(const Packed<Bf16, Tiles>& by, const Bf16* rows, int64_t count, int64_t stride, float* to) {
   alignas(sizeof(Vec)) float block[kBlock * kBlock];
@@ -931,7 +943,7 @@ void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, 
   const Matrix proj(proj_weight, proj_bias, hidden, channels);
   const Packed<float> dwc(dwc_weight, dwc_bias, hidden, 9);
   const Matrix last(last_weight, last_bias, split + channels, hidden);
-  const int64_t rows = round_up(width, 2 * kLanes);  // of products, for tiles
+  const int64_t rows = round_up(width, 2 * kLanes);  // tiles have so many
   // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
   const int64_t band = std::max<int64_t>(16, (height * batch + 4 * threads - 1) / (4 * threads));
   const int64_t bands = (height + band - 1) / band;
@@ -949,7 +961,7 @@ void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, 
   std::vector<Scratch> scratches = scratch_for(threads, 4 * line_size + factors + width * last.padded + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
-    [[maybe_unused]] const typename Matrix::Layout layout{};
+    [[maybe_unused]] const typename Matrix::Layout layout{};  // which shapes tiles
     Scratch& scratch = scratches[omp_get_thread_num()];
     float* ring[3] = {scratch.take(line_size), scratch.take(line_size), scratch.take(line_size)};
     float* none = scratch.take(line_size);
@@ -1010,8 +1022,8 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
 #if defined(ESC_TILES)
   if (bf16 && may_use_tiles()) run = conv_ffn<Packed<Bf16, Tiles>>;
 #endif
-  run(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first, out, add, batch,
-      height, width, channels, hidden, split, threads);
+  run(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first, out, add,
+      batch, height, width, channels, hidden, split, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

@@ -22,7 +22,12 @@ from esc_basicsr.fast import kernels_build as build
 # a factor is rounded by 2^-9 of itself at most, and results are sums of many
 _STEP = 2.0**-8
 
-_EMULATED_TILES = Path(__file__).with_name("emulated_tiles.h")
+# what the kernels are compiled with besides
+_FLAGS = {
+    "vectors": (),
+    "emulated": ("-O1", "-include", str(Path(__file__).with_name("emulated_tiles.h"))),
+    "refused": ("-O1", "-mamx-tile", "-mamx-bf16"),
+}
 
 in_bf16 = torch.autocast("cpu", torch.bfloat16)
 
@@ -33,16 +38,26 @@ def processor(request):
         pytest.skip("this processor has no instructions for bfloat16")
 
 
-@pytest.fixture(params=["vectors", pytest.param("tiles", marks=pytest.mark.slow)])
-def products(request, monkeypatch, tmp_path_factory):
+@pytest.fixture
+def compile_with(monkeypatch, tmp_path_factory):
+    """A function that has the kernels compiled with one of `_FLAGS`, and loads them."""
+    flags = build._FLAGS
+
+    def load(name):
+        if _FLAGS[name]:  # the cache knows of no change of a file that they include
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
+        monkeypatch.setattr(build, "_FLAGS", (*flags, *_FLAGS[name]))
+        build.load.cache_clear()
+        return build.load()
+
+    yield load
+    build.load.cache_clear()
+
+
+@pytest.fixture(params=["vectors", pytest.param("emulated", marks=pytest.mark.slow)])
+def products(request, compile_with):
     """Products by the vectors of this processor; and by AMX's tiles, which are emulated."""
-    if request.param == "tiles":
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "emulated"))
-        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-O1", "-include", str(_EMULATED_TILES)))
-    build.load.cache_clear()
-    assert kernels.load().has_amx or request.param == "vectors"
-    yield
-    build.load.cache_clear()
+    assert compile_with(request.param).has_amx or request.param == "vectors"
 
 
 @pytest.fixture
@@ -179,10 +194,9 @@ def test_float16_gradients_and_weights_in_bfloat16_go_without(build_network, tin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["emulated", "refused"])
-def test_tiles_give_what_vectors_give(instructions, monkeypatch, tmp_path, request):
+@pytest.mark.parametrize("flags", ["emulated", "refused"])
+def test_tiles_give_what_vectors_give(flags, compile_with):
     """By emulated tiles to rounding; where the system refuses tiles, by the vectors themselves."""
-    flags = {"emulated": ("-include", str(_EMULATED_TILES)), "refused": ("-mamx-tile", "-mamx-bf16")}
     qkv = torch.randn(1, 64, 64, 3 * 4).bfloat16()
     table = torch.randn(1, (2 * 64 - 1) ** 2)
     ffn = ConvFFN(48, 1.5)
@@ -190,18 +204,15 @@ def test_tiles_give_what_vectors_give(instructions, monkeypatch, tmp_path, reque
     x = torch.randn(1, 48, 9, 50)
     weights = [(m.weight.flatten(1), m.bias) for m in (ffn.proj, ffn.dwc, ffn.aggr)]
 
-    def run():
-        build.load.cache_clear()
+    def run(flags):
+        has_amx = compile_with(flags).has_amx
         with torch.inference_mode(), in_bf16:
             attended = kernels.window_attention(qkv, table, 64).float()
-            return kernels.load().has_amx, attended, kernels.conv_ffn(x, None, *weights)[1]
+            return has_amx, attended, kernels.conv_ffn(x, None, *weights)[1]
 
-    request.addfinalizer(build.load.cache_clear)
-    is_amx, *expected = run()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-O1", *flags[instructions]))
-    has_tiles, *made = run()
-    assert has_tiles == (is_amx or instructions == "emulated")
+    is_amx, *expected = run("vectors")
+    has_tiles, *made = run(flags)
+    assert has_tiles == (is_amx or flags == "emulated")
     # weights of attention are rounded to bfloat16 from another largest score
     tolerances = (2e-3 if has_tiles else 1e-6, 1e-5)
     for one, other, tolerance in zip(made, expected, tolerances, strict=True):
