@@ -409,10 +409,10 @@ inline void lay_out_bias(const Attention& a, const float* bias, float* row) {
   std::fill(row + a.keys(), row + a.padded_keys(), -kInfinity);
 }
 
-// Scores of kQueries queries from `query` on: products of rows and bias.
+// Scores of kQueries queries from `query` on: products of rows and bias. Within its caller GCC is short of registers.
 template <typename T>
-void score(const Attention& a, const float* table, int64_t query, const T* q, const T* k_transposed, float* scores,
-           Vec* highest) {
+__attribute__((noinline)) void score(const Attention& a, const float* table, int64_t query, const T* q,
+                                     const T* k_transposed, float* scores, Vec* highest) {
   const float* starts[kQueries];
   const T* rows = q + query * a.padded_channels();
   if (a.window % (2 * kLanes) == 0) {
