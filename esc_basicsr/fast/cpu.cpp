@@ -539,7 +539,7 @@ void attend(const Attention& a, const T* qkv, const float* table, T* out, float*
             odd += second;
           }
           sums[i] = sum(even + odd);
-          if (log_sums != nullptr && query + i < keys) log_sums[index * keys + query + i] = most + std::log2(sums[i]);
+          if (log_sums != nullptr && query + i < keys) log_sums[index * keys + query + i] = most * unit + std::log2(sums[i]);
         }
         float weighed[kQueries * 4 * kLanes];
         weigh(a, reinterpret_cast<const T*>(scores), v, weighed);
@@ -589,7 +589,7 @@ struct SoftmaxByParts {
 };
 
 // As attend in bfloat16, by tiles, for kBlock queries at a time. Keys come in parts whose scores the first cache holds.
-void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf16* out, int threads) {
+void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf16* out, float* log_sums, int threads) {
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const int64_t channels = a.channels, depth = round_up(channels, kTileDepth);
   const float unit = kLog2E / std::sqrt(static_cast<float>(channels));
@@ -652,6 +652,8 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
         for (int i = 0; i < kBlock && query + i < keys; ++i) {
           Bf16* to = out + task.pixel(a, query + i) * dim + task.head * channels;
           const float total = sum(softmax.sums[i]);
+          if (log_sums != nullptr)
+            log_sums[index * keys + query + i] = softmax.highest[i] * unit + std::log2(total);
           for (int64_t c = 0; c < channels; ++c) round_to(to + c, weighed[i * padded + c] / total);
         }
       }
@@ -671,8 +673,8 @@ extern "C" int esc_window_attention(const void* qkv, void* out, const float* tab
                                      int64_t channels, int threads) try {
   const Attention a{batch, rows, columns, window, heads, channels};
 #if defined(ESC_TILES)
-  if (bf16 && log_sums == nullptr && may_use_tiles()) {
-    attend_by_tiles(a, static_cast<const Bf16*>(qkv), table, static_cast<Bf16*>(out), threads);
+  if (bf16 && may_use_tiles()) {
+    attend_by_tiles(a, static_cast<const Bf16*>(qkv), table, static_cast<Bf16*>(out), log_sums, threads);
     return 0;
   }
 #endif

@@ -1,5 +1,6 @@
 """The C++ kernels in bfloat16, within autocast, against double precision."""
 
+import math
 import platform
 import subprocess
 from pathlib import Path
@@ -89,6 +90,18 @@ def test_window_attention_equals_double_precision_of_its_rounded_input(
         made = kernels.window_attention(qkv.permute(0, 2, 3, 1), table, window_size).permute(0, 3, 1, 2)
     assert made.dtype == torch.bfloat16
     assert torch.allclose(made.double(), exact, rtol=_STEP, atol=2 * _STEP * float(exact.std()))
+
+
+@pytest.mark.parametrize("window_size", [5, 32])
+def test_sums_of_weights_are_in_units_of_log2(window_size, products):
+    """Gradients need them."""
+    qkv = torch.randn(1, window_size, window_size, 24).bfloat16()
+    _, made = kernels._attend(
+        qkv, torch.zeros(1, (2 * window_size - 1) ** 2), window_size, with_log_sums=True
+    )
+    q, k, _ = qkv.double().view(-1, 3, 8).unbind(1)
+    exact = torch.logsumexp(q @ k.T / math.sqrt(8), 1) / math.log(2)
+    assert torch.allclose(made.double(), exact, rtol=0, atol=_STEP)
 
 
 @pytest.mark.parametrize("factor", [-8, 8])
