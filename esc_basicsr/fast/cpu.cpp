@@ -247,19 +247,19 @@ constexpr TileShapes kTileShapes;
 
 // A second factor as tiles want it: (columns / kTile, depth / 2, kTile, 2), each tile in one piece. An object shapes the
 // thread's tiles, and gives them their former shapes at its end: PyTorch uses them, too.
-struct Tiles {
+struct AmxTiles {
   static constexpr int kDepth = kTileDepth;
   static int64_t at(int64_t d, int64_t column, int64_t depth, int64_t) {
     return (column / kTile * depth + d / 2 * 2) * kTile + column % kTile * 2 + d % 2;
   }
 
-  Tiles() {
+  AmxTiles() {
     _tile_storeconfig(&former);
     _tile_loadconfig(&kTileShapes);
   }
-  ~Tiles() { _tile_loadconfig(&former); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+  ~AmxTiles() { _tile_loadconfig(&former); }
+  AmxTiles(const AmxTiles&) = delete;
+  AmxTiles& operator=(const AmxTiles&) = delete;
 
   alignas(64) uint8_t former[sizeof(TileShapes)];
 };
@@ -602,7 +602,7 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
       scratch_for(threads, padded_keys * (2 * depth + padded) + kBlock * (stride + padded) + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
-    const Tiles tiles;
+    const AmxTiles tiles;
     Scratch& scratch = scratches[omp_get_thread_num()];
     Bf16* q = scratch.take_as<Bf16>(padded_keys * depth);   // (keys, channels)
     Bf16* k = scratch.take_as<Bf16>(padded_keys * depth);   // a second factor (channels, keys)
@@ -619,8 +619,8 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
         const Bf16* from = qkv + task.pixel(a, key) * 3 * dim + task.head * channels;
         for (int64_t c = 0; c < channels; ++c) {
           q[key * depth + c] = from[c];
-          k[Tiles::at(c, key, depth, padded_keys)] = from[dim + c];
-          v[Tiles::at(key, c, padded_keys, padded)] = from[2 * dim + c];
+          k[AmxTiles::at(c, key, depth, padded_keys)] = from[dim + c];
+          v[AmxTiles::at(key, c, padded_keys, padded)] = from[2 * dim + c];
         }
       }
       const float* head_table = scaled.get() + task.head * a.side() * a.side();
@@ -874,7 +874,7 @@ void multiply(const Packed<T>& by, const T* rows, int64_t count, int64_t stride,
 #if defined(ESC_TILES)
 // The same by tiles, which read rows up to a multiple of kBlock.
 template <bool Gelu>
-void multiply(const Packed<Bf16, Tiles>& by, const Bf16* rows, int64_t count, int64_t stride, float* to) {
+void multiply(const Packed<Bf16, AmxTiles>& by, const Bf16* rows, int64_t count, int64_t stride, float* to) {
   alignas(sizeof(Vec)) float block[kBlock * kBlock];
   for (int64_t row = 0; row < count; row += kBlock) {
     const int64_t block_rows = std::min<int64_t>(kBlock, count - row);
@@ -1022,7 +1022,7 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
   if (bf16) run = conv_ffn<Packed<Bf16>>;
 #endif
 #if defined(ESC_TILES)
-  if (bf16 && may_use_tiles()) run = conv_ffn<Packed<Bf16, Tiles>>;
+  if (bf16 && may_use_tiles()) run = conv_ffn<Packed<Bf16, AmxTiles>>;
 #endif
   run(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first, out, add,
       batch, height, width, channels, hidden, split, threads);
