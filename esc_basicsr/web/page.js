@@ -1,5 +1,6 @@
 // The page, whatever upscales. An engine has
-//   choose() -> {label, key, ...}: what is chosen now, the label for files' names, the key for their speed; or null
+//   choose() -> {label, key, passes, ...}: what is chosen now; the label is for files' names, the key tells what is as
+//     fast as what, passes how often the network runs; null if the choice is not complete
 //   upscale(file, choice, format, report, signal) -> {blob, warnings}, or an error whose message is shown;
 //     report(null) while others are worked on, report(fraction) as far as it is known
 
@@ -50,7 +51,7 @@ function cancel(item) {
 
 async function upscale(item) {
   item.before = URL.createObjectURL(item.file);
-  const size = await sizeOf(item.before), pixels = size && size[0] * size[1];
+  const size = await sizeOf(item.before), pixels = size && size[0] * size[1] * item.choice.passes;
   const bar = make("progress", {max: 1});
   let began = performance.now(), fraction = 0;
   item.row.append(bar);

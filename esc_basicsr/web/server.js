@@ -8,7 +8,7 @@ const engine = {
     const network = settings.networks.find(network => network.name === $("network").value);
     const label = !size ? `x${network.scale}` : size.includes("x") ? size : `x${size}`;
     const ensemble = $("ensemble").checked ? "1" : "";
-    return {network: network.name, size, ensemble, label, key: network.name + ensemble};
+    return {network: network.name, size, ensemble, label, key: network.name, passes: ensemble ? 8 : 1};
   },
 
   // Lines of JSON come first: {done}, then {error}, or {type, bytes, warnings} before the image itself.

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.log import logger, warnings_of_this_thread
+from esc_basicsr.common.log import warnings_of_this_thread
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import VIDEO_SUFFIXES
 from esc_basicsr.upscale.image import upscale_file
@@ -292,5 +293,5 @@ def _explained(error: BaseException, name: str) -> str:
         return str(error)
     if isinstance(error, OSError):  # the browser went away, or the disk is full
         return f"{name}: {error.strerror or error}"
-    logger.error("%s could not be upscaled.", name, exc_info=error)
+    traceback.print_exception(error)
     return f"{name}: {'not enough memory' if is_out_of_memory(error) else repr(error)}"

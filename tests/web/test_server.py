@@ -306,6 +306,9 @@ def test_browser_that_stops_sending_is_given_up(server: web.Server, monkeypatch:
 def test_page_refers_to_nothing_outside(server: web.Server) -> None:
     status, content, kind = ask(server, "/")
     assert (status, kind) == (200, "text/html; charset=utf-8")
+    assert b"default-src 'none'; " in content
+    with urllib.request.urlopen(server.address) as answer:
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert not re.search(rb"https?:|//[a-z]+\.|@import|@font-face", content)
     assert {b'"ESC-light_x2"', b'"ESC-light_x4"'} <= set(re.findall(rb'"ESC[^"]*"', content))
     assert ask(server, "/other")[0] == 404

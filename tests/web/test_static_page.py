@@ -144,7 +144,7 @@ def test_browser_makes_what_upscale_makes(served: tuple[Path, str], model: Path,
     ]
     with opened(address, tmp_path / "profile") as page:
         seen = page.run(SCRIPT.replace("@@files@@", json.dumps(files)))
-    assert seen["runsOn"] == "ESC runs on WebAssembly."
+    assert seen["runsOn"] == "ESC makes images 2 times as large, on WebAssembly."
     assert [row[0] for row in seen["rows"]] == [name for name, _, _ in files]
     assert seen["rows"][-1][1] == "bad.png: the browser cannot read this image"
     assert [row[2] for row in seen["rows"][:4]] == [
