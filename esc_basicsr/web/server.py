@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -94,18 +95,47 @@ class Server(ThreadingHTTPServer):
         return page("server", settings)
 
 
-class _Progress:
-    """How far a task is, and whether the browser still waits for it."""
+@dataclass
+class _Job:
+    """A file to upscale, how far that is, and whether the browser still waits for it."""
 
-    def __init__(self) -> None:
-        self.done = 0.0
-        self.is_wanted = True
+    source: Path
+    target: Path
+    name: str  # that the browser knows it by
+    size: OutputSize
+    is_film: bool
+    is_ensemble: bool
+    done: float = 0.0
+    is_wanted: bool = True
 
-    def of_frames(self, done: int, total: int | None) -> None:
-        """Take note of a film's frames; end the task if nobody waits for it."""
+    def run(self, upscaler: Upscaler, megapixels: float) -> list[str]:
+        """Do it; return the warnings of what is lost."""
+        upscaler.ensemble = self.is_ensemble
+        with warnings_of_this_thread() as warnings:
+            try:
+                if self.is_film:
+                    from esc_basicsr.upscale.video import upscale_video  # which needs an extra
+
+                    upscale_video(upscaler, self.source, self.target, self.size, _CRF, report=self._follow)
+                else:
+                    most = int(megapixels * 10**6)
+                    upscale_file(upscaler, self.source, self.target, most_pixels=most, size=self.size)
+            except UserError as error:
+                raise UserError(self._named(str(error))) from error
+        return [self._named(warning) for warning in warnings]
+
+    def kind(self) -> str:
+        """Give the MIME type of the result."""
+        suffix = self.target.suffix
+        return f"video/{suffix[1:]}" if self.is_film else f"image/{FORMATS[suffix].lower()}"
+
+    def _follow(self, done: int, total: int | None) -> None:
         if not self.is_wanted:
             raise UserError("cancelled")
         self.done = min(done / total, 1.0) if total else 0.0
+
+    def _named(self, text: str) -> str:
+        return text.replace(str(self.target), self.name).replace(str(self.source), self.name)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -169,34 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
             model = self.server.networks.get(query.get("network", ""))
             if model is None:
                 raise UserError("this network is no longer here: choose another, or add its file again.")
-            size = _output_size(query.get("size", ""))
-            progress = _Progress()
+            size, is_ensemble = _output_size(query.get("size", "")), bool(query.get("ensemble"))
+            job = _Job(source, target, name, size, is_film, is_ensemble)
+            work = self.server.submit(lambda: job.run(self.server.upscaler(model), self.server.megapixels))
+            self._send_when_done(work, job)
 
-            def named(text: str) -> str:
-                return text.replace(str(target), name).replace(str(source), name)
-
-            def work() -> list[str]:
-                upscaler = self.server.upscaler(model)
-                upscaler.ensemble = bool(query.get("ensemble"))
-                with warnings_of_this_thread() as warnings:
-                    try:
-                        if is_film:
-                            from esc_basicsr.upscale.video import upscale_video  # which needs an extra
-
-                            upscale_video(upscaler, source, target, size, _CRF, report=progress.of_frames)
-                        else:
-                            most = int(self.server.megapixels * 10**6)
-                            upscale_file(upscaler, source, target, most_pixels=most, size=size)
-                    except UserError as error:
-                        raise UserError(named(str(error))) from error
-                return [named(warning) for warning in warnings]
-
-            kind = f"video/{suffix[1:]}" if is_film else f"image/{FORMATS[suffix].lower()}"
-            self._send_when_done(self.server.submit(work), progress, name, target, kind)
-
-    def _send_when_done(
-        self, result: Future[list[str]], progress: _Progress, name: str, target: Path, kind: str
-    ) -> None:
+    def _send_when_done(self, work: Future[list[str]], job: _Job) -> None:
         """Send lines of JSON: ``done`` (null while it waits), then ``error`` alone or what the file is.
 
         Browsers give up an answer that does not begin for minutes, and the server learns from writing whether
@@ -204,21 +212,20 @@ class _Handler(BaseHTTPRequestHandler):
         """
         try:
             self._send_headers(HTTPStatus.OK, "application/x-ndjson")
-            while not wait([result], _TICK).done:
-                self._send_line({"done": progress.done if result.running() else None})
+            while not wait([work], _TICK).done:
+                self._send_line({"done": job.done if work.running() else None})
         except OSError:  # the browser went away
-            progress.is_wanted = False
-            if not result.cancel():
-                wait([result])
+            job.is_wanted = False
+            if not work.cancel():
+                wait([work])
             return
-        error = result.exception()
         with suppress(ConnectionError, TimeoutError):
-            if error is not None:
-                self._send_line({"error": _explained(error, name)})
+            if error := work.exception():
+                self._send_line({"error": _explained(error, job.name)})
                 return
-            about = {"type": kind, "bytes": target.stat().st_size, "warnings": result.result()}
-            self._send_line(about)
-            with target.open("rb") as file:
+            size = job.target.stat().st_size
+            self._send_line({"type": job.kind(), "bytes": size, "warnings": work.result()})
+            with job.target.open("rb") as file:
                 shutil.copyfileobj(file, self.wfile)
 
     def _add_network(self, name: str, query: dict[str, str]) -> None:
