@@ -13,7 +13,7 @@ from esc_basicsr.weights.shipped import TrainedNetwork
 
 RUNTIME = "onnxruntime-web"
 TESTED_VERSION = "1.30.0"
-_MOST_PIXELS = 2**16  # at a time, of LR: ESC takes some 0.7 GB for them, of the 4 that WebAssembly has
+_MOST_PIXELS = 2**16  # at a time, of LR: a browser takes 1 GB for them by ESC, and WebAssembly has 4
 # What runs on WebAssembly, then what on WebGPU.
 _RUNTIME_FILES = (
     *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
