@@ -42,7 +42,7 @@ from esc_basicsr.upscale.video_file import (
 from esc_basicsr.weights.shipped import weights_file
 
 # Takes how many frames are done, and how many there are to be where that is known.
-Report = Callable[[int, int | None], None]
+Report = Callable[[float, float | None], None]
 
 _SEGMENT = 48  # frames: so much is lost by a kill, so far apart are key frames at most
 _FEW = 0.9  # of the frames that a file promises; it may estimate them by its rate

@@ -129,7 +129,7 @@ class _Job:
         suffix = self.target.suffix
         return f"video/{suffix[1:]}" if self.is_film else f"image/{FORMATS[suffix].lower()}"
 
-    def _follow(self, done: int, total: int | None) -> None:
+    def _follow(self, done: float, total: float | None) -> None:
         if not self.is_wanted:
             raise UserError("cancelled")
         self.done = min(done / total, 1.0) if total else 0.0
