@@ -1,4 +1,4 @@
-"""Write a trained network for other programs: ONNX, OpenVINO, ncnn, TorchScript, torch.export, weights.
+"""Write a trained network for other programs: ONNX, OpenVINO, ncnn, TorchScript, weights; or as a page.
 
 The file takes any number of images (ncnn: one) of any size (batch×3×height×width, RGB in [0, 1]; from one
 pixel, of no multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever
@@ -16,6 +16,12 @@ OpenVINO and ncnn have two files: OUT, the graph, and its weights beside it, of 
 
 Not converted: DySample to ONNX, OpenVINO (no GridSample is written) and ncnn (no layer for its positions);
 unshuffle_mod at scales 1 and 2 to ONNX and OpenVINO. TorchScript takes all.
+
+--format web writes a folder for any web server: a page on which the network runs in the visitor's browser, by
+onnxruntime-web, whose npm package is copied from. It needs, and takes, what ONNX does.
+
+  npm install onnxruntime-web@1.30.0
+  python -m esc_basicsr export ESC-light_x2 -o page --format web
 """
 
 import argparse
@@ -37,6 +43,7 @@ from esc_basicsr.common.timing import median_times
 from esc_basicsr.export import DEFAULT_OPSET, OPSETS, torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
+from esc_basicsr.web.static_page import find_runtime, write_page
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
 
 Run = Callable[[Tensor], Tensor]
@@ -50,8 +57,10 @@ _ENDINGS = {
     "torch-export": (".pt2",),
     "safetensors": (".safetensors",),
 }
+_PAGE = "web"  # a folder: ONNX, and what shows and runs it
+_ONNX = ("onnx", _PAGE)
 # what runs a file, where that is not called as its format
-_RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_RUNTIMES = {"onnx": "ONNX Runtime", _PAGE: "ONNX Runtime", "openvino": "OpenVINO"}
 _REPEATS = 5
 # of a network that has no windows
 _WINDOW = 32
@@ -63,9 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help=f"checkpoint (.pth, .safetensors), or a name ({names})"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="the file (web: folder) to write"
+    )
     endings = ", ".join(f"{ending[0]}: {name}" for name, ending in _ENDINGS.items())
-    parser.add_argument("--format", choices=[*_ENDINGS], help=f"default: by OUT's ending ({endings})")
+    parser.add_argument("--format", choices=[*_ENDINGS, _PAGE], help=f"default: by OUT's ending ({endings})")
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        default=Path("node_modules", "onnxruntime-web"),
+        metavar="FOLDER",
+        help="of web: the npm package onnxruntime-web (default: %(default)s)",
+    )
     tolerances = ", ".join(f"{name} {value:g}" for name, value in TOLERANCES.items())
     parser.add_argument(
         "--precision",
@@ -81,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--time",
         metavar="HxW",
@@ -94,10 +112,12 @@ def run(args: argparse.Namespace) -> int:
     """Write the file, once what is to be in it has been found to give what the network gives."""
     kind = _format(args)
     size = _size_to_time(args.time)
-    paths = [args.output, *(args.output.with_suffix(ending) for ending in _ENDINGS[kind][1:])]
+    paths = [args.output, *(args.output.with_suffix(ending) for ending in _ENDINGS.get(kind, ())[1:])]
     for path in paths:
         if path.exists() and not args.overwrite:
-            raise UserError(f"{path} exists. Add --overwrite to replace it, or name another file.")
+            raise UserError(f"{path} exists. Add --overwrite to replace it, or give another name.")
+    if kind == _PAGE:
+        find_runtime(args.runtime)
     make_folder_of(args.output)
     opset = args.opset or DEFAULT_OPSET
     write, read = _writer_and_reader(kind, opset)  # what is missing is told before the work
@@ -110,11 +130,14 @@ def run(args: argparse.Namespace) -> int:
     for shape, difference, allowed in verify(trained.network, exported, args.precision, window):
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
     parts = content if isinstance(content, tuple) else (content,)
-    with contextlib.ExitStack() as files:
-        for path, part in zip(paths, parts, strict=True):
-            files.enter_context(written_whole(path)).write(part)
+    if kind == _PAGE:
+        write_page(args.output, content, trained, args.runtime)
+    else:
+        with contextlib.ExitStack() as files:
+            for path, part in zip(paths, parts, strict=True):
+                files.enter_context(written_whole(path)).write(part)
     what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"
-    with_opset = f", opset {opset}" if kind == "onnx" else ""
+    with_opset = f", opset {opset}" if kind in _ONNX else ""
     print(f"{', '.join(map(str, paths))}: {what}{with_opset}, {sum(map(len, parts)) / 1e6:.1f} MB")
     if size is not None:
         _time(trained, exported, _RUNTIMES.get(kind, kind), size)
@@ -128,7 +151,7 @@ def _format(args: argparse.Namespace) -> str:
         raise UserError(
             f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_ending)}."
         )
-    if args.opset is not None and kind != "onnx":
+    if args.opset is not None and kind not in _ONNX:
         raise UserError(f"--opset is ONNX's, and {args.output} is to be {kind}: leave it out.")
     if args.time is not None and kind == "safetensors":
         raise UserError("--time: a .safetensors file holds weights, nothing that runs. Leave it out.")
@@ -150,7 +173,7 @@ def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., Any], Calla
     What is written, and read, is the content of the format's file; of its files where there are several.
     """
     match kind:
-        case "onnx":
+        case "onnx" | "web":
             from esc_basicsr.export.onnx_network import read_onnx, write_onnx
 
             return functools.partial(write_onnx, opset=opset), read_onnx
