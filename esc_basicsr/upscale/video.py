@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from filelock import FileLock, Timeout
@@ -28,6 +29,7 @@ from esc_basicsr.upscale.video_file import (
     SEGMENT_FORMAT,
     Look,
     Span,
+    check_encodes,
     check_holds,
     encode_segment,
     frames_from,
@@ -35,6 +37,7 @@ from esc_basicsr.upscale.video_file import (
     join,
     look_of,
     main_stream,
+    opened,
     segment_packets,
     time_of,
     to_rgb,
@@ -42,7 +45,7 @@ from esc_basicsr.upscale.video_file import (
 from esc_basicsr.weights.shipped import weights_file
 
 _SEGMENT = 48  # frames: so much is lost by a kill, so far apart are key frames at most
-_FEW = 0.9  # of the frames that a file promises; it may estimate them by its rate
+_FEW = Fraction(9, 10)  # of the frames or seconds that a file promises; it may estimate them
 
 
 def upscale_video(
@@ -147,18 +150,19 @@ def _make_segments(
     times: tuple[Fraction | None, Fraction | None],
 ) -> Span:
     """Upscale what is not yet upscaled."""
-    with av.open(source) as container:
+    with opened(source) as container:
         stream = main_stream(container, source)
-        beginning = Fraction(container.start_time or 0, av.time_base)  # not zero in what was broadcast
-        span = Span(max(beginning, Fraction(0)), *times)
+        span = Span(_beginning(container, stream), *times)
         length = Fraction(container.duration or 0, av.time_base)
         is_beyond = span.start is not None and 0 < length <= span.start
         head = None if is_beyond else next(_frames(source, span), None)  # which would decode all to see
         if head is None:
-            raise UserError(f"{source} has no frames within this time.")
+            which = "within this time" if times != (None, None) else "that can be decoded"
+            raise UserError(f"{source} has no frames {which}.")
         look = look_of(head, stream, source)
-        total = _count(container.duration, stream, span)
+        total, promised = _count(container.duration, stream, span), stream.frames
     shape = size.of(to_rgb(head).shape, upscaler.scale, str(source), multiple=2)
+    check_encodes(shape, look, source)
     done, last = _done(_segments(parts))
     upscale = _RepeatingUpscaler(upscaler, shape)
     with tqdm(total=total, initial=done, desc=source.name, unit="frame", leave=False) as bar:
@@ -168,12 +172,24 @@ def _make_segments(
             with written_whole(segment) as file, _told_of(source):
                 some = itertools.chain([first], itertools.islice(results, _SEGMENT - 1))
                 encode_segment(file, some, shape, look, crf)
-    came, _ = _done(_segments(parts))
-    if total is not None and times == (None, None) and came < total * _FEW:
-        logger.warning("%s: %d frames came, and it promises some %d: it may be cut off.", source, came, total)
+    came, last = _done(_segments(parts))
+    if times == (None, None) and last is not None:
+        seconds = max(length - 1, Fraction(0))  # the last frame may be shown for one
+        is_short = came < promised * _FEW if promised else last - span.beginning < seconds * _FEW
+        if is_short:
+            words = f"some {promised}" if promised else f"{float(length):.1f} s of them"
+            logger.warning("%s: %d frames came, and it promises %s: it may be cut off.", source, came, words)
     if upscale.repeats:
         logger.info("%s: %d frames repeat the one before.", source, upscale.repeats)
     return span
+
+
+def _beginning(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Return the timestamp at which a film begins: not zero in what was broadcast."""
+    first = Fraction(container.start_time or 0, av.time_base)  # rounded
+    if stream.start_time is not None:
+        first = min(first, stream.start_time * cast(Fraction, stream.time_base))
+    return max(first, Fraction(0))
 
 
 def _results(

@@ -54,6 +54,7 @@ _LOST = {
 }
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 _MOST_BACKWARD = 1  # second: timestamps that step back further are of another recording
+_LEAST_STEP = Fraction(1, 1000)  # second, which every format tells from none
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
 
@@ -103,6 +104,12 @@ class Span:
         return is_begun and (self.end is None or time < self.beginning + self.end)
 
 
+def opened(path: Path) -> InputContainer:
+    """Open a film for reading."""
+    # FFmpeg takes a name such as 12:30.mp4 for an address; tags of old files have encodings of their own.
+    return av.open(path.absolute(), metadata_errors="replace")
+
+
 def main_stream(container: InputContainer, name: object) -> VideoStream:
     """Return the stream that is upscaled: the first that is no cover picture.
 
@@ -111,9 +118,17 @@ def main_stream(container: InputContainer, name: object) -> VideoStream:
     """
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if _codec_name(stream) is None:
+                raise UserError(f"{name}: FFmpeg has no decoder for its video.")
             stream.thread_type = "AUTO"
             return stream
     raise UserError(f"{name} has no video.")
+
+
+def _codec_name(stream: Stream) -> str | None:
+    """Name a stream's codec; None if FFmpeg knows none for it, such as that of an iPhone's spatial sound."""
+    name: str | None = getattr(stream, "name", None)
+    return name
 
 
 def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFrame]:
@@ -127,7 +142,7 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
         UserError: A frame has no timestamp; or timestamps begin again, as where recordings were put together.
     """
     for is_sought in (first is not None, False):
-        with av.open(path) as container:
+        with opened(path) as container:
             stream = main_stream(container, path)
             if first is not None and is_sought:
                 container.seek(int(first / cast(Fraction, stream.time_base)), stream=stream)
@@ -302,10 +317,25 @@ def encode_segment(
         output.mux(encoder.encode(None))
 
 
+def check_encodes(size: tuple[int, int], look: Look, name: object) -> None:
+    """See that frames of a size can be encoded.
+
+    Raises:
+        UserError: The encoder takes none as large, or as small.
+    """
+    try:
+        encode_segment(io.BytesIO(), (), size, look, crf=0)
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{name}: frames of {size[1]} × {size[0]} pixels, {look.pixel_format}, cannot be encoded "
+            f"({error.strerror}): give another size by --size or --outscale."
+        ) from error
+
+
 def segment_packets(segments: Iterable[Path]) -> Iterator[AnyPacket]:
     """Read the encoded frames of segments, one after the other."""
     for segment in segments:
-        with av.open(segment) as container:
+        with opened(segment) as container:
             yield from (packet for packet in container.demux(video=0) if packet.size)
 
 
@@ -316,10 +346,17 @@ def check_holds(path: Path, target: Path) -> None:
         UserError: It does not.
     """
     kind = VIDEO_FORMATS[target.suffix.lower()]
-    with av.open(path) as source, av.open(io.BytesIO(), "w", format=kind) as output:
+    with opened(path) as source, av.open(io.BytesIO(), "w", format=kind) as output:
         output.add_stream("libx264", rate=25)
-        _add_copies(source, output, path, target)
-        output.start_encoding()
+        copies = _add_copies(source, output, path, target)
+        try:
+            output.start_encoding()
+        except av.FFmpegError as error:
+            names = ", ".join(source.streams[index].name for index in copies)
+            raise UserError(
+                f"{target}: {target.suffix} does not hold all of {names} in {path} ({error.strerror}): "
+                f"choose among {_other_formats(target)}."
+            ) from error
 
 
 def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, span: Span) -> None:
@@ -334,8 +371,8 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, spa
     """
     kind = VIDEO_FORMATS[target.suffix.lower()]
     with (
-        av.open(path) as source,
-        av.open(segments[0]) as head,
+        opened(path) as source,
+        opened(segments[0]) as head,
         av.open(file, "w", format=kind) as output,
     ):
         old = main_stream(source, path)
@@ -354,7 +391,7 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, spa
             _copied(source, copies, span),
             key=time_of,
         )
-        for packet in packets:
+        for packet in _in_order(packets, path):
             output.mux(packet)
 
 
@@ -376,12 +413,14 @@ def _add_copies(
     lost = []
     is_matroska = output.format.name == "matroska"
     for stream in source.streams:
-        name = stream.name
+        name = _codec_name(stream)
         is_cover = bool(stream.disposition & Disposition.attached_pic)
         if stream.index == video.index or (name == "bin_data" and source.chapters()):
             continue  # MP4 has a stream of data for its chapters' titles
         try:
-            if stream.type == "data" or (stream.type == "video" and not is_cover):
+            if stream.type in ("data", "unknown") or (stream.type == "video" and not is_cover):
+                raise ValueError
+            if name is None and stream.type != "attachment":
                 raise ValueError
             if stream.type == "attachment" and not is_matroska:
                 raise ValueError
@@ -395,13 +434,12 @@ def _add_copies(
             else:
                 copies[stream.index] = output.add_stream_from_template(stream, opaque=True)
         except ValueError:
-            if stream.type in ("audio", "subtitle"):
-                others = ", ".join(sorted(VIDEO_FORMATS.keys() - {target.suffix.lower()}))
+            if stream.type in ("audio", "subtitle") and name is not None:
                 raise UserError(
                     f"{target}: {target.suffix} holds no {stream.type} such as that of {path} ({name}): "
-                    f"choose among {others}."
+                    f"choose among {_other_formats(target)}."
                 ) from None
-            lost.append(f"stream {stream.index} ({stream.type}, {name})")
+            lost.append(f"stream {stream.index} ({stream.type}, {name or 'of an unknown codec'})")
             continue
         _describe(copies[stream.index], stream)
     if lost and is_told:
@@ -409,8 +447,12 @@ def _add_copies(
     return copies
 
 
+def _other_formats(target: Path) -> str:
+    return ", ".join(sorted(VIDEO_FORMATS.keys() - {target.suffix.lower()}))
+
+
 def _first_packet(path: Path, index: int) -> bytes:
-    with av.open(path) as film:
+    with opened(path) as film:
         return bytes(next(film.demux(film.streams[index])))
 
 
@@ -438,6 +480,20 @@ def _of_stream(packets: Iterable[AnyPacket], stream: Stream, span: Span) -> Iter
         if packet.dts is not None:
             packet.dts -= shift
         packet.stream = stream
+        yield packet
+
+
+def _in_order(packets: Iterable[AnyPacket], name: object) -> Iterator[AnyPacket]:
+    """Make sound's timestamps rise, as files demand; those of damaged films and of discs step back."""
+    latest: dict[int, Fraction] = {}
+    for packet in packets:
+        if packet.stream.type == "audio":
+            time, before = time_of(packet), latest.get(packet.stream.index)
+            if before is not None and time <= before:
+                warn_once(f"{name}: timestamps of its sound do not rise: they are moved.")
+                time = before + _LEAST_STEP
+                packet.pts = packet.dts = round(time / packet.time_base)
+            latest[packet.stream.index] = time
         yield packet
 
 

@@ -508,3 +508,81 @@ def test_cover_and_fonts_go_with_a_film(
     assert streams_beside(large) == ([("a.ttf", b"a font")], [])
     upscale(doubling, tmp_path / "font.mkv", tmp_path / "font_x2.mp4")
     assert any("(attachment, a.ttf) cannot be kept" in message for message in esc_log)
+
+
+def test_names_that_look_like_addresses_are_files(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_film(tmp_path / "film.mp4", is_silent=True).rename(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(times_of(upscale(doubling, Path("12:30.mp4"), Path("12:31.mp4")).absolute())) == 12
+
+
+def changed(film: Path, old: bytes, new: bytes) -> Path:
+    """Replace bytes of a file by as many others."""
+    content = film.read_bytes()
+    assert old in content
+    film.write_bytes(content.replace(old, new))
+    return film
+
+
+def test_tags_in_another_encoding_do_not_keep_a_film_from_it(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film = changed(make_film(tmp_path / "film.mkv"), b"A film", b"A f\xeflm")  # Latin-1
+    assert probe(upscale(doubling, film, tmp_path / "large.mkv"))["title"] == "A f\ufffdlm"
+
+
+def test_sound_of_an_unknown_codec_is_named(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = changed(make_film(tmp_path / "film.mkv"), b"A_AAC", b"A_NEW")
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert any("stream 1 (audio, of an unknown codec) cannot be kept" in message for message in esc_log)
+    assert {"video", "subtitle"} == probe(large)["languages"].keys()
+    with pytest.raises(UserError, match=r"film\.mkv: FFmpeg has no decoder for its video"):
+        upscale(doubling, changed(film, b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVC"), tmp_path / "a.mkv")
+
+
+def test_sound_whose_timestamps_step_back_goes_through(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    """As in what was recorded over a bad connection; muxers refuse it."""
+    # a block of the second stream at 256 ms, and the same at 150 ms
+    film = changed(make_film(tmp_path / "film.mkv"), b"\x82\x01\x00\x80", b"\x82\x00\x96\x80")
+    sounds = [sound for _, sound in packets_of(film, "audio")]
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert sorted(sound for _, sound in packets_of(large, "audio")) == sorted(sounds)
+    assert any("timestamps of its sound do not rise" in message for message in esc_log)
+
+
+def test_films_that_are_long_for_their_frames_are_not_said_to_be_cut_off(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    """As recordings of a screen, whose frames come when something moves."""
+    slides = make_film(tmp_path / "a.mkv", times=[*range(0, 110, 10), 3000], is_silent=True)
+    upscale(doubling, slides, tmp_path / "large.mkv")
+    assert not any("cut off" in message for message in esc_log)
+    times = [600 * index for index in range(12)]
+    film = make_film(tmp_path / "b.mkv", times=times, options={"g": "1"}, is_silent=True)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
+    upscale(doubling, film, tmp_path / "b_x2.mkv")
+    assert any("frames came, and it promises 1" in message for message in esc_log)
+
+
+def test_what_no_encoder_takes_is_told_before_the_work(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film = make_film(tmp_path / "film.mkv", [np.zeros((16, 8200, 3), np.uint8)], is_silent=True)
+    with pytest.raises(UserError, match=r"frames of 16400 × 32 pixels, yuv420p, cannot be encoded"):
+        upscale(doubling, film, tmp_path / "large.mkv")
+    assert doubling.calls == 0
+
+
+def test_a_part_from_the_first_frame_on_is_whole(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    """Where the first timestamp is no whole count of microseconds, by which FFmpeg tells the beginning."""
+    film = make_film(tmp_path / "film.ts", is_silent=True)
+    assert times_of(film)[0].denominator > 1
+    assert len(times_of(upscale(doubling, film, tmp_path / "large.mkv", Fraction(0)))) == 12
