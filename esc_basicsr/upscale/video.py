@@ -79,17 +79,19 @@ def upscale_video(
         check_holds(source, target)
         with _parts(target, _job(upscaler, source, size, crf, start, end)) as parts:
             span = _make_segments(upscaler, source, parts, size, crf, (start, end))
-            with written_whole(target) as file, _told_of(source):
-                join(source, _segments(parts), target, file, span)
+            with written_whole(target.absolute()) as file, _told_of(source, file.name):
+                join(source, _segments(parts), target, file.name, span)
         shutil.rmtree(parts, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _told_of(source: Path) -> Iterator[None]:
-    """Say of the film what FFmpeg raises, some of it OSErrors; a file that is written raises Python's."""
+def _told_of(source: Path, written: str = "") -> Iterator[None]:
+    """Say of the film what FFmpeg raises, unless it is of the file that is written, such as a full disk."""
     try:
         yield
     except av.FFmpegError as error:
+        if error.filename == written and isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror) from error
         raise UserError(f"{source} cannot be upscaled: {error.strerror or error}.") from error
 
 
@@ -169,9 +171,9 @@ def _make_segments(
         results = _results(_frames(source, span, last), upscale, look, source, bar)
         for first in results:
             segment = parts / f"{len(_segments(parts)):06}.{SEGMENT_FORMAT}"
-            with written_whole(segment) as file, _told_of(source):
+            with written_whole(segment.absolute()) as file, _told_of(source, file.name):
                 some = itertools.chain([first], itertools.islice(results, _SEGMENT - 1))
-                encode_segment(file, some, shape, look, crf)
+                encode_segment(file.name, some, shape, look, crf)
     came, last = _done(_segments(parts))
     if times == (None, None) and last is not None:
         seconds = max(length - 1, Fraction(0))  # the last frame may be shown for one

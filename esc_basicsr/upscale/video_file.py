@@ -285,12 +285,12 @@ def from_rgb(pixels: Pixels, look: Look, pts: int) -> VideoFrame:
 
 
 def encode_segment(
-    file: BinaryIO, frames: Iterable[VideoFrame], size: tuple[int, int], look: Look, crf: int
+    file: str | BinaryIO, frames: Iterable[VideoFrame], size: tuple[int, int], look: Look, crf: int
 ) -> None:
     """Encode frames, as H.264 those of 8 bits and as H.265 deeper ones, whose timestamps are kept.
 
     Args:
-        file: To write to.
+        file: To write to. To a name, FFmpeg writes itself; of a file's methods it drops what a Ctrl-C raises.
         frames: As `from_rgb` gives them.
         size: Their height and width.
         look: What they have in common.
@@ -359,14 +359,14 @@ def check_holds(path: Path, target: Path) -> None:
             ) from error
 
 
-def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, span: Span) -> None:
+def join(path: Path, segments: Sequence[Path], target: Path, file: str, span: Span) -> None:
     """Write a film of upscaled segments and of all that the old one has beside its video.
 
     Args:
         path: The old film.
         segments: Files of `encode_segment`.
         target: Name of the new film, whose suffix says in which format.
-        file: To write it to.
+        file: Name of the file to write it to.
         span: The part of the old film that the segments are of.
     """
     kind = VIDEO_FORMATS[target.suffix.lower()]

@@ -586,3 +586,25 @@ def test_a_part_from_the_first_frame_on_is_whole(
     film = make_film(tmp_path / "film.ts", is_silent=True)
     assert times_of(film)[0].denominator > 1
     assert len(times_of(upscale(doubling, film, tmp_path / "large.mkv", Fraction(0)))) == 12
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_full_disk_is_told_and_nothing_is_lost(
+    tmp_path: Path, make_film: Callable[..., Path], model: Path, suffix: str
+) -> None:
+    """When all is upscaled, and the film does not fit beside its parts."""
+    resource = pytest.importorskip("resource")
+    film = make_film(tmp_path / f"film{suffix}")
+    whole = upscale(Doubling(model), film, tmp_path / f"whole{suffix}").stat().st_size
+    target = tmp_path / f"large{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 500, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"large\{suffix} cannot be written: File too large"):
+            upscale(Doubling(model), film, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.glob("*large*")] == [f"large{suffix}.parts"]
+    last = Doubling(model)
+    assert upscale(last, film, target).stat().st_size == pytest.approx(whole, abs=100)
+    assert last.calls == 0
