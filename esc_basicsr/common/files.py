@@ -65,9 +65,10 @@ def check_replaceable(path: Path) -> None:
 def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Lend a file to write to; it takes the name ``target`` once it is complete and on the disk.
 
-    Who writes to the file's ``name`` instead does as well. Until then, and for good if anything fails or the process is killed, what bears that name stays as it is.
+    Until then, and for good if anything fails or the process is killed, what bears that name stays as it is.
     Each writer has a file of its own, so that the last of several wins with a whole one: hidden, in the same
-    folder. What a killed process leaves of it is taken over by the next writer of ``target``.
+    folder. What a killed process leaves of it is taken over by the next writer of ``target``. A library that
+    writes files itself may be given its ``name``.
 
     Raises:
         UserError: The disk is full, the file cannot be written for another reason, or what bears the name is
