@@ -199,14 +199,13 @@ def _seconds(text: str) -> Fraction:
 
 
 def _factor(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number such as 3.5, got {text!r}") from None
+    if not re.fullmatch(r"\d{1,9}(?:\.\d{1,9}|/[1-9]\d{0,8})?", text):
+        raise argparse.ArgumentTypeError(f"expected a number such as 3.5, got {text!r}")
+    return Fraction(text)
 
 
 def _box(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
+    found = re.fullmatch(r"([1-9]\d{0,8})[x×]([1-9]\d{0,8})", text.lower())
     if found is None:
         raise argparse.ArgumentTypeError(f"expected width and height such as 3840x2160, got {text!r}")
     return int(found[1]), int(found[2])

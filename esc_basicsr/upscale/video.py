@@ -35,6 +35,7 @@ from esc_basicsr.upscale.video_file import (
     frames_from,
     from_rgb,
     join,
+    length_of,
     look_of,
     main_stream,
     opened,
@@ -155,14 +156,14 @@ def _make_segments(
     with opened(source) as container:
         stream = main_stream(container, source)
         span = Span(_beginning(container, stream), *times)
-        length = Fraction(container.duration or 0, av.time_base)
+        length = length_of(container)
         is_beyond = span.start is not None and 0 < length <= span.start
         head = None if is_beyond else next(_frames(source, span), None)  # which would decode all to see
         if head is None:
             which = "within this time" if times != (None, None) else "that can be decoded"
             raise UserError(f"{source} has no frames {which}.")
         look = look_of(head, stream, source)
-        total, promised = _count(container.duration, stream, span), stream.frames
+        total, promised = _count(length, stream, span), stream.frames
     shape = size.of(to_rgb(head).shape, upscaler.scale, str(source), multiple=2)
     check_encodes(shape, look, source)
     done, last = _done(_segments(parts))
@@ -230,14 +231,13 @@ def _frames(source: Path, span: Span, after: Fraction | None = None) -> Iterator
             yield frame
 
 
-def _count(duration: int | None, stream: VideoStream, span: Span) -> int | None:
+def _count(length: Fraction, stream: VideoStream, span: Span) -> int | None:
     """Estimate a part's frames; None where the file does not tell."""
     if span.start is None and span.end is None and stream.frames:
         return stream.frames
-    if not duration or not stream.average_rate:
+    if not length or not stream.average_rate:
         return None
-    end = Fraction(duration, av.time_base)
-    seconds = (end if span.end is None else min(end, span.end)) - (span.start or 0)
+    seconds = (length if span.end is None else min(length, span.end)) - (span.start or 0)
     return max(round(seconds * stream.average_rate), 0)
 
 

@@ -131,6 +131,16 @@ def _codec_name(stream: Stream) -> str | None:
     return name
 
 
+def _is_timed(container: InputContainer) -> bool:
+    """Tell whether all of a film bears timestamps; in program streams (.mpg, .vob) FFmpeg guesses some."""
+    return container.format.name != "mpeg"
+
+
+def length_of(container: InputContainer) -> Fraction:
+    """Return a film's length in seconds; 0 where it is not known but by its bit rate."""
+    return Fraction((_is_timed(container) and container.duration) or 0, av.time_base)
+
+
 def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFrame]:
     """Decode a film's frames in the order in which they are shown.
 
@@ -144,6 +154,8 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
     for is_sought in (first is not None, False):
         with opened(path) as container:
             stream = main_stream(container, path)
+            if is_sought and not _is_timed(container):
+                continue
             if first is not None and is_sought:
                 container.seek(int(first / cast(Fraction, stream.time_base)), stream=stream)
             frames = _decoded(container, stream, path)

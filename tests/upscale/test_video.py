@@ -608,3 +608,19 @@ def test_full_disk_is_told_and_nothing_is_lost(
     last = Doubling(model)
     assert upscale(last, film, target).stat().st_size == pytest.approx(whole, abs=100)
     assert last.calls == 0
+
+
+def test_program_streams_lose_no_frames_behind_a_guessed_length(tmp_path: Path, doubling: Doubling) -> None:
+    """FFmpeg takes the length of an .mpg from its bit rate, and guesses timestamps behind a seek."""
+    film = tmp_path / "film.mpg"
+    options = {"q:v": "1", "g": "12", "bf": "2"}
+    with av.open(str(film), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25, width=64, height=48, options=options)
+        for image in moving(60, 48, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image).reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+    with av.open(str(film)) as container:
+        assert container.duration is not None
+        assert container.duration < 2_200_000
+    large = upscale(doubling, film, tmp_path / "large.mkv", Fraction("2.2"))
+    assert_alike(frames_of(large), [image.repeat(2, 0).repeat(2, 1) for image in frames_of(film)[55:]])
