@@ -37,7 +37,7 @@ SEGMENT_FORMAT = "nut"  # whose timestamps are as fine as those of any other
 # libswscale's flags, of which PyAV before 18 names but the first: bicubic, chroma of every pixel in and out,
 # accurate rounding
 _EXACTLY = Interpolation.BICUBIC.value | 0x4000 | 0x2000 | 0x40000
-_BT709 = 1  # a matrix from RGB
+_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrices from RGB
 _CHROMA = {(8, 8): "420", (8, 16): "422"}  # width and height of what is 16 × 16 in luma
 # Tags that are true of the old file or stream alone.
 _FALSE_TAGS = re.compile(
@@ -184,6 +184,10 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 raise UserError(
                     f"{path}: its frames have no timestamps: put it into another container first."
                 )
+            if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
+                # which players tell by the size: the larger film has another
+                is_small = frame.width < 1280 and frame.height <= 576
+                frame.colorspace = _BT601 if is_small else _BT709
             time = time_of(frame)
             if latest is None or time > latest:
                 latest = time

@@ -624,3 +624,18 @@ def test_program_streams_lose_no_frames_behind_a_guessed_length(tmp_path: Path, 
         assert container.duration < 2_200_000
     large = upscale(doubling, film, tmp_path / "large.mkv", Fraction("2.2"))
     assert_alike(frames_of(large), [image.repeat(2, 0).repeat(2, 1) for image in frames_of(film)[55:]])
+
+
+@pytest.mark.parametrize(("width", "matrix"), [(64, 6), (1280, 1)])
+def test_matrix_that_is_not_told_is_what_players_take_for_the_old_size(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, width: int, matrix: int
+) -> None:
+    """Old recordings tell none; as large as new ones, they would be shown with other colours."""
+    untold = {"color_range": 1, "color_primaries": 2, "color_trc": 2, "colorspace": 2}
+    images = [np.full((16, width, 3), colour, np.uint8) for colour in ((200, 40, 90), (20, 180, 60))]
+    film = make_film(tmp_path / "film.mkv", images, colours=untold, is_silent=True)
+    assert probe(film)["colours"]["colorspace"] == 2
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert probe(large)["colours"] == untold | {"colorspace": matrix}
+    for old, new in zip(planes_of(film), planes_of(large), strict=True):
+        assert np.abs(np.array(old) - new).max() <= 1
