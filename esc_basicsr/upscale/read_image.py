@@ -117,7 +117,7 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
             alpha,
             icc,
             _kept_exif(exif, image, str(path)),
-            _kept_xmp(image, str(path)),
+            _kept_xmp(image, data, str(path)),
             _resolution(image, transposed),
             _texts(image, str(path)),
             colour,
@@ -207,9 +207,13 @@ def _kept_exif(exif: Image.Exif, image: Image.Image, name: str) -> Image.Exif:
     return exif
 
 
-def _kept_xmp(image: Image.Image, name: str) -> bytes | None:
+def _kept_xmp(image: Image.Image, data: bytes, name: str) -> bytes | None:
     """Reset the orientation in XMP, which readers would apply once more; drop what tells of a gain map."""
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if image.format == "JXL" and (box := re.search(rb"(.{4})xml (?=<)", data, re.DOTALL)):
+        xmp = data[box.end() : box.start() + int.from_bytes(box[1], "big")]  # its plugin reads none
+    if image.format == "JXL" and b"brobxml " in data:
+        logger.warning("%s: XMP that is compressed cannot be kept.", name)
     if not xmp:
         return None
     xmp = xmp.encode("utf-8") if isinstance(xmp, str) else bytes(xmp)

@@ -133,6 +133,17 @@ def test_what_heic_says_of_its_colours_is_kept(
     assert read_image(tmp_path / "hdr.heic").colour == ({b"cICP": bytes([9, 16, 0, 1])} if is_kept else {})
 
 
+def test_xmp_of_jpeg_xl_is_kept_or_named(tmp_path: Path, photo: np.ndarray, esc_log: list[str]) -> None:
+    pytest.importorskip("pillow_jxl")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">me</x:xmpmeta>'
+    options = {"xmp": xmp, "use_container": True}
+    Image.fromarray(photo).save(tmp_path / "a.jxl", **options)
+    assert read_image(tmp_path / "a.jxl").xmp == xmp
+    Image.fromarray(photo).save(tmp_path / "b.jxl", **options, compress_metadata=True)
+    assert read_image(tmp_path / "b.jxl").xmp is None
+    assert any("XMP that is compressed cannot be kept" in message for message in esc_log)
+
+
 def test_animations_and_floats_of_jpeg_xl_are_refused(tmp_path: Path, photo: np.ndarray) -> None:
     """Of which the plugin gives the first frame, or 8 bits."""
     pytest.importorskip("pillow_jxl")
