@@ -4,6 +4,7 @@ Every segment begins with a key frame and has no B-frames, so that times of deco
 segments follow one another in a file as they are.
 """
 
+import contextlib
 import heapq
 import io
 import itertools
@@ -54,6 +55,7 @@ _LOST = {
 }
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 _MOST_BACKWARD = 1  # second: timestamps that step back further are of another recording
+_MOST_CALLS_IN_VAIN = 1000
 _LEAST_STEP = Fraction(1, 1000)  # second, which every format tells from none
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
@@ -171,10 +173,12 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
 def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
     """Decode frames, each later than the one before."""
     latest: Fraction | None = None
-    for packet in container.demux(stream):
+    for packet in _demuxed(container, [stream]):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except av.error.MemoryError:
+            raise
+        except av.FFmpegError:
             warn_once(f"{path} is damaged: frames that cannot be decoded are left out.")
             continue
         for frame in frames:
@@ -196,6 +200,19 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 raise UserError(f"{path}: timestamps begin again at {float(latest):.2f} s: remux it first.")
             else:
                 warn_once(f"{path}: frames whose timestamps are not later than those before are left out.")
+
+
+def _demuxed(container: InputContainer, streams: Sequence[Stream]) -> Iterator[AnyPacket]:
+    """Read packets; where a film is damaged, FFmpeg may ask to be called again."""
+    calls_in_vain = 0
+    while calls_in_vain < _MOST_CALLS_IN_VAIN:
+        calls_in_vain += 1
+        with contextlib.suppress(av.error.BlockingIOError):
+            for packet in container.demux(*streams):
+                calls_in_vain = 0
+                yield packet
+            return
+    raise UserError(f"{container.name} cannot be read on: it is damaged. Remux it first.")
 
 
 def time_of(timed: "VideoFrame | Packet[Any]") -> Fraction:
@@ -517,7 +534,7 @@ def _copied(source: InputContainer, copies: Mapping[int, Stream], span: Span) ->
     """Read the packets of streams that are copied."""
     if not copies:
         return
-    for packet in source.demux([source.streams[index] for index in copies]):
+    for packet in _demuxed(source, [source.streams[index] for index in copies]):
         if not packet.size:  # the end
             continue
         stream = copies[packet.stream_index]

@@ -18,7 +18,7 @@ from filelock import FileLock
 from fixtures.films import BT709, CHAPTERS, SUBTITLES, TICK, frames_of, moving, packets_of
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.upscale import video
+from esc_basicsr.upscale import video, video_file
 from esc_basicsr.upscale.output_size import OutputSize
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.upscale.video import upscale_video
@@ -639,3 +639,47 @@ def test_matrix_that_is_not_told_is_what_players_take_for_the_old_size(
     assert probe(large)["colours"] == untold | {"colorspace": matrix}
     for old, new in zip(planes_of(film), planes_of(large), strict=True):
         assert np.abs(np.array(old) - new).max() <= 1
+
+
+class Hesitating:
+    """A container of ten packets, of which FFmpeg wants to be called again for some."""
+
+    name = "film.ts"
+
+    def __init__(self, *hesitations: int) -> None:
+        self.position, self.hesitations = 0, [*hesitations]
+
+    def demux(self, *_: Any) -> Any:
+        while self.position < 10:
+            if self.position in self.hesitations:
+                self.hesitations.remove(self.position)
+                av.error.err_check(-errno.EAGAIN)
+            self.position += 1
+            yield self.position
+
+
+def test_ffmpeg_is_called_again_where_it_asks_for_it() -> None:
+    """As in a damaged transport stream; but not for ever."""
+    once: Any = Hesitating(0, 4, 4)
+    assert [*video_file._demuxed(once, [])] == [*range(1, 11)]
+    for_ever: Any = Hesitating(*[5] * 2000)
+    with pytest.raises(UserError, match=r"film\.ts cannot be read on: it is damaged"):
+        [*video_file._demuxed(for_ever, [])]
+
+
+def test_whatever_a_decoder_raises_of_a_damaged_frame_the_others_come(
+    tmp_path: Path, make_film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some say that it is not permitted, or not yet implemented."""
+
+    class Damaged:
+        def decode(self) -> Any:
+            av.error.err_check(-errno.EPERM)
+
+    def damaged(*args: Any) -> Any:
+        packets = [*demuxed(*args)]
+        return [*packets[:5], Damaged(), *packets[5:]]
+
+    demuxed = video_file._demuxed
+    monkeypatch.setattr(video_file, "_demuxed", damaged)
+    assert len([*video_file.frames_from(make_film(tmp_path / "film.mp4", is_silent=True))]) == 12
