@@ -378,17 +378,33 @@ def check_holds(path: Path, target: Path) -> None:
     Raises:
         UserError: It does not.
     """
+    try:
+        _check_format(path, target)
+    except UserError as error:
+        others = [suffix for suffix in VIDEO_FORMATS if _is_held(path, target.with_suffix(suffix))]
+        advice = f"choose {' or '.join(others)}" if others else "leave it out before, or convert it"
+        raise UserError(f"{error}: {advice}.") from error
+
+
+def _is_held(path: Path, target: Path) -> bool:
+    try:
+        _check_format(path, target, is_told=False)
+    except UserError:
+        return False
+    return True
+
+
+def _check_format(path: Path, target: Path, is_told: bool = True) -> None:
     kind = VIDEO_FORMATS[target.suffix.lower()]
     with opened(path) as source, av.open(io.BytesIO(), "w", format=kind) as output:
         output.add_stream("libx264", rate=25)
-        copies = _add_copies(source, output, path, target)
+        copies = _add_copies(source, output, path, target, is_told)
         try:
             output.start_encoding()
         except av.FFmpegError as error:
             names = ", ".join(source.streams[index].name for index in copies)
             raise UserError(
-                f"{target}: {target.suffix} does not hold all of {names} in {path} ({error.strerror}): "
-                f"choose among {_other_formats(target)}."
+                f"{target}: {target.suffix} does not hold all of {names} in {path} ({error.strerror})"
             ) from error
 
 
@@ -469,8 +485,7 @@ def _add_copies(
         except ValueError:
             if stream.type in ("audio", "subtitle") and name is not None:
                 raise UserError(
-                    f"{target}: {target.suffix} holds no {stream.type} such as that of {path} ({name}): "
-                    f"choose among {_other_formats(target)}."
+                    f"{target}: {target.suffix} holds no {stream.type} such as that of {path} ({name})"
                 ) from None
             lost.append(f"stream {stream.index} ({stream.type}, {name or 'of an unknown codec'})")
             continue
@@ -478,10 +493,6 @@ def _add_copies(
     if lost and is_told:
         logger.warning("%s: %s cannot be kept.", path, ", ".join(lost))
     return copies
-
-
-def _other_formats(target: Path) -> str:
-    return ", ".join(sorted(VIDEO_FORMATS.keys() - {target.suffix.lower()}))
 
 
 def _first_packet(path: Path, index: int) -> bytes:

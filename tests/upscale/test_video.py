@@ -353,7 +353,7 @@ def test_what_cannot_be_done_is_told_before_it_is_begun(
     tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
 ) -> None:
     film = make_film(tmp_path / "film.mkv")
-    with pytest.raises(UserError, match=r"large\.mp4: \.mp4 holds no subtitle such as that of .* \(s.*rt?\)"):
+    with pytest.raises(UserError, match=r"\.mp4 holds no subtitle such as .* \(s.*rt?\): choose \.mkv\."):
         upscale(doubling, film, tmp_path / "large.mp4")
     (tmp_path / "text.mp4").write_text("no film")
     with pytest.raises(UserError, match=r"text\.mp4 cannot be upscaled"):
@@ -683,3 +683,25 @@ def test_whatever_a_decoder_raises_of_a_damaged_frame_the_others_come(
     demuxed = video_file._demuxed
     monkeypatch.setattr(video_file, "_demuxed", damaged)
     assert len([*video_file.frames_from(make_film(tmp_path / "film.mp4", is_silent=True))]) == 12
+
+
+def test_format_that_is_advised_holds_the_sound(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    """Opus, which MOV does not hold; that is told before the work."""
+    film = tmp_path / "film.mkv"
+    with av.open(str(make_film(tmp_path / "a.mkv", is_silent=True))) as old, av.open(str(film), "w") as new:
+        video_stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        sound: Any = new.add_stream("libopus", rate=48000)
+        new.start_encoding()
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        new.mux([*sound.encode(frame), *sound.encode(None)])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = video_stream
+                new.mux(packet)
+    with pytest.raises(UserError, match=r"\.mov does not hold all of opus in .*: choose \.mkv or \.mp4\."):
+        upscale(doubling, film, tmp_path / "large.mov")
+    assert doubling.calls == 0
+    upscale(doubling, film, tmp_path / "large.mp4")
