@@ -139,9 +139,12 @@ def _parts(target: Path, job: dict[str, Any]) -> Iterator[Path]:
                     file.write(json.dumps(job, indent=2).encode())
             try:
                 yield folder
-            finally:
-                if not _segments(folder):
+            except BaseException:
+                if _segments(folder):
+                    logger.warning("%s holds what is done: call again to go on.", folder)
+                else:
                     shutil.rmtree(folder, ignore_errors=True)
+                raise
     except Timeout:
         raise UserError(f"{target} is being made by another process already.") from None
 

@@ -255,6 +255,7 @@ def test_stopped_film_goes_on_where_it_was(
     model: Path,
     suffix: str,
     monkeypatch: pytest.MonkeyPatch,
+    esc_log: list[str],
 ) -> None:
     """With B-frames and key frames far apart, whose order in the file is another."""
     monkeypatch.setattr(video, "_SEGMENT", 5)
@@ -270,6 +271,7 @@ def test_stopped_film_goes_on_where_it_was(
             upscale(stopped, film, target)
         calls += stopped.calls
         assert not target.exists()
+        assert esc_log[-1] == f"{target}.parts holds what is done: call again to go on."
     last = Doubling(model)
     upscale(last, film, target)
     assert (calls, last.calls) == (15, 24 - 10)
