@@ -28,6 +28,7 @@ from av.video.reformatter import ColorRange, Interpolation
 from av.video.stream import VideoStream
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.log import logger, warn_once
 from esc_basicsr.upscale.image_file import VIDEO_FORMATS, Pixels
 
@@ -432,7 +433,8 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: str, span: Sp
         if kind != "matroska" and video.codec_context.name == "hevc":
             video.codec_context.codec_tag = "hvc1"  # the only one that Apple's players know
         copies = _add_copies(source, output, path, target, is_told=False)
-        output.metadata.update(_true_tags(source.metadata))
+        tags = _true_tags(source.metadata)
+        output.metadata.update(tags)
         output.set_chapters(_chapters(source, span))
         output.start_encoding()
         packets = heapq.merge(
@@ -442,6 +444,11 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: str, span: Sp
         )
         for packet in _in_order(packets, path):
             output.mux(packet)
+    with opened(Path(file)) as new:
+        kept = {key.lower() for key in new.metadata}
+    # MP4 has some tags in several languages, such as location-eng
+    if lost := sorted(key for key in tags if not {key.lower(), key.lower()[:-4]} & kept):
+        logger.warning("%s: %s holds no tags such as %s.", target, target.suffix, first_few(lost))
 
 
 def _describe(new: Stream, old: Stream) -> None:

@@ -707,3 +707,20 @@ def test_format_that_is_advised_holds_the_sound(
         upscale(doubling, film, tmp_path / "large.mov")
     assert doubling.calls == 0
     upscale(doubling, film, tmp_path / "large.mp4")
+
+
+def test_tags_that_a_format_does_not_hold_are_named(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = tmp_path / "film.mkv"
+    with av.open(str(make_film(tmp_path / "a.mkv", is_silent=True))) as old, av.open(str(film), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        new.metadata.update({"title": "A film", "artist": "Me", "camera": "Mine"})
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    upscale(doubling, film, tmp_path / "large.mkv")
+    assert not any("holds no tags" in message for message in esc_log)
+    upscale(doubling, film, tmp_path / "large.mp4")
+    assert any("large.mp4: .mp4 holds no tags such as CAMERA." in message for message in esc_log)
