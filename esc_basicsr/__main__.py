@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "export": (
         "esc_basicsr.commands.export",
-        "write a trained network as ONNX, TorchScript, torch.export, .safetensors or a page",
+        "write a trained network as ONNX, OpenVINO, ncnn, TorchScript, torch.export, weights or a page",
     ),
     "bench": (
         "esc_basicsr.commands.bench",

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from esc_basicsr.archs.attention import WindowAttention
 from esc_basicsr.archs.conv_attention import ConvAttention
@@ -29,6 +29,7 @@ from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.tables import markdown_table, milliseconds
 from esc_basicsr.common.timing import median_times
+from esc_basicsr.lab.gpu_report.floor import layer_calls
 from esc_basicsr.lab.measure.benchmark import random_image
 from esc_basicsr.lab.measure.complexity import measure_complexity
 from esc_basicsr.lab.measure.measure import add_measuring_arguments, check_measuring_arguments
@@ -92,26 +93,17 @@ def rate_calls() -> dict[str, tuple[Callable[[], object], float]]:
 def work_of(network: str, scale: int, height: int, width: int) -> Work:
     """Count what a published variant does for an image of height × width."""
     net = build_variant(network, scale)
+    multiply_adds = measure_complexity(net, height, width).multiply_adds
     exponentials = gelus = moved = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal exponentials, gelus, moved
-        moved += _BYTES * (inputs[0].numel() + out.numel())
-        pixels = out.shape[-2] * out.shape[-1]
+    for layer, x, out in layer_calls(net, (ConvFFN, WindowAttention, ConvAttention), height, width):
+        moved += _BYTES * (x.numel() + out.numel())
+        rows, columns = out.shape[-2:]
         if isinstance(layer, ConvFFN):
-            gelus += 2 * pixels * layer.proj.out_channels
+            gelus += 2 * rows * columns * layer.proj.out_channels
         if isinstance(layer, WindowAttention):
             w = layer.window_size
-            windows = -(-out.shape[-2] // w) * -(-out.shape[-1] // w)
-            exponentials += windows * layer.num_heads * w**4
-
-    net.to("meta")
-    for layer in net.modules():
-        if isinstance(layer, ConvFFN | WindowAttention | ConvAttention):
-            layer.register_forward_hook(count)
-    net(torch.zeros(1, 3, height, width, device="meta"))
-    flops = measure_complexity(build_variant(network, scale), height, width).flops
-    return Work(flops, exponentials, gelus, moved)
+            exponentials += -(-rows // w) * -(-columns // w) * layer.num_heads * w**4
+    return Work(multiply_adds, exponentials, gelus, moved)
 
 
 def floor_of(work: Work, rates: Mapping[str, float], precision: str) -> float:

@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         with torch.device("meta"):  # sizes alone are needed
             net = build_variant(name, scale)
         size = (OUTPUT_HEIGHT // scale, OUTPUT_WIDTH // scale)
-        params, flops = measure_complexity(net, *size)
-        rows.append([name, f"×{scale}", f"{params:,}", f"{flops / 1e9:.2f} G"])
+        params, multiply_adds = measure_complexity(net, *size)
+        rows.append([name, f"×{scale}", f"{params:,}", f"{multiply_adds / 1e9:.2f} G"])
         if args.modules:
             net = written_out(build_variant(name, scale))
             info = get_model_complexity_info(net, (3, *size), show_arch=False)

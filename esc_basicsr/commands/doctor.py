@@ -33,6 +33,9 @@ _OF_TRAINING = ("basicsr", "torchvision")
 _EXTRAS = {
     "onnx": "export --format onnx",
     "onnxruntime": "checking an ONNX file",
+    "openvino": "export --format openvino, bench of OpenVINO",
+    "pnnx": "export --format ncnn",
+    "ncnn": "checking an ncnn model",
     "spandrel": "ATD-light and OmniSR, bench of its architectures, ESC in its programs",
     "mamba-ssm": "MambaIRv2's scan by its kernel, on a GPU; ours in PyTorch needs nothing",
     "tensorboard": "logger.use_tb_logger",

@@ -1,27 +1,36 @@
-"""Write a trained network for other programs: ONNX, TorchScript, torch.export, or .safetensors; or as a page.
+"""Write a trained network for other programs: ONNX, OpenVINO, ncnn, TorchScript, weights; or as a page.
 
-The file takes any number of images of any size (batch×3×height×width, RGB in [0, 1]; from one pixel, of no
-multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever the precision
-inside. Before it gets its name it is run, on the CPU, and compared with the network at several sizes.
+The file takes any number of images (ncnn: one) of any size (batch×3×height×width, RGB in [0, 1]; from one
+pixel, of no multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever
+the precision inside. Before it gets its name it is run, on the CPU, and compared with the network at several
+sizes.
 
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.onnx
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4_fp16.onnx --precision fp16 --opset 20
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4.xml
+  python -m esc_basicsr export ESC_x4.pth -o ESC_x4.ncnn.param
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.pt --time 180x320
 
+OpenVINO and ncnn have two files: OUT, the graph, and its weights beside it, of the same name and the ending
+.bin. Packages come with the extras: pip install 'esc-basicsr[onnx]', '...[openvino]', '...[ncnn]'.
+
+Not converted: DySample to ONNX, OpenVINO (no GridSample is written) and ncnn (no layer for its positions);
+unshuffle_mod at scales 1 and 2 to ONNX and OpenVINO. TorchScript takes all.
+
 --format web writes a folder for any web server: a page on which the network runs in the visitor's browser, by
-onnxruntime-web, whose npm package is copied from.
+onnxruntime-web, whose npm package is copied from. It needs, and takes, what ONNX does.
 
   npm install onnxruntime-web@1.30.0
   python -m esc_basicsr export ESC-light_x2 -o page --format web
-
-ONNX needs the packages onnx and onnxruntime: pip install 'esc-basicsr[onnx]'.
 """
 
 import argparse
+import contextlib
 import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +40,7 @@ from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.files import make_folder_of, written_whole
 from esc_basicsr.common.tables import markdown_table, milliseconds, scientific
 from esc_basicsr.common.timing import median_times
-from esc_basicsr.export import torch_formats
+from esc_basicsr.export import DEFAULT_OPSET, OPSETS, torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
 from esc_basicsr.web.static_page import find_runtime, write_page
@@ -39,12 +48,19 @@ from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
 
 Run = Callable[[Tensor], Tensor]
 
-# format -> ending of the files' names
-_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2", "safetensors": ".safetensors"}
+# format -> endings of its files' names, by the first of which it is told
+_ENDINGS = {
+    "onnx": (".onnx",),
+    "openvino": (".xml", ".bin"),
+    "ncnn": (".param", ".bin"),
+    "torchscript": (".pt",),
+    "torch-export": (".pt2",),
+    "safetensors": (".safetensors",),
+}
 _PAGE = "web"  # a folder: ONNX, and what shows and runs it
 _ONNX = ("onnx", _PAGE)
-_OPSETS = range(17, 25)
-_DEFAULT_OPSET = 18
+# what runs a file, where that is not called as its format
+_RUNTIMES = {"onnx": "ONNX Runtime", _PAGE: "ONNX Runtime", "openvino": "OpenVINO"}
 _REPEATS = 5
 # of a network that has no windows
 _WINDOW = 32
@@ -59,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="the file (web: folder) to write"
     )
-    endings = ", ".join(f"{suffix}: {name}" for name, suffix in _SUFFIXES.items())
-    parser.add_argument("--format", choices=[*_SUFFIXES, _PAGE], help=f"default: by OUT's ending ({endings})")
+    endings = ", ".join(f"{ending[0]}: {name}" for name, ending in _ENDINGS.items())
+    parser.add_argument("--format", choices=[*_ENDINGS, _PAGE], help=f"default: by OUT's ending ({endings})")
     parser.add_argument(
         "--runtime",
         type=Path,
@@ -79,9 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--opset",
         type=int,
-        choices=_OPSETS,
+        choices=OPSETS,
         metavar="N",
-        help=f"of ONNX, {_OPSETS[0]} to {_OPSETS[-1]} (default: {_DEFAULT_OPSET})",
+        help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: {DEFAULT_OPSET})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
@@ -96,38 +112,44 @@ def run(args: argparse.Namespace) -> int:
     """Write the file, once what is to be in it has been found to give what the network gives."""
     kind = _format(args)
     size = _size_to_time(args.time)
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output} exists. Add --overwrite to replace it, or give another name.")
+    paths = [args.output, *(args.output.with_suffix(ending) for ending in _ENDINGS.get(kind, ())[1:])]
+    for path in paths:
+        if path.exists() and not args.overwrite:
+            raise UserError(f"{path} exists. Add --overwrite to replace it, or give another name.")
     if kind == _PAGE:
         find_runtime(args.runtime)
     make_folder_of(args.output)
-    opset = args.opset or _DEFAULT_OPSET
+    opset = args.opset or DEFAULT_OPSET
     write, read = _writer_and_reader(kind, opset)  # what is missing is told before the work
     trained = load_network(args.model)
+    if kind == "ncnn":
+        print("pnnx converts the network, which takes minutes.")
     content = write(trained.network, args.precision == "fp16", describe(trained, args.precision))
     exported = read(content)
     window = int(trained.options.get("window_size", _WINDOW))
     for shape, difference, allowed in verify(trained.network, exported, args.precision, window):
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
+    parts = content if isinstance(content, tuple) else (content,)
     if kind == _PAGE:
         write_page(args.output, content, trained, args.runtime)
     else:
-        with written_whole(args.output) as file:
-            file.write(content)
+        with contextlib.ExitStack() as files:
+            for path, part in zip(paths, parts, strict=True):
+                files.enter_context(written_whole(path)).write(part)
     what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"
     with_opset = f", opset {opset}" if kind in _ONNX else ""
-    print(f"{args.output}: {what}{with_opset}, {len(content) / 1e6:.1f} MB")
+    print(f"{', '.join(map(str, paths))}: {what}{with_opset}, {sum(map(len, parts)) / 1e6:.1f} MB")
     if size is not None:
-        _time(trained, exported, kind, size)
+        _time(trained, exported, _RUNTIMES.get(kind, kind), size)
     return 0
 
 
 def _format(args: argparse.Namespace) -> str:
-    by_suffix = {suffix: name for name, suffix in _SUFFIXES.items()}
-    kind = args.format or by_suffix.get(args.output.suffix.lower())
+    by_ending = {endings[0]: name for name, endings in _ENDINGS.items()}
+    kind = args.format or by_ending.get(args.output.suffix.lower())
     if kind is None:
         raise UserError(
-            f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_suffix)}."
+            f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_ending)}."
         )
     if args.opset is not None and kind not in _ONNX:
         raise UserError(f"--opset is ONNX's, and {args.output} is to be {kind}: leave it out.")
@@ -145,30 +167,35 @@ def _size_to_time(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., bytes], Callable[[bytes], Run]]:
-    """Find what writes a format, given the network, whether in half precision, and metadata; and reads it."""
-    if kind == "torchscript":
-        return torch_formats.write_torchscript, torch_formats.read_torchscript
-    if kind == "torch-export":
-        return torch_formats.write_exported, torch_formats.read_exported
-    if kind == "safetensors":
-        return torch_formats.write_weights, torch_formats.read_weights
-    try:
-        from esc_basicsr.export.onnx_network import read_onnx, write_onnx
-    except ModuleNotFoundError as error:
-        if error.name not in ("onnx", "onnxruntime"):
-            raise
-        raise UserError(
-            f"ONNX needs the package {error.name}, which is not installed: pip install 'esc-basicsr[onnx]'."
-        ) from error
-    return functools.partial(write_onnx, opset=opset), read_onnx
+def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., Any], Callable[[Any], Run]]:
+    """Find what writes a format, given the network, whether in half precision, and metadata; and reads it.
+
+    What is written, and read, is the content of the format's file; of its files where there are several.
+    """
+    match kind:
+        case "onnx" | "web":
+            from esc_basicsr.export.onnx_network import read_onnx, write_onnx
+
+            return functools.partial(write_onnx, opset=opset), read_onnx
+        case "openvino":
+            from esc_basicsr.export.openvino_network import read_openvino, write_openvino
+
+            return write_openvino, read_openvino
+        case "ncnn":
+            from esc_basicsr.export.ncnn_network import read_ncnn, write_ncnn
+
+            return write_ncnn, read_ncnn
+        case "torchscript":
+            return torch_formats.write_torchscript, torch_formats.read_torchscript
+        case "torch-export":
+            return torch_formats.write_exported, torch_formats.read_exported
+    return torch_formats.write_weights, torch_formats.read_weights
 
 
-def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, int]) -> None:
+def _time(trained: TrainedNetwork, exported: Run, runtime: str, size: tuple[int, int]) -> None:
     """Print a table of what runs it, how long it takes, and how far the results are apart."""
     lr = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
-    name = "ONNX Runtime" if kind in _ONNX else kind
-    runs: dict[str, Run] = {"esc_basicsr": fast.prepare(trained.network), name: exported}
+    runs: dict[str, Run] = {"esc_basicsr": fast.prepare(trained.network), runtime: exported}
     try:
         runs["esc_basicsr, C++ kernels"] = fast.prepare(trained.network, kernels=True)
     except UserError as error:

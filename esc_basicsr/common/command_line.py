@@ -17,6 +17,9 @@ _INSTALLED_BY = {
     "av": "pip install 'esc-basicsr[video]'",
     "onnx": "pip install 'esc-basicsr[onnx]'",
     "onnxruntime": "pip install 'esc-basicsr[onnx]'",
+    "openvino": "pip install 'esc-basicsr[openvino]'",
+    "ncnn": "pip install 'esc-basicsr[ncnn]'",
+    "pnnx": "pip install 'esc-basicsr[ncnn]'",
 }
 
 

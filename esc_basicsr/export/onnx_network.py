@@ -33,6 +33,7 @@ from esc_basicsr.archs.esc_real_arch import ESCRealM, ReflectingConv2d
 from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
 from esc_basicsr.archs.upsamplers import DySample
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.export import DEFAULT_OPSET
 from esc_basicsr.export.onnx_graph import Graph
 
 # What a network hands to its mixers: ESC's kernel, ESC-FP's two filters, or nothing.
@@ -45,7 +46,9 @@ INPUT, OUTPUT = "lr", "sr"
 _END = int(np.iinfo(np.int64).max)
 
 
-def write_onnx(network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int) -> bytes:
+def write_onnx(
+    network: nn.Module, half: bool, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
+) -> bytes:
     """Write a network as an ONNX file, of operators of the domain ai.onnx alone.
 
     Its input ``lr`` is (batch, 3, height, width), float32, RGB in [0, 1], any sizes >= 1; its output ``sr``
@@ -193,9 +196,8 @@ class _Writer:
                 return self._conv(x, layer)
             case nn.ConvTranspose2d():
                 assert layer.bias is not None
-                constants = graph.weight(layer.weight), graph.weight(layer.bias)
                 pads, strides = [*layer.padding] * 2, [*layer.stride]
-                return graph.add("ConvTranspose", x, *constants, pads=pads, strides=strides)
+                return graph.add("ConvTranspose", x, layer.weight, layer.bias, pads=pads, strides=strides)
             case nn.Upsample():
                 return self._repeat_pixels(x, int(cast(float, layer.scale_factor)))
             case nn.PixelShuffle():
@@ -208,24 +210,25 @@ class _Writer:
 
     def _repeat_pixels(self, x: str, scale: int) -> str:
         """Upscale by nearest neighbour."""
-        mode = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-        scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
-        return self.graph.add("Resize", x, "", scales, **mode)
+        return self._resize(x, scale, "nearest", "asymmetric", nearest_mode="floor")
+
+    def _resize(self, x: str, scale: int, mode: str, coordinates: str, **how: Any) -> str:
+        scales = np.array([1, 1, scale, scale], np.float32)
+        how |= {"mode": mode, "coordinate_transformation_mode": coordinates}
+        return self.graph.add("Resize", x, "", scales, **how)
 
     def _reflected_border(self, axis: int, border: int) -> str:
         """Index an axis of the input, with a border reflected at both ends."""
-        graph, one = self.graph, self.graph.integer(1)
-        shape = graph.add("Shape", INPUT)
-        side = graph.add("Gather", shape, graph.integer(axis), axis=0)
-        end = graph.add("Add", side, graph.integer(border))
-        position = graph.add("Range", graph.integer(-border), end, one)
-        return self._there_and_back(position, side, one)
+        graph = self.graph
+        side = graph.add("Gather", graph.add("Shape", INPUT), axis, axis=0)
+        position = graph.add("Range", -border, graph.add("Add", side, border), 1)
+        return self._there_and_back(position, side)
 
-    def _there_and_back(self, position: str, side: str, one: str) -> str:
+    def _there_and_back(self, position: str, side: str) -> str:
         """Fold positions into 0, 1, ..., side - 1, ..., 1, 0, 1, ...; a side of one pixel repeats it."""
         graph = self.graph
-        period = graph.add("Mul", graph.add("Sub", side, one), graph.integer(2))
-        position = graph.add("Mod", position, graph.add("Max", period, one))
+        period = graph.add("Mul", graph.add("Sub", side, 1), 2)
+        position = graph.add("Mod", position, graph.add("Max", period, 1))
         return graph.add("Min", position, graph.add("Sub", period, position))
 
     def _upscaled_input(self) -> str:
@@ -233,10 +236,7 @@ class _Writer:
         scale = self.network.upscaling_factor
         if not isinstance(self.network, ESCFP):
             return self._repeat_pixels(INPUT, scale)
-        scales = self.graph.constant(np.array([1, 1, scale, scale], np.float32))
-        mode: dict[str, Any]
-        mode = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
-        return self.graph.add("Resize", INPUT, "", scales, **mode)
+        return self._resize(INPUT, scale, "cubic", "half_pixel", cubic_coeff_a=-0.75)
 
     def _block(self, x: str, block: ESCBlock, large_kernel: LargeKernel) -> str:
         y = self._conv_ffn(self._norm(x, block.ln_proj), block.proj)
@@ -260,7 +260,7 @@ class _Writer:
         self, x: str, weight: Tensor, bias: Tensor | None = None, groups: int = 1, border: int | None = None
     ) -> str:
         """Convolve with a border of zeros; by default that which keeps the size."""
-        constants = [self.graph.weight(tensor) for tensor in (weight, bias) if tensor is not None]
+        constants = [tensor for tensor in (weight, bias) if tensor is not None]
         size = weight.shape[-1]
         pads = [size // 2 if border is None else border] * 4
         return self.graph.add("Conv", x, *constants, kernel_shape=[size] * 2, pads=pads, group=groups)
@@ -273,15 +273,13 @@ class _Writer:
     def _norm_channels_last(self, x: str, norm: nn.Module) -> str:
         assert isinstance(norm, nn.LayerNorm)
         x = self.graph.add("Transpose", x, perm=[0, 2, 3, 1])
-        affine = self.graph.weight(norm.weight), self.graph.weight(norm.bias)
-        return self.graph.add("LayerNormalization", x, *affine, axis=-1, epsilon=norm.eps)
+        return self.graph.add("LayerNormalization", x, norm.weight, norm.bias, axis=-1, epsilon=norm.eps)
 
     def _gelu(self, x: str) -> str:
         """Write exact GELU in the form that runtimes recognise and fuse."""
         graph = self.graph
-        erf = graph.add("Erf", graph.add("Div", x, graph.number(math.sqrt(2))))
-        doubled = graph.add("Mul", x, graph.add("Add", erf, graph.number(1)))
-        return graph.add("Mul", doubled, graph.number(0.5))
+        erf = graph.add("Erf", graph.add("Div", x, math.sqrt(2)))
+        return graph.add("Mul", graph.add("Mul", x, graph.add("Add", erf, 1.0)), 0.5)
 
     def _conv_ffn(self, x: str, convffn: ConvFFN) -> str:
         return self._conv(self._hidden(x, convffn), convffn.aggr)
@@ -334,15 +332,13 @@ class _Writer:
         """
         graph, k = self.graph, DYNAMIC_KERNEL_SIZE
         border = k // 2
-        padded = graph.add("Pad", x, graph.integers(0, 0, border, border, 0, 0, border, border))
-        kernels = graph.add("Reshape", kernels, graph.integers(0, -1, 1, k * k))
+        padded = graph.add("Pad", x, [0, 0, border, border, 0, 0, border, border])
+        kernels = graph.add("Reshape", kernels, [0, -1, 1, k * k])
         terms = []
         taps = graph.split(kernels, [1] * k * k, axis=3)
         for tap, (top, left) in zip(taps, np.ndindex(k, k), strict=True):
             ends = [start + 1 - k if start + 1 < k else _END for start in (top, left)]
-            shifted = graph.add(
-                "Slice", padded, graph.integers(top, left), graph.integers(*ends), graph.integers(2, 3)
-            )
+            shifted = graph.add("Slice", padded, [top, left], ends, [2, 3])
             terms.append(graph.add("Mul", shifted, tap))
         return graph.add("Sum", *terms)
 
@@ -350,7 +346,7 @@ class _Writer:
         """Add window attention over the normalised ``source`` to ``x``."""
         graph, w, heads = self.graph, layer.window_size, layer.num_heads
         dim = layer.to_out.out_channels
-        grid, side = self._grid(w), graph.integers(w)
+        grid, side = self._grid(w), [w]
         y = self._norm_channels_last(source, norm)
         y = graph.add("Gather", y, grid.row_index, axis=1)
         y = graph.add("Gather", y, grid.column_index, axis=2)
@@ -360,49 +356,44 @@ class _Writer:
         scaling[:dim] = (dim // heads) ** -0.5
         y = self._linear(y, matrix * scaling[:, None], bias * scaling)
         # [B, (rows w), (columns w), 3C] -> [(B rows columns), (w w), 3C]
-        shape = graph.add(
-            "Concat", grid.batch, grid.rows, side, grid.columns, side, graph.integers(-1), axis=0
-        )
+        shape = graph.add("Concat", grid.batch, grid.rows, side, grid.columns, side, [-1], axis=0)
         y = graph.add("Transpose", graph.add("Reshape", y, shape), perm=[0, 1, 3, 2, 4, 5])
-        y = graph.add("Reshape", y, graph.integers(-1, w * w, 3 * dim))
+        y = graph.add("Reshape", y, [-1, w * w, 3 * dim])
         outs = []
         # split in two steps: WebGPU lets an operator have ten inputs and outputs
         parts = [
             graph.split(part, [dim // heads] * heads, axis=2) for part in graph.split(y, [dim] * 3, axis=2)
         ]
         for q, k, v, table in zip(*parts, layer.relative_position_bias, strict=True):
-            position_bias = graph.add("Gather", graph.weight(table), self._position_in_table(w), axis=0)
+            position_bias = graph.add("Gather", table, self._position_in_table(w), axis=0)
             scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 2, 1]))
             weights = graph.add("Softmax", graph.add("Add", scores, position_bias), axis=-1)
             outs.append(graph.add("MatMul", weights, v))
         y = self._linear(graph.add("Concat", *outs, axis=2), *matrix_and_bias(layer.to_out))
         # [(B rows columns), (w w), C] -> [B, C, (rows w), (columns w)]
-        shape = graph.add(
-            "Concat", grid.batch, grid.rows, grid.columns, side, side, graph.integers(-1), axis=0
-        )
+        shape = graph.add("Concat", grid.batch, grid.rows, grid.columns, side, side, [-1], axis=0)
         y = graph.add("Transpose", graph.add("Reshape", y, shape), perm=[0, 5, 1, 3, 2, 4])
         sides = graph.add("Mul", graph.add("Concat", grid.rows, grid.columns, axis=0), side)
-        y = graph.add("Reshape", y, graph.add("Concat", grid.batch, graph.integers(dim), sides, axis=0))
-        y = graph.add("Slice", y, graph.integers(0, 0), grid.sides, graph.integers(2, 3))
+        y = graph.add("Reshape", y, graph.add("Concat", grid.batch, [dim], sides, axis=0))
+        y = graph.add("Slice", y, [0, 0], grid.sides, [2, 3])
         return graph.add("Add", x, y)
 
     def _linear(self, x: str, matrix: Tensor, bias: Tensor) -> str:
         """Write a 1×1 convolution where channels come last."""
-        product = self.graph.add("MatMul", x, self.graph.weight(matrix.T))
-        return self.graph.add("Add", product, self.graph.weight(bias))
+        return self.graph.add("Add", self.graph.add("MatMul", x, matrix.T), bias)
 
     def _grid(self, window_size: int) -> _Grid:
         """Compute, once in the graph, how windows of a side lie on the input."""
         if window_size in self._grids:
             return self._grids[window_size]
-        graph, w, one = self.graph, self.graph.integers(window_size), self.graph.integers(1)
+        graph, w = self.graph, [window_size]
         batch, _, height, width = graph.split(graph.add("Shape", INPUT), [1, 1, 1, 1], axis=0)
 
         def count_and_index(side: str) -> tuple[str, str]:
-            count = graph.add("Div", graph.add("Add", side, graph.integers(window_size - 1)), w)
-            end = graph.add("Squeeze", graph.add("Mul", count, w), graph.integers(0))
-            position = graph.add("Range", graph.integer(0), end, graph.integer(1))
-            return count, self._there_and_back(position, side, one)
+            count = graph.add("Div", graph.add("Add", side, [window_size - 1]), w)
+            end = graph.add("Squeeze", graph.add("Mul", count, w), [0])
+            position = graph.add("Range", 0, end, 1)
+            return count, self._there_and_back(position, side)
 
         (rows, row_index), (columns, column_index) = count_and_index(height), count_and_index(width)
         sides = graph.add("Concat", height, width, axis=0)
@@ -419,7 +410,5 @@ class _Writer:
             pixel = np.arange(w * w, dtype=np.int64)
             position = pixel // w * (2 * w - 1) + pixel % w
             of_key, of_query = position[None] + 2 * w * (w - 1), position[:, None]
-            self._positions_in_table[w] = self.graph.add(
-                "Sub", self.graph.constant(of_key), self.graph.constant(of_query)
-            )
+            self._positions_in_table[w] = self.graph.add("Sub", of_key, of_query)
         return self._positions_in_table[w]

@@ -1,6 +1,9 @@
 """Networks in a form that can be recorded once for every batch, height and width."""
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn as nn
@@ -11,21 +14,45 @@ from esc_basicsr.archs.attention import BACKENDS, WindowAttention
 from esc_basicsr.archs.conv_attention import LargeKernelConv, SeparableLargeKernelConv
 from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.archs.layers import reflect_pad
+from esc_basicsr.common.errors import UserError
+
+Layers = Mapping[type[nn.Module], type[nn.Module]]
 
 
-def recordable(network: nn.Module) -> nn.Module:
+def recordable(network: nn.Module, layers: Layers | None = None) -> nn.Module:
     """Copy a network, its layers replaced by such as do the same operations at every size.
 
     Args:
         network: The network; not changed. Layers of other packages are left as they are.
+        layers: Class of a layer -> class that replaces it; by default such as serve PyTorch's own formats.
 
     Returns:
         The copy: on the CPU, in evaluation mode, without gradients.
     """
     network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    layers = _LAYERS if layers is None else layers
     for layer in network.modules():
-        layer.__class__ = _RECORDABLE.get(type(layer), type(layer))
+        layer.__class__ = layers.get(type(layer), type(layer))
     return network
+
+
+@contextlib.contextmanager
+def recording(format_name: str) -> Iterator[None]:
+    """Record without gradients and warnings.
+
+    Raises:
+        UserError: Recording fails; ``format_name`` is what cannot be written.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # of deprecation, and of what `recordable` has taken care of
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # what recording raises has no limits
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot write {format_name} ({type(error).__name__}: {error}). Use "
+            "another format."
+        ) from error
 
 
 class _WindowAttention(WindowAttention):
@@ -61,7 +88,7 @@ class _ESCRealM(ESCRealM):
         return super().forward(reflect_pad(x, self.unshuffle))[:, :, :height, :width]
 
 
-_RECORDABLE: dict[type[nn.Module], type[nn.Module]] = {
+_LAYERS: Layers = {
     WindowAttention: _WindowAttention,
     LargeKernelConv: _LargeKernelConv,
     SeparableLargeKernelConv: _SeparableLargeKernelConv,

@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.export.recordable import recordable
+from esc_basicsr.export.recordable import recordable, recording
 from esc_basicsr.weights.shipped import load_network
 
 # Both kinds of files are archives; this file in them says what they hold.
@@ -56,7 +56,7 @@ def write_torchscript(network: nn.Module, half: bool, metadata: Mapping[str, str
         UserError: This PyTorch cannot record it.
     """
     file = io.BytesIO()
-    with _recording("TorchScript"):
+    with recording("TorchScript"):
         traced = torch.jit.trace(_Program(network, half), torch.zeros(_EXAMPLE), check_trace=False)
         torch.jit.save(traced, file, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
     return file.getvalue()
@@ -86,7 +86,7 @@ def write_exported(network: nn.Module, half: bool, metadata: Mapping[str, str]) 
             "update PyTorch, or use --format torchscript or onnx."
         )
     file = io.BytesIO()
-    with _recording("torch.export"), _sizes_of_one_as_any():
+    with recording("torch.export"), _sizes_of_one_as_any():
         program = torch.export.export(
             _Program(network, half),
             (torch.zeros(_EXAMPLE),),
@@ -121,20 +121,6 @@ def read_weights(content: bytes) -> nn.Module:
         path = Path(folder) / "network.safetensors"
         path.write_bytes(content)
         return load_network(path).network
-
-
-@contextlib.contextmanager
-def _recording(format_name: str) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # of deprecation, and of what `recordable` has taken care of
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:  # what recording raises has no limits
-        raise UserError(
-            f"PyTorch {torch.__version__} cannot write {format_name} ({type(error).__name__}: {error}). Use "
-            "another format."
-        ) from error
 
 
 def _sizes_of_one_as_any() -> contextlib.AbstractContextManager[object]:

@@ -142,8 +142,8 @@ def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def is_exported(path: Path) -> bool:
-    """Tell by name or content whether a file is what ``export`` writes: ONNX, TorchScript, torch.export."""
-    if path.suffix.lower() in (".onnx", ".pt2"):
+    """Tell by name or content whether a file is what ``export`` writes for other programs to run."""
+    if path.suffix.lower() in (".onnx", ".xml", ".param", ".pt2"):
         return True
     try:
         with zipfile.ZipFile(path) as archive:  # checkpoints are such archives, too, but without code

@@ -15,15 +15,20 @@ def export(checkpoint, out, *options):
     return main(["export", str(checkpoint), "-o", str(out), *options])
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".pt", ".safetensors"])
+ENDINGS = [[".onnx"], [".xml", ".bin"], [".ncnn.param", ".ncnn.bin"], [".pt"], [".safetensors"]]
+
+
+@pytest.mark.parametrize("endings", ENDINGS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_ending_tells_the_format_and_differences_are_printed(checkpoint, tmp_path, capsys, ending, precision):
-    out = tmp_path / "new" / f"tiny{ending}"
+def test_ending_tells_the_format_and_differences_are_printed(
+    checkpoint, tmp_path, capsys, endings, precision
+):
+    out = tmp_path / "new" / f"tiny{endings[0]}"
     assert export(checkpoint, out, "--precision", precision) == 0
     printed = capsys.readouterr().out
     assert "2×3×5×5: differs by" in printed and "ESC ×2, " in printed and precision in printed
-    assert ("opset 18" in printed) == (ending == ".onnx")
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert ("opset 18" in printed) == (endings == [".onnx"])
+    assert {path.name for path in out.parent.iterdir()} == {f"tiny{ending}" for ending in endings}
 
 
 def test_safetensors_tell_what_the_source_told_and_load_again(checkpoint, lively_network, tmp_path):
@@ -71,14 +76,34 @@ def test_mistakes_are_told(checkpoint, tmp_path, capsys, out, options, message):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny_x2.pth"] and checkpoint.read_bytes() == before
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_without_the_extra_onnx_is_told_and_others_work(checkpoint, tmp_path, capsys, monkeypatch, package):
-    for name in [name for name in sys.modules if name.startswith("esc_basicsr.export.onnx")]:
+def test_second_file_of_a_format_is_guarded_as_the_first(checkpoint, tmp_path, capsys):
+    weights = tmp_path / "tiny.bin"
+    weights.mkdir()  # which nothing replaces
+    for options, message in (([], "tiny.bin exists. Add --overwrite"), (["--overwrite"], "no plain file")):
+        assert export(checkpoint, tmp_path / "tiny.xml", *options) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.bin", "tiny_x2.pth"]
+
+
+@pytest.mark.parametrize(
+    ("package", "ending", "extra"),
+    [
+        ("onnx", ".onnx", "onnx"),
+        ("onnxruntime", ".onnx", "onnx"),
+        ("openvino", ".xml", "openvino"),
+        ("ncnn", ".param", "ncnn"),
+        ("pnnx", ".param", "ncnn"),
+    ],
+)
+def test_missing_extra_is_told_and_others_work(
+    checkpoint, tmp_path, capsys, monkeypatch, package, ending, extra
+):
+    for name in [name for name in sys.modules if name.startswith("esc_basicsr.export.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert export(checkpoint, tmp_path / "tiny.onnx") == 2
+    assert export(checkpoint, tmp_path / f"tiny{ending}") == 2
     error = capsys.readouterr().err
-    assert f"the package {package}" in error and "pip install 'esc-basicsr[onnx]'" in error
+    assert f"the package {package}:" in error and f"pip install 'esc-basicsr[{extra}]'" in error
     assert export(checkpoint, tmp_path / "tiny.safetensors") == 0
 
 

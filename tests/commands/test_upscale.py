@@ -216,7 +216,7 @@ def test_file_that_is_no_model_is_told(folder: Path, capsys: pytest.CaptureFixtu
     assert "in/cat.png: not a PyTorch checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx", ".xml", ".param"])
 def test_exported_network_is_told_from_a_checkpoint(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:

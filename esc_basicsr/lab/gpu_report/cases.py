@@ -292,11 +292,11 @@ def _inference(
     working, failed = _working({name: functools.partial(call, name) for name in names})
     rows = benchmark.measure(working, scale, lq, plan.repeats, plan.warmup) if working else []
     least: dict[str, Any] = {}
-    flops = next((row.flops for row in rows), None)
+    multiply_adds = next((row.multiply_adds for row in rows), None)
     for ceilings in results.get("card: ceilings", {}).get("rows", ()):
-        if flops is not None:
+        if multiply_adds is not None:
             size = lq.element_size() * count_numbers(variant, scale, height, width)
-            seconds, limit = floor(flops, size, ceilings, kind)
+            seconds, limit = floor(multiply_adds, size, ceilings, kind)
             least = {"floor": seconds, "limited by": limit}
     measured = [{**row._asdict(), **least, "precision": kind} for row in rows]
     return [*measured, *_failures(failed, kind)]

@@ -49,15 +49,30 @@ def count_numbers(variant: str, scale: int, height: int, width: int) -> int:
     That is each layer's input and output, and each weight, once.
     """
     net = build_network(f"{variant}:plain", scale)
-    numbers = sum(parameter.numel() for parameter in net.parameters())
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    calls = layer_calls(net, _FUSED, height, width)
+    return weights + sum(x.numel() + output.numel() for _, x, output in calls)
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal numbers
-        numbers += inputs[0].numel() + output.numel()
+
+def layer_calls(
+    net: nn.Module, kinds: tuple[type[nn.Module], ...], height: int, width: int
+) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """List what a pass over an image (1, 3, H, W) has layers do: each, its first input and its output.
+
+    Args:
+        net: The network; it is moved to the device ``meta``, where nothing is computed.
+        kinds: Of the layers that are listed; not those within one that is.
+        height: H.
+        width: W.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((layer, inputs[0], output))
 
     def hook(module: nn.Module) -> None:
-        if isinstance(module, _FUSED):
-            module.register_forward_hook(count)
+        if isinstance(module, kinds):
+            module.register_forward_hook(note)
         else:
             for child in module.children():
                 hook(child)
@@ -66,7 +81,7 @@ def count_numbers(variant: str, scale: int, height: int, width: int) -> int:
     hook(net)
     with torch.no_grad():
         net(torch.zeros(1, 3, height, width, device="meta"))
-    return numbers
+    return calls
 
 
 def floor(multiply_adds: int, size: int, ceilings: Mapping[str, float], precision: str) -> tuple[float, str]:

@@ -40,7 +40,7 @@ class Row(NamedTuple):
     input: tuple[int, int]  # height, width
     seconds: list[float]  # each latency measured
     memory: int | None  # bytes of peak memory growth; None if it could not be measured
-    flops: int | None  # multiply-adds; None if they cannot be counted
+    multiply_adds: int | None  # None if they cannot be counted
     params: int
     # largest absolute difference of the output from that of the network's first implementation
     difference: float | None
@@ -72,15 +72,15 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
     nets.clear()
     first: dict[str, torch.Tensor] = {}
     exact: dict[str, torch.Tensor] = {}
-    flops: dict[str, int | None] = {}
+    multiply_adds: dict[str, int | None] = {}
     rows = []
     for name in tqdm(times, desc=f"memory and multiply-adds, ×{scale}", unit="network", leave=False):
         network = network_of(name)
         if not outputs[name].isfinite().all():
             logger.warning("%s ×%d in %s gives numbers that are not finite.", name, scale, lq.dtype)
         difference = largest_difference(outputs[name], first.setdefault(network, outputs[name]))
-        if network not in flops:
-            flops[network] = count_flops(network, scale, lq)
+        if network not in multiply_adds:
+            multiply_adds[network] = count_multiply_adds(network, scale, lq)
         psnr = None
         if lq.dtype != torch.float32 or implementation_of(name) in IN_BF16:
             if network not in exact:
@@ -88,8 +88,8 @@ def measure(names: Sequence[str], scale: int, lq: torch.Tensor, repeats: int, wa
                     exact[network] = build_network(network, scale, lq.device).eval()(lq.float())
             psnr = float(-10 * (outputs[name].float() - exact[network]).square().mean().log10())
         size = (lq.shape[-2], lq.shape[-1])
-        figures = (times[name], _memory(name, scale, lq), flops[network], params[name], difference, psnr)
-        rows.append(Row(name, scale, size, *figures))
+        measured = (times[name], _memory(name, scale, lq), multiply_adds[network], params[name])
+        rows.append(Row(name, scale, size, *measured, difference, psnr))
     return rows
 
 
@@ -120,13 +120,13 @@ def _memory(name: str, scale: int, lq: torch.Tensor) -> int | None:
         return None
 
 
-def count_flops(network: str, scale: int, lq: torch.Tensor) -> int | None:
+def count_multiply_adds(network: str, scale: int, lq: torch.Tensor) -> int | None:
     """Count multiply-adds of a forward pass on ``lq``; None, with a warning, for what cannot be counted."""
     net = build_network(network, scale)
     problem = ""
     for device in ("meta", str(lq.device)):
         try:
-            return measure_complexity(net, lq.shape[-2], lq.shape[-1], device).flops
+            return measure_complexity(net, lq.shape[-2], lq.shape[-1], device).multiply_adds
         except Exception as error:  # whatever counting makes of foreign code
             problem = described(error)
     logger.warning("%s: multiply-adds are not counted (%s).", network, problem)
@@ -152,7 +152,7 @@ def markdown(rows: Sequence[Row]) -> str:
             "" if row is base else f"{base.latency / row.latency:.2f}",
             "" if row.memory is None else mebibytes(row.memory),
             ratio,
-            "" if row.flops is None else f"{row.flops / 1e9:.2f} G",
+            "" if row.multiply_adds is None else f"{row.multiply_adds / 1e9:.2f} G",
             f"{row.params:,}",
             scientific(row.difference),
         ]

@@ -60,7 +60,7 @@ def table(entries: Sequence[Entry]) -> tuple[list[str], list[list[object]]]:
     for entry in entries:
         row, paper = entry.row, entry.published
         cells: list[object] = [entry.method, row.scale, row.latency * 1e3, paper.milliseconds]
-        cells += [*_ratio(entry, entries), row.memory, paper.mebibytes, row.flops, paper.giga]
+        cells += [*_ratio(entry, entries), row.memory, paper.mebibytes, row.multiply_adds, paper.giga]
         cells += [row.params, paper.thousands]
         for name in sets:
             for quality in (entry.quality, entry.published_quality):
@@ -84,7 +84,7 @@ def markdown(entries: Sequence[Entry]) -> str:
             _beside(milliseconds(row.latency), _text(paper.milliseconds, 1)),
             _beside(*(_text(value, 2) for value in _ratio(entry, entries))),
             _beside(_text(row.memory and row.memory / 2**20, 0, " MiB"), _text(paper.mebibytes, 0)),
-            _beside(_text(row.flops and row.flops / 1e9, 1, " G"), _text(paper.giga, 1)),
+            _beside(_text(row.multiply_adds and row.multiply_adds / 1e9, 1, " G"), _text(paper.giga, 1)),
             _beside(f"{row.params / 1e3:,.0f} K", _text(paper.thousands, 0)),
         ]
         for name in sets:
@@ -132,7 +132,7 @@ def notes(entries: Sequence[Entry], missing: Sequence[str], device: torch.device
     for entry in entries:
         row, paper = entry.row, entry.published
         compared = {
-            "multiply-adds": (row.flops and row.flops / 1e9, paper.giga),
+            "multiply-adds": (row.multiply_adds and row.multiply_adds / 1e9, paper.giga),
             "parameters": (row.params / 1e3, paper.thousands),
         }
         for what, (ours, theirs) in compared.items():

@@ -21,7 +21,7 @@ class Complexity(NamedTuple):
     """A network's learned parameters, and the multiply-adds of one forward pass."""
 
     params: int
-    flops: int
+    multiply_adds: int
 
 
 # PyTorch counts a multiply-add twice

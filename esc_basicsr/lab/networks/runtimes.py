@@ -1,8 +1,6 @@
 """ESC as a user of its ONNX file runs it on a CPU: by ONNX Runtime, or by OpenVINO."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +11,6 @@ from esc_basicsr.lab.networks.baselines import imported
 Run = Callable[[Tensor], Tensor]
 # Gives the function that runs an ONNX file's content on inputs of one size.
 Runtime = Callable[[bytes, torch.Size], Run]
-
-_OPSET = 18  # that `export` writes unless told otherwise
 
 
 class ExportedNetwork(nn.Module):
@@ -38,7 +34,7 @@ class ExportedNetwork(nn.Module):
         imported("onnxruntime", "an exported network")
         from esc_basicsr.export.onnx_network import write_onnx
 
-        self._content = write_onnx(net, half=False, metadata={}, opset=_OPSET)
+        self._content = write_onnx(net, half=False, metadata={})
         self._runtime = runtime
         self._runs: dict[torch.Size, Run] = {}
 
@@ -74,24 +70,10 @@ def run_by_openvino(content: bytes, size: torch.Size, bf16: bool) -> Run:
         UserError: OpenVINO is not installed, or knows no bfloat16 on this processor.
     """
     imported("openvino", "this implementation")
-    core = _openvino()
-    if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    from esc_basicsr.export.openvino_network import compiled, core
+
+    if bf16 and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("OpenVINO computes in float32 on this processor, which has no bfloat16.")
-    model = core.read_model(content)
+    model = core().read_model(content)
     model.reshape(list(size))
-    precision = "bf16" if bf16 else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
-    return lambda lq: torch.from_numpy(compiled([lq.contiguous().numpy()])[0].copy())
-
-
-@functools.cache
-def _openvino() -> Any:
-    """Return the process's one OpenVINO.
-
-    Each gives the thread a stack for signals as it begins, and what was before as it ends: of two, the one
-    that ends last gives a stack that is gone, and the next signal ends the process.
-    """
-    import openvino
-
-    return openvino.Core()
+    return compiled(model, "bf16" if bf16 else "f32")

@@ -8,7 +8,14 @@ from esc_basicsr.lab.gpu_report.page import targets, write_page
 
 
 def network(name, seconds, memory, precision, **more):
-    figures = {"scale": 4, "input": [2, 2], "flops": 10**9, "params": 1000, "difference": None, "psnr": None}
+    figures = {
+        "scale": 4,
+        "input": [2, 2],
+        "multiply_adds": 10**9,
+        "params": 1000,
+        "difference": None,
+        "psnr": None,
+    }
     named = {"network": name, "seconds": [seconds], "memory": memory, "precision": precision}
     return {**figures, **named, **more}
 

@@ -43,7 +43,7 @@ def calls(monkeypatch):
 def test_a_rehearsal_covers_every_part_and_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "peak_memory_growth", lambda build, lq: 1000)
     monkeypatch.setattr(window_attention, "peak_memory_growth", lambda build, lq: 1000)
-    monkeypatch.setattr(benchmark, "count_flops", lambda network, scale, lq: 10**9)
+    monkeypatch.setattr(benchmark, "count_multiply_adds", lambda network, scale, lq: 10**9)
     call = ["gpu-report", "-o", str(tmp_path), "--rehearse"]
     listed = [case.key for case in list_cases(REHEARSAL)]
     assert main([*call, "--minutes", "1e-9"]) == 0
