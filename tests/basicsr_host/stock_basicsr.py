@@ -167,7 +167,15 @@ class _Killed:
 def checkpoint_of_a_process_killed_while_saving():
     from basicsr.models.base_model import BaseModel
 
-    model = BaseModel({"num_gpu": 0, "is_train": True, "path": {"models": ".", "training_states": "."}})
+    opt = {
+        "num_gpu": 0,
+        "is_train": True,
+        "dist": False,
+        "train": {},
+        "datasets": {"train": {}},
+        "logger": {},
+    }
+    model = BaseModel({**opt, "path": {"models": ".", "training_states": "."}})
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(net.parameters())
     model.optimizers = [optimizer]
@@ -360,7 +368,7 @@ SYMPTOMS = {
     auto_resume_under_the_root_path: "resume",
     option_file_that_lies_in_its_experiment: "option file's copy",
     resumed_run_has_its_place_in_the_data: "data order",
-    checkpoint_of_a_process_killed_while_saving: "whole checkpoints",
+    checkpoint_of_a_process_killed_while_saving: "checkpoints and optimizers of every model",
     tensorboard_of_a_resumed_run: "TensorBoard",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",
