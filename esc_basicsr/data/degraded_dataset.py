@@ -94,4 +94,4 @@ class DegradedDataset(DFLIPDataset):
 def _planes(image: npt.NDArray[Any]) -> Tensor:
     """Turn an image in OpenCV's order, (H, W, 3) or (H, W), into (3, H, W), RGB, or (1, H, W)."""
     rgb = image.reshape(*image.shape[:2], -1)[:, :, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())

@@ -266,8 +266,23 @@ def adamw_in_a_model_of_basicsr():
         assert (type(optimizer).__name__, optimizer.defaults["lr"]) == (name, 0.5)
 
 
+def _training_model():
+    scheduler = {"type": "MultiStepLR", "milestones": [9]}
+    train = {"optim_g": {"type": "Adam", "lr": 0.1}, "scheduler": scheduler, "pixel_opt": {"type": "L1Loss"}}
+    data = {"train": {"batch_size_per_gpu": 1}}
+    more = {"path": {"training_states": "."}, "logger": {}, "val": None, "datasets": data}
+    return _sr_model(is_train=True, train=train, **more)
+
+
+def step_of_a_loss_that_is_no_number():
+    model = _training_model()
+    model.feed_data({"lq": torch.full((1, 3, 4, 4), torch.nan), "gt": torch.zeros(1, 3, 8, 8)})
+    model.optimize_parameters(1)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.net_g.parameters())
+
+
 def state_of_a_model_of_basicsr():
-    model = _sr_model(path={"training_states": "."}, logger={}, train={}, val=None)
+    model = _training_model()
     position = {"seed": 0, "samples": 4, "batch": 2, "epoch": 0, "done": 1}
     model.feed_data({"lq": torch.zeros(1, 3, 4, 4), "position": position})
     torch.manual_seed(5)
@@ -376,6 +391,7 @@ SYMPTOMS = {
     safetensors_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
     adamw_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
     state_of_a_model_of_basicsr: "states of every model",
+    step_of_a_loss_that_is_no_number: "steps of every model",
     validation_without_hr_images: "validation of every model",
     real_world_model_on_a_cpu: "degradations",
     blur_of_channels_last_images: "degradations",
