@@ -21,9 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
-from basicsr.metrics import calculate_psnr
-from basicsr.models import build_model
-from basicsr.utils import tensor2img
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
@@ -125,6 +122,7 @@ def degraded(recipe: Recipe, images: Path, quality: int = 10) -> Iterator[Pair]:
 def damaged(options: dict[str, Any], images: Path) -> Iterator[Pair]:
     """Yield crops of an LMDB as Real-ESRGAN's model degrades them, the same each time."""
     from basicsr.data import build_dataset
+    from basicsr.models import build_model
 
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
@@ -147,14 +145,15 @@ def mean_psnr(net: nn.Module, pairs: list[Pair], is_luma: bool, border: int) -> 
 
 def psnr(sr: Tensor, gt: Tensor, is_luma: bool, border: int) -> float:
     """Measure PSNR in dB of (1, C, H, W) in [0, 1], as 8-bit images."""
-    images = (tensor2img([image]) for image in (sr, gt))
+    from basicsr.metrics import calculate_psnr
+
+    images = (pixels(image)[..., ::-1] for image in (sr, gt))  # in OpenCV's order
     return float(calculate_psnr(*images, crop_border=border, test_y_channel=is_luma))
 
 
 def pixels(image: Tensor) -> npt.NDArray[np.uint8]:
-    """Convert (1, 3, H, W) in [0, 1] to (H, W, 3), RGB."""
-    result: npt.NDArray[np.uint8] = tensor2img([image], rgb2bgr=False)
-    return result
+    """Convert (1, C, H, W) in [0, 1] to (H, W, C), RGB or gray."""
+    return image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
 
 
 def draw(net: nn.Module, lq: Tensor, gt: Tensor) -> Image.Image:

@@ -68,7 +68,7 @@ def prepared(init: Callable[..., None]) -> Callable[..., None]:
     def call(self: Any, opt: dict[str, Any]) -> None:
         fill_defaults(opt)
         init(self, opt)
-        self._paths: list[str] = []
+        self._paths = []
         if opt.get("is_train") and "train" in opt.get("datasets", {}):
             self._options = options_of(opt)
             self._stopping = Stopping()

@@ -83,7 +83,7 @@ class DegradedDataset(DFLIPDataset):
         if self._qualities is not None:
             quality = random.randint(*self._qualities)
             _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+            decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
             return {"lq": _planes(decoded).float().div_(255), "gt": gt}
         # NumPy's global generator is a RandomState, too
         generator = np.random if self._training else np.random.RandomState(0)

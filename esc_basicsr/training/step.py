@@ -64,8 +64,8 @@ class TrainingStep:
         _, passes = batch_of_process(self._opt)
         optimizers = {name: _Due(vars(model)[name]) for name in _OPTIMIZERS if name in vars(model)}
         networks = {name: vars(model)[name] for name in _NETWORKS if name in vars(model)}
-        for optimizer in optimizers.values():
-            optimizer.real.zero_grad()
+        for each in optimizers.values():
+            each.real.zero_grad()
         means: dict[str, Tensor] = {}
         averages: list[dict[str, float]] = []
         # what a validation has left is of another size
@@ -87,7 +87,7 @@ class TrainingStep:
             ):
                 optimize_parameters(model, iteration)
         model.__dict__.pop("output", None)  # of the last piece
-        due = [optimizer.real for optimizer in optimizers.values() if optimizer.is_due]
+        due = [each.real for each in optimizers.values() if each.is_due]
         model.log_dict, gradient_is_finite = self._agree(means, [self._norm(optimizer) for optimizer in due])
         losses_are_finite = all(map(math.isfinite, model.log_dict.values()))
         if losses_are_finite and gradient_is_finite:

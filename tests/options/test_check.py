@@ -152,7 +152,11 @@ def test_all_problems_are_reported_at_once(sound_options):
             "{}",
             "datasets.val.filename_templ: unknown key. Did you mean 'filename_tmpl'?",
         ),
-        ("val.zzz", 1, "val.zzz: unknown key. Known here: metrics, pbar, save_img, suffix, val_freq."),
+        (
+            "val.zzz",
+            1,
+            "val.zzz: unknown key. Known here: batch_size, metrics, pbar, save_img, suffix, val_freq.",
+        ),
     ],
 )
 def test_unknown_keys_are_reported(sound_options, key_path, value, message):
