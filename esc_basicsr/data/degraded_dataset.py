@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from basicsr.utils import bgr2ycbcr
 from torch import Tensor
 
 from esc_basicsr.data.dflip_dataset import DFLIPDataset
@@ -77,6 +76,8 @@ class DegradedDataset(DFLIPDataset):
     def _pair(self, hr: Tensor) -> dict[str, Tensor]:
         image: Any = np.ascontiguousarray(hr.permute(1, 2, 0).numpy()[:, :, ::-1])  # in OpenCV's order
         if self._is_gray:
+            from basicsr.utils import bgr2ycbcr  # whose import imports this module
+
             is_gray = (image == image[:, :, :1]).all()
             image = image[:, :, 0] if is_gray else bgr2ycbcr(image, y_only=True)
         gt = _planes(image).float().div_(255)

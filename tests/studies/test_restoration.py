@@ -37,7 +37,8 @@ def test_all_tasks_are_trained_measured_and_drawn(
         return Darker() if recipe.degradation else Bicubic(recipe.scale)
 
     monkeypatch.setattr(restoration, "train", train)
-    monkeypatch.setattr(restoration, "REAL_PAIRS", 1)
+    monkeypatch.setattr(restoration, "TRAINING_PAIRS", 4)
+    monkeypatch.setattr(restoration, "TEST_PAIRS", 1)
     assert restoration.run(Namespace(data=None, iterations=7, output=tmp_path / "out")) == 0
     figures = json.loads((tmp_path / "out/restoration.json").read_text())
     rows = {row["network"]: row for row in figures["rows"]}
