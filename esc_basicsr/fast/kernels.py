@@ -4,8 +4,8 @@ They give what the layers of `archs` give, to rounding. Window attention has gra
 too; the rest serves inference. `load` compiles; `fast.prepare` and `fast.attend_by_kernels` put them to use.
 
 In what `fast.prepare` gives, within autocast to bfloat16 and where the processor has instructions for it,
-factors of matrix products are in bfloat16; sums, softmax and normalisation stay in float32. Within autocast
-attention by `attend_by_kernels` alone is PyTorch's.
+factors of matrix products are in bfloat16, multiplied by AMX where there is that; sums, softmax and
+normalisation stay in float32. Within autocast attention by `attend_by_kernels` alone is PyTorch's.
 """
 
 from collections.abc import Callable, Sequence

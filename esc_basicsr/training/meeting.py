@@ -130,6 +130,8 @@ def _own_part(purpose: str, store: TCPStore) -> Store:
 
 def _make_store(is_master: bool, limit: float) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if not is_store_of_rank_0():
+        _see_store_of_torchrun(address, port, limit)
     more: dict[str, Any] = {}
     loopback = loopback_of_master()
     if is_master and loopback is not None:  # torch would listen to all
@@ -148,6 +150,20 @@ def _make_store(is_master: bool, limit: float) -> TCPStore:
     if is_master:
         _kept.append(store)
     return store
+
+
+def _see_store_of_torchrun(address: str, port: int, limit: float) -> None:
+    """See that torchrun is still there: its store was, before it started this rank; torch would wait for it.
+
+    A rank that was importing when torchrun was killed has not yet asked to end with it.
+    """
+    try:
+        socket.create_connection((address, port), timeout=limit).close()
+    except OSError as error:
+        raise UserError(
+            f"torchrun, which started this rank, is gone from {address}:{port} ({error.strerror or error}): "
+            "see its own messages, and start again."
+        ) from error
 
 
 def _port_is_taken(reason: str | None) -> str:

@@ -20,12 +20,18 @@ class Ranks:
     """Ranks of a world, some of which die at a place, and some of which are never started."""
 
     def __init__(
-        self, folder: Path, world: int, started: list[int], dies: dict[int, str], limit: float = LIMIT
+        self,
+        folder: Path,
+        world: int,
+        started: list[int],
+        dies: dict[int, str],
+        limit: float = LIMIT,
+        **environ: str,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)} | environ
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["esc_basicsr.training.heartbeat"])  # imports PyTorch once
         self.outputs = {rank: folder / f"{rank}.txt" for rank in started}
@@ -86,6 +92,13 @@ def test_a_mistake_of_all_ends_each_by_its_code_however_soon_rank_0_is_through(t
     ends = Ranks(tmp_path, 2, [0, 1], dict.fromkeys((0, 1), "by a mistake of all")).ends()
     for code, output in ends.values():
         assert code == 2 and "error:" not in output, output
+
+
+def test_ranks_whose_torchrun_was_killed_as_they_began_end_at_once(tmp_path: Path) -> None:
+    limit = 600  # longer than `ends` waits
+    ends = Ranks(tmp_path, 2, [0, 1], {}, limit, TORCHELASTIC_USE_AGENT_STORE="True").ends()
+    for code, output in ends.values():
+        assert code == 2 and "torchrun, which started this rank, is gone" in output, output
 
 
 @pytest.mark.parametrize(("number", "waiting"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
