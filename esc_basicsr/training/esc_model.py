@@ -58,7 +58,7 @@ class ESCModel(SRModel):
             kernels.load()  # a missing compiler is reported before anything else is done
         super().__init__(opt)
         if self._kernels:
-            fast.attend_by_kernels(self.net_g)
+            fast.train_by_kernels(self.net_g)
         variant = published_variant(self.get_bare_model(self.net_g))
         self.shared_validation = SharedValidation(opt, variant)
         if self.is_train:

@@ -58,7 +58,7 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "":
             return fast.prepare(net)
         case "kernels":
-            fast.attend_by_kernels(net)  # with gradients, too
+            fast.train_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
         case "kernels-bf16":
             fast.require_bf16()
