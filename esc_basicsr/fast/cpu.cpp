@@ -509,18 +509,10 @@ inline void store_together(Bf16* to, const Vec* of_query) {
 }
 #endif
 
-inline float to_float(float number) { return number; }
-inline float to_float(Bf16 number) {
-  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 // See esc_window_attention_backward. T: of the maps and the factors.
 template <typename T>
-void attend_backward(const Attention& a, const T* qkv, const float* table, const T* out, const float* log_sums,
-                     const T* out_grad, T* qkv_grad, float* table_grad, int threads) {
+void attend_backward(const Attention& a, const T* qkv, const float* table, const float* log_sums, const T* out_grad,
+                     T* qkv_grad, float* table_grad, int threads) {
   constexpr int together = Products<T>::kTogether;
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
   const int64_t entries = a.side() * a.side(), window = a.window, heads = a.heads, channels = a.channels;
@@ -532,14 +524,13 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
   const int64_t square = padded_keys * padded, score_block = kQueries * a.score_stride();
   const int64_t all_transposed = padded_keys * round_up(channels, together);
   std::vector<Scratch> scratches =
-      scratch_for(threads, 11 * square + 2 * all_transposed + 4 * score_block + entries + 24 * kLanes);
+      scratch_for(threads, 10 * square + 2 * all_transposed + 4 * score_block + entries + 24 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
     T* q = scratch.take_as<T>(square);
     T* k = scratch.take_as<T>(square);
     T* v = scratch.take_as<T>(square);
-    T* attended = scratch.take_as<T>(square);
     T* upstream = scratch.take_as<T>(square);
     T* k_transposed = scratch.take_as<T>(all_transposed);
     T* v_transposed = scratch.take_as<T>(all_transposed);
@@ -564,7 +555,6 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
       gather<1>(a, task, from, 3 * dim, q);
       gather<1>(a, task, from + dim, 3 * dim, k);
       gather<1>(a, task, from + 2 * dim, 3 * dim, v);
-      gather<1>(a, task, out + task.head * channels, dim, attended);
       gather<1>(a, task, out_grad + task.head * channels, dim, upstream);
       if constexpr (together == 1) multiply_by(carried, q, square);
       gather<together>(a, task, from, 3 * dim, q_together);
@@ -582,12 +572,22 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
         std::fill(starts, starts + kQueries, zeros);
         const auto none = [](int64_t) { return 0; };
         add_products(a, upstream + query * padded, v_transposed, starts, none, products, highest);
-        float expected[kQueries] = {}, log_sum[kQueries] = {};
-        for (int i = 0; i < kQueries && query + i < keys; ++i) {
-          const int64_t at = query + i;
-          for (int64_t c = 0; c < channels; ++c)
-            expected[i] += to_float(upstream[at * padded + c]) * to_float(attended[at * padded + c]);
-          log_sum[i] = log_sums[index * keys + at];
+        // The weights in the scores' place, and what the products are on average.
+        float expected[kQueries];
+        for (int i = 0; i < kQueries; ++i) {
+          float* score_row = scores + i * a.score_stride();
+          const float* product_row = products + i * a.score_stride();
+          const float log_sum = query + i < keys ? log_sums[index * keys + query + i] : kInfinity;
+          Vec even = {}, odd = {};
+          for (int64_t key = 0; key < padded_keys; key += 2 * kLanes) {
+            const Vec left = exp2_of<T>(load(score_row + key) * unit - log_sum);
+            const Vec right = exp2_of<T>(load(score_row + key + kLanes) * unit - log_sum);
+            store(score_row + key, left);
+            store(score_row + key + kLanes, right);
+            even += left * load(product_row + key);
+            odd += right * load(product_row + key + kLanes);
+          }
+          expected[i] = sum(even + odd);
         }
         for (int first = 0; first < kQueries; first += together) {
           for (int64_t key = 0; key < padded_keys; key += kLanes) {
@@ -596,12 +596,8 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
               const int i = first + j;
               float* score_row = scores + i * a.score_stride();
               float* product_row = products + i * a.score_stride();
-              if (query + i < keys) {
-                weight[j] = exp2_of<T>(load(score_row + key) * unit - log_sum[i]);
-                product[j] = weight[j] * (load(product_row + key) - expected[i]);
-              } else {
-                weight[j] = product[j] = Vec{};
-              }
+              weight[j] = load(score_row + key);
+              product[j] = weight[j] * (load(product_row + key) - expected[i]);
               store(product_row + key, product[j]);
               // For the sum over keys, in the scores' place.
               store_factors(reinterpret_cast<T*>(score_row) + key, product[j]);
@@ -637,20 +633,20 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
 // The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
 // table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
 // bf16: whether the maps are bfloat16, not float; if esc_has_bf16().
-extern "C" int esc_window_attention_backward(const void* qkv, const void* out, const void* out_grad, void* qkv_grad,
+extern "C" int esc_window_attention_backward(const void* qkv, const void* out_grad, void* qkv_grad,
                                               const float* table, const float* log_sums, float* table_grad, int bf16,
                                               int64_t batch, int64_t rows, int64_t columns, int64_t window, int64_t heads,
                                               int64_t channels, int threads) try {
   const Attention a{batch, rows, columns, window, heads, channels};
 #if defined(ESC_BF16)
   if (bf16) {
-    attend_backward(a, static_cast<const Bf16*>(qkv), table, static_cast<const Bf16*>(out), log_sums,
-                    static_cast<const Bf16*>(out_grad), static_cast<Bf16*>(qkv_grad), table_grad, threads);
+    attend_backward(a, static_cast<const Bf16*>(qkv), table, log_sums, static_cast<const Bf16*>(out_grad),
+                    static_cast<Bf16*>(qkv_grad), table_grad, threads);
     return 0;
   }
 #endif
-  attend_backward(a, static_cast<const float*>(qkv), table, static_cast<const float*>(out), log_sums,
-                  static_cast<const float*>(out_grad), static_cast<float*>(qkv_grad), table_grad, threads);
+  attend_backward(a, static_cast<const float*>(qkv), table, log_sums, static_cast<const float*>(out_grad),
+                  static_cast<float*>(qkv_grad), table_grad, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

@@ -99,21 +99,21 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor, table: Tensor, window_size: int) -> Tensor:  # type: ignore[no-untyped-def]
         out, log_sums = _attend(qkv, table, window_size, with_log_sums=True)
-        ctx.save_for_backward(qkv, table, out, log_sums)
+        ctx.save_for_backward(qkv, table, log_sums)
         ctx.window_size = window_size
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, out_grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
-        qkv, table, out, log_sums = ctx.saved_tensors
-        B, H, W, _ = qkv.shape
+        qkv, table, log_sums = ctx.saved_tensors
+        B, H, W, channels = qkv.shape
         w, heads = ctx.window_size, len(table)
         rows, columns = H // w, W // w
         qkv_grad = torch.empty_like(qkv)
         table_grad = table.new_empty(B * rows * columns, *table.shape)
-        maps = _pointers((qkv, out, out_grad.contiguous(), qkv_grad), qkv.dtype)
-        sizes = (int(qkv.dtype == torch.bfloat16), B, rows, columns, w, heads, out.shape[-1] // heads)
+        maps = _pointers((qkv, out_grad.contiguous(), qkv_grad), qkv.dtype)
+        sizes = (int(qkv.dtype == torch.bfloat16), B, rows, columns, w, heads, channels // 3 // heads)
         others = _pointers((table, log_sums, table_grad))
         _call(load().window_attention_backward, [*maps, *others], *sizes)
         return qkv_grad, table_grad.sum(0), None

@@ -69,7 +69,7 @@ def load() -> Library:
     sizes = [size] * 6
     return Library(
         function("esc_window_attention", *[pointer] * 4, ctypes.c_int, *sizes, ctypes.c_int),
-        function("esc_window_attention_backward", *[pointer] * 7, ctypes.c_int, *sizes, ctypes.c_int),
+        function("esc_window_attention_backward", *[pointer] * 6, ctypes.c_int, *sizes, ctypes.c_int),
         function("esc_conv_ffn", *[pointer] * 11, *[ctypes.c_int] * 2, *sizes, ctypes.c_int),
         function("esc_conv_ffn_backward", *[pointer] * 16, *[ctypes.c_int] * 2, *sizes, ctypes.c_int),
         function("esc_large_kernel", *[pointer] * 3, *[size] * 2, *sizes[:5], ctypes.c_int),
