@@ -102,6 +102,13 @@ inline Vec multiply_add(Vec total, const Bf16* same, __m512bh factors) {
   return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_epi32(pair), factors);
 }
 
+// (16 numbers), (16 numbers) -> (16, 2)
+inline void interleave(__m256i first, __m256i second, Bf16* to) {
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+  const __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(first), high);
+  std::memcpy(to, &pairs, sizeof(pairs));
+}
+
 // To the nearest, to the even one of two; not-a-number stays so.
 inline void round_to(Bf16* to, float value) {
   uint32_t bits;
@@ -501,11 +508,7 @@ inline void store_together(float* to, const Vec* of_query) { store(to, of_query[
 
 #if defined(ESC_BF16)
 inline void store_together(Bf16* to, const Vec* of_query) {
-  // (16 keys of the first query, 16 of the second) -> (16 keys, 2)
-  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(of_query[0]));
-  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(of_query[1]));
-  const __m512i pairs = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-  std::memcpy(to, &pairs, sizeof(pairs));
+  interleave((__m256i)_mm512_cvtneps_pbh(of_query[0]), (__m256i)_mm512_cvtneps_pbh(of_query[1]), to);
 }
 #endif
 
@@ -888,16 +891,20 @@ void round_rows(const float* rows, int64_t count, int64_t channels, int64_t padd
 }
 
 // Rows (count, width) as factors that are summed over rows, (count / together, width, together): themselves, or in `to`.
-template <typename T>
-const T* summed_over_rows(const T* rows, int64_t count, int64_t width, T* to) {
-  if constexpr (Products<T>::kTogether == 1) return rows;
-  std::memset(to + (count - 1) / 2 * 2 * width, 0, 2 * width * sizeof(T));  // there may be no second of the last pair
-  for (int64_t row = 0; row < count; ++row) {
-    T* pairs = to + row / 2 * 2 * width + row % 2;
-    for (int64_t c = 0; c < width; ++c) pairs[2 * c] = rows[row * width + c];
-  }
+// width: whole vectors.
+inline const float* summed_over_rows(const float* rows, int64_t, int64_t, float*) { return rows; }
+
+#if defined(ESC_BF16)
+const Bf16* summed_over_rows(const Bf16* rows, int64_t count, int64_t width, Bf16* to) {
+  for (int64_t row = 0; row < count; row += 2)
+    for (int64_t c = 0; c < width; c += kLanes) {
+      __m256i pair[2] = {};  // there may be no second row of the last two
+      for (int i = 0; i < 2 && row + i < count; ++i) std::memcpy(pair + i, rows + (row + i) * width + c, sizeof(__m256i));
+      interleave(pair[0], pair[1], to + row * width + 2 * c);
+    }
   return to;
 }
+#endif
 
 template <typename T, int P, int V>
 inline void add_outer_block(const T* a, int64_t a_width, const T* b, int64_t b_width, int64_t count, float* to) {
