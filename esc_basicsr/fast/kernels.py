@@ -78,7 +78,7 @@ def serves_large_kernel(weight: Tensor) -> bool:
 
 
 def _pointers(tensors: Sequence[Tensor | None], dtype: torch.dtype = torch.float32) -> list[int | None]:
-    """Give tensors' addresses to cpu.cpp, which reads and writes whatever it is pointed at."""
+    """Give tensors' addresses to cpu.cpp, which reads and writes whatever it is pointed at: keep them alive."""
     for tensor in tensors:
         if tensor is None:
             continue
@@ -112,7 +112,8 @@ class _WindowAttention(torch.autograd.Function):
         rows, columns = H // w, W // w
         qkv_grad = torch.empty_like(qkv)
         table_grad = table.new_empty(B * rows * columns, *table.shape)
-        maps = _pointers((qkv, out_grad.contiguous(), qkv_grad), qkv.dtype)
+        upstream = out_grad.contiguous()
+        maps = _pointers((qkv, upstream, qkv_grad), qkv.dtype)
         sizes = (int(qkv.dtype == torch.bfloat16), B, rows, columns, w, heads, channels // 3 // heads)
         others = _pointers((table, log_sums, table_grad))
         _call(load().window_attention_backward, [*maps, *others], *sizes)
@@ -266,5 +267,6 @@ class _SymmetricConvolution(torch.autograd.Function):
     def backward(ctx, out_grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         x, taps = ctx.saved_tensors
         grads = torch.empty_like(x), torch.empty_like(taps)
-        _call(load().large_kernel_backward, _pointers((x, taps, out_grad.contiguous(), *grads)), *ctx.sizes)
+        upstream = out_grad.contiguous()
+        _call(load().large_kernel_backward, _pointers((x, taps, upstream, *grads)), *ctx.sizes)
         return grads
