@@ -1,7 +1,7 @@
 """C++ kernels for ESC's layers on a CPU: optional, compiled where they run, once.
 
-They give what the layers of `archs` give, to rounding, with gradients. `load` compiles; `fast.prepare` puts them
-to use without gradients, `fast.train_by_kernels` with them.
+They give what the layers of `archs` give, to rounding, with gradients. `load` compiles; `fast.prepare` puts
+them to use without gradients, `fast.train_by_kernels` with them.
 
 Within autocast to bfloat16 and where the processor has instructions for it, factors of matrix products are in
 bfloat16; sums, softmax, normalisation and the large kernel stay in float32.
@@ -78,7 +78,7 @@ def serves_large_kernel(weight: Tensor) -> bool:
 
 
 def _pointers(tensors: Sequence[Tensor | None], dtype: torch.dtype = torch.float32) -> list[int | None]:
-    """Give tensors' addresses to cpu.cpp, which reads and writes whatever it is pointed at: keep them alive."""
+    """Give tensors' addresses to cpu.cpp, which reads and writes there: the caller keeps tensors alive."""
     for tensor in tensors:
         if tensor is None:
             continue

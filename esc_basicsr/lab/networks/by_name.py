@@ -62,6 +62,7 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
             return fast.prepare(net, kernels=True)
         case "kernels-bf16":
             fast.require_bf16()
+            fast.train_by_kernels(net)
             return fast.prepare(net, kernels=True, mode="eager+bf16")
         case "compiled":
             return fast.prepare(net, mode="compiled")
