@@ -44,7 +44,8 @@ from esc_basicsr.training.esc_model import ESCModel
 Curve = npt.NDArray[np.float64]
 
 RELEASE = "release"
-ON_CPU = ("cpu_kernels", "cpu_kernels+bf16")
+CPU_KERNELS = "cpu_kernels"
+ON_CPU = (CPU_KERNELS, "cpu_kernels+bf16")
 # name -> what it adds to the options of the first, which the others are compared with
 RUNS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -53,7 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulate-4": {"train": {"accumulate": 4}},
     "channels_last": {"channels_last": True},
     "compile": {"train": {"compile": True}},
-    "cpu_kernels": {"cpu_kernels": True},
+    CPU_KERNELS: {"cpu_kernels": True},
     "cpu_kernels+bf16": {"cpu_kernels": True, "train": {"amp": "bf16"}},
     "bf16+channels_last+compile": {"train": {"amp": "bf16", "compile": True}, "channels_last": True},
     RELEASE: {},
