@@ -6,9 +6,8 @@
 
 A step is what BasicSR's train.py does with a batch: forward pass, RGB L1, backward pass, AdamW. The batch is
 of crops of scikit-image's photographs. The learning rate is zero, so that each step of each form starts from
-the same weights. Gradients are compared with the
-first form's of the same variant, parameter by parameter: norm of the difference against norm. Writes
-training_step.json, training_step.md and training_step.png.
+the same weights. Gradients are compared with the first form's of the same variant, parameter by parameter:
+norm of the difference against norm. Writes training_step.json, training_step.md and training_step.png.
 """
 
 import argparse
