@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "export": (
         "esc_basicsr.commands.export",
-        "write a trained network as ONNX, TorchScript, torch.export or .safetensors",
+        "write a trained network as ONNX, TorchScript, torch.export, .safetensors or a page",
     ),
     "bench": (
         "esc_basicsr.commands.bench",

@@ -23,7 +23,7 @@ FLOORS = (
     ("options", "metrics"),
     ("training",),
     ("basicsr_host", "upscale", "export", "report"),
-    ("lab",),
+    ("lab", "web"),
     ("commands",),
     ("root",),
 )
@@ -41,6 +41,7 @@ CONTENTS = {
     "upscale": "images of any size",
     "export": "ONNX, TorchScript",
     "report": "trainings as a page",
+    "web": "pages: served, static",
     "lab": "baselines, measuring, analysis",
     "commands": "one file a command",
     "root": "__main__, train, test, spandrel_archs",

@@ -102,11 +102,13 @@ def _devices() -> Findings:
         properties = torch.cuda.get_device_properties(number)
         yield f"cuda:{number}", f"{properties.name}, {properties.total_memory / _GIB:.1f} GiB", False
     try:
-        kernels.load()
+        library = kernels.load()
     except UserError as error:
         yield "C++ kernels", f"do not work, networks run without: {error}", False
     else:
-        yield "C++ kernels", "work", False
+        multiplier = "AMX" if library.has_amx else "AVX-512 BF16"
+        half = f"bfloat16 by {multiplier}" if library.has_bf16 else "no instructions for bfloat16"
+        yield "C++ kernels", f"work, {half}", False
 
 
 def _backends() -> Findings:

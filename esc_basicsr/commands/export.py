@@ -1,4 +1,4 @@
-"""Write a trained network for other programs: ONNX, TorchScript, torch.export, or .safetensors.
+"""Write a trained network for other programs: ONNX, TorchScript, torch.export, or .safetensors; or as a page.
 
 The file takes any number of images of any size (batch×3×height×width, RGB in [0, 1]; from one pixel, of no
 multiple, but for torch-export, which takes no single pixel), and float32 in and out, whatever the precision
@@ -7,6 +7,12 @@ inside. Before it gets its name it is run, on the CPU, and compared with the net
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.onnx
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4_fp16.onnx --precision fp16 --opset 20
   python -m esc_basicsr export ESC_x4.pth -o ESC_x4.pt --time 180x320
+
+--format web writes a folder for any web server: a page on which the network runs in the visitor's browser, by
+onnxruntime-web, whose npm package is copied from.
+
+  npm install onnxruntime-web@1.30.0
+  python -m esc_basicsr export ESC-light_x2 -o page --format web
 
 ONNX needs the packages onnx and onnxruntime: pip install 'esc-basicsr[onnx]'.
 """
@@ -28,12 +34,15 @@ from esc_basicsr.common.timing import median_times
 from esc_basicsr.export import torch_formats
 from esc_basicsr.export.description import describe
 from esc_basicsr.export.verification import TOLERANCES, verify
+from esc_basicsr.web.static_page import find_runtime, write_page
 from esc_basicsr.weights.shipped import TrainedNetwork, load_network, model_list
 
 Run = Callable[[Tensor], Tensor]
 
 # format -> ending of the files' names
 _SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2", "safetensors": ".safetensors"}
+_PAGE = "web"  # a folder: ONNX, and what shows and runs it
+_ONNX = ("onnx", _PAGE)
 _OPSETS = range(17, 25)
 _DEFAULT_OPSET = 18
 _REPEATS = 5
@@ -47,9 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help=f"checkpoint (.pth, .safetensors), or a name ({names})"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="the file (web: folder) to write"
+    )
     endings = ", ".join(f"{suffix}: {name}" for name, suffix in _SUFFIXES.items())
-    parser.add_argument("--format", choices=[*_SUFFIXES], help=f"default: by OUT's ending ({endings})")
+    parser.add_argument("--format", choices=[*_SUFFIXES, _PAGE], help=f"default: by OUT's ending ({endings})")
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        default=Path("node_modules", "onnxruntime-web"),
+        metavar="FOLDER",
+        help="of web: the npm package onnxruntime-web (default: %(default)s)",
+    )
     tolerances = ", ".join(f"{name} {value:g}" for name, value in TOLERANCES.items())
     parser.add_argument(
         "--precision",
@@ -65,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of ONNX, {_OPSETS[0]} to {_OPSETS[-1]} (default: {_DEFAULT_OPSET})",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--time",
         metavar="HxW",
@@ -79,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     kind = _format(args)
     size = _size_to_time(args.time)
     if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output} exists. Add --overwrite to replace it, or name another file.")
+        raise UserError(f"{args.output} exists. Add --overwrite to replace it, or give another name.")
+    if kind == _PAGE:
+        find_runtime(args.runtime)
     make_folder_of(args.output)
     opset = args.opset or _DEFAULT_OPSET
     write, read = _writer_and_reader(kind, opset)  # what is missing is told before the work
@@ -89,10 +109,13 @@ def run(args: argparse.Namespace) -> int:
     window = int(trained.options.get("window_size", _WINDOW))
     for shape, difference, allowed in verify(trained.network, exported, args.precision, window):
         print(f"{shape:>12}: differs by {difference:.1e} at most ({allowed:.1e} allowed)")
-    with written_whole(args.output) as file:
-        file.write(content)
+    if kind == _PAGE:
+        write_page(args.output, content, trained, args.runtime)
+    else:
+        with written_whole(args.output) as file:
+            file.write(content)
     what = f"{trained.variant or trained.options['type']} ×{trained.scale}, {kind}, {args.precision}"
-    with_opset = f", opset {opset}" if kind == "onnx" else ""
+    with_opset = f", opset {opset}" if kind in _ONNX else ""
     print(f"{args.output}: {what}{with_opset}, {len(content) / 1e6:.1f} MB")
     if size is not None:
         _time(trained, exported, kind, size)
@@ -106,7 +129,7 @@ def _format(args: argparse.Namespace) -> str:
         raise UserError(
             f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_suffix)}."
         )
-    if args.opset is not None and kind != "onnx":
+    if args.opset is not None and kind not in _ONNX:
         raise UserError(f"--opset is ONNX's, and {args.output} is to be {kind}: leave it out.")
     if args.time is not None and kind == "safetensors":
         raise UserError("--time: a .safetensors file holds weights, nothing that runs. Leave it out.")
@@ -144,7 +167,7 @@ def _writer_and_reader(kind: str, opset: int) -> tuple[Callable[..., bytes], Cal
 def _time(trained: TrainedNetwork, exported: Run, kind: str, size: tuple[int, int]) -> None:
     """Print a table of what runs it, how long it takes, and how far the results are apart."""
     lr = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
-    name = "ONNX Runtime" if kind == "onnx" else kind
+    name = "ONNX Runtime" if kind in _ONNX else kind
     runs: dict[str, Run] = {"esc_basicsr": fast.prepare(trained.network), name: exported}
     try:
         runs["esc_basicsr, C++ kernels"] = fast.prepare(trained.network, kernels=True)

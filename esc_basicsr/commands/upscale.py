@@ -16,9 +16,10 @@ import argparse
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -31,7 +32,7 @@ from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_
 from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.upscale.image import upscale_file
 from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
-from esc_basicsr.upscale.output_size import OutputSize
+from esc_basicsr.upscale.output_size import OutputSize, read_box, read_factor
 from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.weights.shipped import model_list
@@ -39,6 +40,8 @@ from esc_basicsr.weights.shown import shown
 
 _SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 _NAME = 40  # characters of a file's name beside the bar
+
+Argument = TypeVar("Argument")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--outscale",
-        type=_factor,
+        type=_argument(read_factor),
         metavar="N",
         help="times as large, such as 3.5: upscaled by the network, then reduced",
     )
     size.add_argument(
         "--size",
-        type=_box,
+        type=_argument(read_box),
         metavar="WxH",
         help="as large as fits, such as 3840x2160: upscaled by the network, then reduced, in proportion",
     )
@@ -198,18 +201,16 @@ def _seconds(text: str) -> Fraction:
     return (hours * 60 + minutes) * 60 + seconds
 
 
-def _factor(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number such as 3.5, got {text!r}") from None
+def _argument(read: Callable[[str], Argument]) -> Callable[[str], Argument]:
+    """Have argparse name the argument that a text was given for."""
 
+    def read_argument(text: str) -> Argument:
+        try:
+            return read(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def _box(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"expected width and height such as 3840x2160, got {text!r}")
-    return int(found[1]), int(found[2])
+    return read_argument
 
 
 def _output_size(args: argparse.Namespace) -> OutputSize:

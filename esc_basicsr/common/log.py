@@ -1,7 +1,10 @@
 """Logging that ends up in BasicSR's log file where BasicSR runs, and works without it."""
 
+import contextlib
 import logging
 import sys
+import threading
+from collections.abc import Iterator
 
 # A child of BasicSR's logger "basicsr": same handlers, same level on each rank.
 logger = logging.getLogger("basicsr.esc")
@@ -21,6 +24,21 @@ def report_log_errors_once() -> None:
             print(f"{name} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
     logging.Handler.handleError = report  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def warnings_of_this_thread() -> Iterator[list[str]]:
+    """Collect what this thread warns of within the block, which then is not printed."""
+    messages: list[str] = []
+    thread = threading.get_ident()
+    handler = logging.Handler(logging.WARNING)
+    handler.addFilter(lambda record: record.thread == thread)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 def info_once(message: str) -> None:

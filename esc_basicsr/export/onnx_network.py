@@ -365,10 +365,12 @@ class _Writer:
         )
         y = graph.add("Transpose", graph.add("Reshape", y, shape), perm=[0, 1, 3, 2, 4, 5])
         y = graph.add("Reshape", y, graph.integers(-1, w * w, 3 * dim))
-        pieces = graph.split(y, [dim // heads] * (3 * heads), axis=2)
         outs = []
-        for head, table in enumerate(layer.relative_position_bias):
-            q, k, v = pieces[head::heads]
+        # split in two steps: WebGPU lets an operator have ten inputs and outputs
+        parts = [
+            graph.split(part, [dim // heads] * heads, axis=2) for part in graph.split(y, [dim] * 3, axis=2)
+        ]
+        for q, k, v, table in zip(*parts, layer.relative_position_bias, strict=True):
             position_bias = graph.add("Gather", graph.weight(table), self._position_in_table(w), axis=0)
             scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 2, 1]))
             weights = graph.add("Softmax", graph.add("Add", scores, position_bias), axis=-1)

@@ -1,7 +1,7 @@
 // ESC's layers for a CPU: what torch's operators do in several passes over memory is done in the cache.
 //
-// In float32; and, where the processor has AVX-512 BF16, with the factors of matrix products in bfloat16. Sums, softmax,
-// normalisation and GELU are in float32 then, too.
+// In float32; and, where the processor has AVX-512 BF16, with the factors of matrix products in bfloat16, by AMX where it
+// has that. Sums, softmax, normalisation and GELU are in float32 then, too.
 //
 // Plain C++ with the vector extensions that GCC and Clang share, so that one text serves any instruction set.
 // Maps are laid out channels last, (B, H, W, C). The caller has checked shapes. Each function returns 0, or 1 if there
@@ -20,6 +20,10 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -225,6 +229,83 @@ std::vector<Scratch> scratch_for(int threads, int64_t floats) {
   return scratches;
 }
 
+// ---------------------------------------------------------------------------------------------------- tiles
+
+#if defined(ESC_BF16) && defined(__AMX_BF16__) && defined(__linux__)
+#define ESC_TILES 1
+
+// AMX has eight tiles of 16 rows of 64 bytes. It adds (16, 32) bfloat16 times (32, 16) bfloat16 to (16, 16) floats; of the
+// second factor a tile's row is (16, 2), two numbers of each column.
+constexpr int kTile = 16;          // rows of a tile; floats in a row
+constexpr int kTileDepth = 32;     // bfloat16 in a row
+constexpr int kBlock = 2 * kTile;  // rows and columns of a product at a time: each tile that is loaded is used twice
+
+// Whether the system lets this process use tiles, for which Linux wants to be asked.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool is_permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return is_permitted;
+}
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {kTile, kTile, kTile, kTile, kTile, kTile, kTile, kTile};
+};
+constexpr TileShapes kTileShapes;
+
+// A second factor as tiles want it: (columns / kTile, depth / 2, kTile, 2), each tile in one piece. An object shapes the
+// thread's tiles, and gives them their former shapes at its end: PyTorch uses them, too.
+struct AmxTiles {
+  static constexpr int kDepth = kTileDepth;
+  static int64_t at(int64_t d, int64_t column, int64_t depth, int64_t) {
+    return (column / kTile * depth + d / 2 * 2) * kTile + column % kTile * 2 + d % 2;
+  }
+
+  AmxTiles() {
+    _tile_storeconfig(&former);
+    _tile_loadconfig(&kTileShapes);
+  }
+  ~AmxTiles() { _tile_loadconfig(&former); }
+  AmxTiles(const AmxTiles&) = delete;
+  AmxTiles& operator=(const AmxTiles&) = delete;
+
+  alignas(64) uint8_t former[sizeof(TileShapes)];
+};
+
+// to[row][column] = start[row][column] + sum over d < depth of rows[row][d] * packed[d][column], for kBlock rows and as
+// many columns, or half of them. Row strides are in numbers; strip: numbers between packed's tiles of columns.
+inline void multiply_tiles(const Bf16* rows, int64_t stride, const Bf16* packed, int64_t strip, int64_t depth,
+                           bool is_half, const float* start, int64_t start_stride, float* to, int64_t to_stride) {
+  // Loads do not tell the compiler what they read.
+  asm volatile("" ::: "memory");
+  const int64_t start_bytes = start_stride * 4, bytes = stride * 2, to_bytes = to_stride * 4, tile_bytes = kTileDepth * 2;
+  // The sums are tiles 0 and 1, below them 2 and 3; the rows 4 and below it 5; packed 6 and beside it 7.
+  _tile_loadd(0, start, start_bytes);
+  _tile_loadd(2, start + kTile * start_stride, start_bytes);
+  if (!is_half) {
+    _tile_loadd(1, start + kTile, start_bytes);
+    _tile_loadd(3, start + kTile * start_stride + kTile, start_bytes);
+  }
+  for (int64_t d = 0; d < depth; d += kTileDepth) {
+    _tile_loadd(4, rows + d, bytes);
+    _tile_loadd(5, rows + kTile * stride + d, bytes);
+    _tile_loadd(6, packed + d * kTile, tile_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+    if (is_half) continue;
+    _tile_loadd(7, packed + strip + d * kTile, tile_bytes);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, to, to_bytes);
+  _tile_stored(2, to + kTile * to_stride, to_bytes);
+  if (is_half) return;
+  _tile_stored(1, to + kTile, to_bytes);
+  _tile_stored(3, to + kTile * to_stride + kTile, to_bytes);
+}
+#endif
+
 // ---------------------------------------------------------------------------------------- window attention
 
 struct Attention {
@@ -324,19 +405,28 @@ inline void add_products(const Attention& a, const T* rows, const T* transposed,
   }
 }
 
-// Scores of kQueries queries from `query` on: products of rows and bias.
+// Where a query's bias begins in its head's table: row by row of the window, side() apart. Queries beyond the last repeat
+// it; what they give is not used.
+inline const float* bias_of(const Attention& a, const float* table, int64_t query) {
+  const int64_t at = std::min(query, a.keys() - 1), y = at / a.window, x = at % a.window;
+  return table + (a.window - 1 - y) * a.side() + a.window - 1 - x;
+}
+
+// The bias of a query for all keys, one after the other.
+inline void lay_out_bias(const Attention& a, const float* bias, float* row) {
+  for (int64_t key_row = 0; key_row < a.window; ++key_row)
+    std::copy_n(bias + key_row * a.side(), a.window, row + key_row * a.window);
+  std::fill(row + a.keys(), row + a.padded_keys(), -kInfinity);
+}
+
+// Scores of kQueries queries from `query` on: products of rows and bias. Within its caller GCC is short of registers.
 template <typename T>
-void score(const Attention& a, const float* table, int64_t query, const T* q, const T* k_transposed, float* scores,
-           Vec* highest) {
+__attribute__((noinline)) void score(const Attention& a, const float* table, int64_t query, const T* q,
+                                     const T* k_transposed, float* scores, Vec* highest) {
   const float* starts[kQueries];
-  const auto position = [&](int i, int64_t key_row) {
-    // Queries beyond the last repeat it; what they give is not used.
-    const int64_t at = std::min(query + i, a.keys() - 1), y = at / a.window, x = at % a.window;
-    return table + (key_row - y + a.window - 1) * a.side() + a.window - 1 - x;
-  };
   const T* rows = q + query * a.padded_channels();
   if (a.window % (2 * kLanes) == 0) {
-    for (int i = 0; i < kQueries; ++i) starts[i] = position(i, 0);
+    for (int i = 0; i < kQueries; ++i) starts[i] = bias_of(a, table, query + i);
     const auto offset = [&](int64_t key) { return key / a.window * a.side() + key % a.window; };
     add_products(a, rows, k_transposed, starts, offset, scores, highest);
     return;
@@ -344,9 +434,7 @@ void score(const Attention& a, const float* table, int64_t query, const T* q, co
   // Where two vectors reach over the end of a window's row, the bias is laid out first.
   for (int i = 0; i < kQueries; ++i) {
     float* row = scores + i * a.score_stride();
-    for (int64_t key_row = 0; key_row < a.window; ++key_row)
-      std::copy_n(position(i, key_row), a.window, row + key_row * a.window);
-    std::fill(row + a.keys(), row + a.padded_keys(), -kInfinity);
+    lay_out_bias(a, bias_of(a, table, query + i), row);
     starts[i] = row;
   }
   add_products(a, rows, k_transposed, starts, [](int64_t key) { return key; }, scores, highest);
@@ -477,6 +565,116 @@ void attend(const Attention& a, const T* qkv, const float* table, T* out, float*
   }
 }
 
+#if defined(ESC_TILES)
+// A softmax of kBlock rows of scores that come in parts: what was summed of earlier parts is made smaller where a later
+// one has a larger score.
+struct SoftmaxByParts {
+  float highest[kBlock];
+  Vec sums[kBlock] = {};
+
+  SoftmaxByParts() { std::fill(highest, highest + kBlock, -kInfinity); }
+
+  // The next `count` scores of row i, which times `unit` are in units of log2, become weights in their place. Returns
+  // the factor by which all earlier weights are made smaller.
+  Vec weights_of(int i, float* scores, int64_t count, float unit) {
+    Bf16* weights = reinterpret_cast<Bf16*>(scores);
+    Vec even = fill(highest[i]), odd = even;
+    for (int64_t key = 0; key < count; key += 2 * kLanes) {
+      even = vmax(even, load(scores + key));
+      odd = vmax(odd, load(scores + key + kLanes));
+    }
+    const float most = _mm512_reduce_max_ps(vmax(even, odd));
+    const Vec factor = exp2_negative(fill((highest[i] - most) * unit));
+    highest[i] = most;
+    even = sums[i] * factor;
+    odd = Vec{};
+    for (int64_t key = 0; key < count; key += 2 * kLanes) {
+      const Vec first = exp2_of<Bf16>((load(scores + key) - most) * unit);
+      const Vec second = exp2_of<Bf16>((load(scores + key + kLanes) - most) * unit);
+      store_factors(weights + key, first);
+      store_factors(weights + key + kLanes, second);
+      even += first;
+      odd += second;
+    }
+    sums[i] = even + odd;
+    return factor;
+  }
+};
+
+// As attend in bfloat16, by tiles, for kBlock queries at a time. Keys come in parts whose scores the first cache holds.
+void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf16* out, float* log_sums, int threads) {
+  const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
+  const int64_t channels = a.channels, depth = round_up(channels, kTileDepth);
+  const float unit = kLog2E / std::sqrt(static_cast<float>(channels));
+  const auto scaled = scaled_table(a, table, kLog2E / unit);
+  // Where a block's keys are of one row of the window, and its queries, too, sums start in the table.
+  const bool starts_in_table = a.window % kBlock == 0;
+  const int64_t part = starts_in_table ? std::min<int64_t>(padded_keys, 256) : padded_keys;
+  const int64_t stride = part + kLanes;
+  std::vector<Scratch> scratches =
+      scratch_for(threads, padded_keys * (2 * depth + padded) + kBlock * (stride + padded) + 8 * kLanes);
+#pragma omp parallel num_threads(threads)
+  {
+    const AmxTiles tiles;
+    Scratch& scratch = scratches[omp_get_thread_num()];
+    Bf16* q = scratch.take_as<Bf16>(padded_keys * depth);   // (keys, channels)
+    Bf16* k = scratch.take_as<Bf16>(padded_keys * depth);   // a second factor (channels, keys)
+    Bf16* v = scratch.take_as<Bf16>(padded_keys * padded);  // a second factor (keys, channels)
+    float* scores = scratch.take(kBlock * stride);
+    float* weighed = scratch.take(kBlock * padded);
+    std::fill(q, q + padded_keys * depth, Bf16{0});  // what pads them stays so
+    std::fill(k, k + padded_keys * depth, Bf16{0});
+    std::fill(v, v + padded_keys * padded, Bf16{0});
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < a.tasks(); ++index) {
+      const Task task(a, index);
+      for (int64_t key = 0; key < keys; ++key) {
+        const Bf16* from = qkv + task.pixel(a, key) * 3 * dim + task.head * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+          q[key * depth + c] = from[c];
+          k[AmxTiles::at(c, key, depth, padded_keys)] = from[dim + c];
+          v[AmxTiles::at(key, c, padded_keys, padded)] = from[2 * dim + c];
+        }
+      }
+      const float* head_table = scaled.get() + task.head * a.side() * a.side();
+      for (int64_t query = 0; query < keys; query += kBlock) {
+        const float* bias = bias_of(a, head_table, query);
+        if (!starts_in_table)
+          for (int i = 0; i < kBlock; ++i) lay_out_bias(a, bias_of(a, head_table, query + i), scores + i * stride);
+        SoftmaxByParts softmax;
+        std::fill(weighed, weighed + kBlock * padded, 0.0f);
+        for (int64_t first = 0; first < padded_keys; first += part) {
+          const int64_t count = std::min(part, padded_keys - first);
+          for (int64_t key = first; key < first + count; key += kBlock) {
+            float* block = scores + key - first;
+            // The next query of a row is one to the right, its bias for a key one to the left.
+            const float* start = starts_in_table ? bias + key / a.window * a.side() + key % a.window : block;
+            multiply_tiles(q + query * depth, depth, k + key * depth, depth * kTile, depth, false, start,
+                           starts_in_table ? -1 : stride, block, stride);
+          }
+          for (int i = 0; i < kBlock; ++i) {
+            const Vec factor = softmax.weights_of(i, scores + i * stride, count, unit);
+            float* row = weighed + i * padded;
+            for (int64_t c = 0; c < padded; c += kLanes) store(row + c, load(row + c) * factor);
+          }
+          const Bf16* weights = reinterpret_cast<const Bf16*>(scores);
+          for (int64_t c = 0; c < padded; c += kBlock)
+            multiply_tiles(weights, 2 * stride, v + c * padded_keys + first * kTile, padded_keys * kTile, count,
+                           c + kTile == padded, weighed + c, padded, weighed + c, padded);
+        }
+        for (int i = 0; i < kBlock && query + i < keys; ++i) {
+          Bf16* to = out + task.pixel(a, query + i) * dim + task.head * channels;
+          const float total = sum(softmax.sums[i]);
+          if (log_sums != nullptr)
+            log_sums[index * keys + query + i] = softmax.highest[i] * unit + std::log2(total);
+          for (int64_t c = 0; c < channels; ++c) round_to(to + c, weighed[i * padded + c] / total);
+        }
+      }
+    }
+  }
+}
+#endif
+
 }  // namespace
 
 // qkv: (batch, rows * window, columns * window, 3 * heads * channels), ordered (q k v, head, channel).
@@ -487,6 +685,12 @@ extern "C" int esc_window_attention(const void* qkv, void* out, const float* tab
                                      int64_t batch, int64_t rows, int64_t columns, int64_t window, int64_t heads,
                                      int64_t channels, int threads) try {
   const Attention a{batch, rows, columns, window, heads, channels};
+#if defined(ESC_TILES)
+  if (bf16 && may_use_tiles()) {
+    attend_by_tiles(a, static_cast<const Bf16*>(qkv), table, static_cast<Bf16*>(out), log_sums, threads);
+    return 0;
+  }
+#endif
 #if defined(ESC_BF16)
   if (bf16) {
     attend(a, static_cast<const Bf16*>(qkv), table, static_cast<Bf16*>(out), log_sums, threads);
@@ -659,12 +863,22 @@ extern "C" int esc_window_attention_backward(const void* qkv, const void* out_gr
 
 namespace {
 
-// A matrix (outputs, inputs) in the order in which it is multiplied, (inputs / together, outputs, together), padded to
-// whole vectors; and its bias, zero where it is null.
-template <typename T>
+// A second factor as vectors want it: (depth / together, columns, together).
+template <int together>
+struct Vectors {
+  static constexpr int kDepth = kLanes;
+  static int64_t at(int64_t d, int64_t column, int64_t, int64_t columns) {
+    return d / together * together * columns + column * together + d % together;
+  }
+};
+
+// A matrix (outputs, inputs) in the order in which it is multiplied, padded to whole vectors, and its bias, zero where it
+// is null. What it is multiplied by has rows of `depth` numbers, padded with zeros.
+template <typename T, typename L = Vectors<Products<T>::kTogether>>
 struct Packed {
-  static constexpr int kTogether = Products<T>::kTogether;
-  int64_t inputs, outputs, padded;
+  typedef T Number;
+  typedef L Layout;
+  int64_t inputs, outputs, padded, depth;
   std::unique_ptr<T[]> weight_memory;
   std::unique_ptr<float[]> bias_memory;
 
@@ -672,12 +886,12 @@ struct Packed {
       : inputs(inputs),
         outputs(outputs),
         padded(round_up(outputs, kLanes)),
-        weight_memory(new T[round_up(inputs, kTogether) * padded]()),
+        depth(round_up(inputs, Layout::kDepth)),
+        weight_memory(new T[depth * padded]()),
         bias_memory(new float[padded]()) {
     for (int64_t o = 0; o < outputs; ++o) {
       for (int64_t i = 0; i < inputs; ++i)
-        round_to(&weight_memory[i / kTogether * kTogether * padded + o * kTogether + i % kTogether],
-                 weight[o * inputs + i]);
+        round_to(&weight_memory[Layout::at(i, o, depth, padded)], weight[o * inputs + i]);
       if (bias != nullptr) bias_memory[o] = bias[o];
     }
   }
@@ -728,6 +942,29 @@ void multiply(const Packed<T>& by, const T* rows, int64_t count, int64_t stride,
   }
 }
 
+#if defined(ESC_TILES)
+// The same by tiles, which read rows up to a multiple of kBlock.
+template <bool Gelu>
+void multiply(const Packed<Bf16, AmxTiles>& by, const Bf16* rows, int64_t count, int64_t stride, float* to) {
+  alignas(sizeof(Vec)) float block[kBlock * kBlock];
+  for (int64_t row = 0; row < count; row += kBlock) {
+    const int64_t block_rows = std::min<int64_t>(kBlock, count - row);
+    for (int64_t first = 0; first < by.padded; first += kBlock) {
+      const int64_t columns = std::min<int64_t>(kBlock, by.padded - first);
+      // All rows of sums start as the bias.
+      multiply_tiles(rows + row * stride, stride, by.weight() + first * by.depth, by.depth * kTile, by.depth,
+                     columns == kTile, by.bias() + first, 0, block, kBlock);
+      for (int64_t i = 0; i < block_rows; ++i) {
+        for (int64_t v = 0; v < columns; v += kLanes) {
+          const Vec total = load(block + i * kBlock + v);
+          store(to + (row + i) * by.padded + first + v, Gelu ? gelu(total) : total);
+        }
+      }
+    }
+  }
+}
+#endif
+
 // A 3×3 convolution of `padded` numbers a pixel, of kLanes of them at one pixel: `at` is that pixel's left neighbour in
 // lines that have a pixel of zeros at both ends.
 inline Vec nine_taps(const Vec tap[9], const float* const lines[3], int64_t at, int64_t padded) {
@@ -740,9 +977,10 @@ inline Vec nine_taps(const Vec tap[9], const float* const lines[3], int64_t at, 
   return line_total[0] + (line_total[1] + line_total[2]);
 }
 
-// to = hidden + GELU(depthwise 3×3 of hidden) for one line; the three lines have a pixel of zeros at both ends.
+// to = hidden + GELU(depthwise 3×3 of hidden) for one line, `stride` numbers a pixel; the three lines have a pixel of
+// zeros at both ends.
 template <typename T>
-void depthwise_line(const Packed<float>& taps, const float* const lines[3], int64_t width, T* to) {
+void depthwise_line(const Packed<float>& taps, const float* const lines[3], int64_t width, T* to, int64_t stride) {
   const int64_t padded = taps.padded;
   for (int64_t first = 0; first < padded; first += kLanes) {
     Vec tap[9];
@@ -750,7 +988,7 @@ void depthwise_line(const Packed<float>& taps, const float* const lines[3], int6
     const Vec bias = load(taps.bias() + first);
     for (int64_t x = 0; x < width; ++x) {
       const Vec total = bias + nine_taps(tap, lines, x * padded + first, padded);
-      store_factors(to + x * padded + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
+      store_factors(to + x * stride + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
     }
   }
 }
@@ -773,17 +1011,18 @@ void normalise_line(const float* weight, const float* bias, int64_t channels, in
   }
 }
 
-// See esc_conv_ffn. T: of the 1×1 convolutions' factors.
-template <typename T>
+// See esc_conv_ffn. Matrix: of the 1×1 convolutions.
+template <typename Matrix>
 void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, const float* proj_weight,
               const float* proj_bias, const float* dwc_weight, const float* dwc_bias,
               const float* last_weight, const float* last_bias, float* first, float* out, int add,
               int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
               int64_t split, int threads) {
-  const Packed<T> proj(proj_weight, proj_bias, hidden, channels);
+  typedef typename Matrix::Number T;
+  const Matrix proj(proj_weight, proj_bias, hidden, channels);
   const Packed<float> dwc(dwc_weight, dwc_bias, hidden, 9);
-  const Packed<T> last(last_weight, last_bias, split + channels, hidden);
-  const int64_t stride = round_up(channels, Products<T>::kTogether);
+  const Matrix last(last_weight, last_bias, split + channels, hidden);
+  const int64_t rows = round_up(width, 2 * kLanes);  // tiles have so many
   // Bands of lines: enough of them to share evenly, high enough for the line done twice at each end to cost little.
   const int64_t band = std::max<int64_t>(16, (height * batch + 4 * threads - 1) / (4 * threads));
   const int64_t bands = (height + band - 1) / band;
@@ -797,20 +1036,23 @@ void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, 
     if (top > 0) std::copy_n(from + (top - 1) * x_line, x_line, borders.get() + 2 * index * x_line);
     if (bottom < height) std::copy_n(from + bottom * x_line, x_line, borders.get() + (2 * index + 1) * x_line);
   }
-  std::vector<Scratch> scratches = scratch_for(threads, 5 * line_size + width * (stride + last.padded) + 8 * kLanes);
+  const int64_t factors = rows * (proj.depth + last.depth);
+  std::vector<Scratch> scratches = scratch_for(threads, 4 * line_size + factors + width * last.padded + 8 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
+    [[maybe_unused]] const typename Matrix::Layout layout{};  // which shapes tiles
     Scratch& scratch = scratches[omp_get_thread_num()];
     float* ring[3] = {scratch.take(line_size), scratch.take(line_size), scratch.take(line_size)};
     float* none = scratch.take(line_size);
-    T* mixed = scratch.take_as<T>(line_size);
-    T* normalised = scratch.take_as<T>(width * stride);
+    T* mixed = scratch.take_as<T>(rows * last.depth);
+    T* normalised = scratch.take_as<T>(rows * proj.depth);
     float* results = scratch.take(width * last.padded);
     for (float* line : {ring[0], ring[1], ring[2], none}) std::fill(line, line + line_size, 0.0f);
-    std::memset(normalised, 0, width * stride * sizeof(T));
+    std::memset(mixed, 0, rows * last.depth * sizeof(T));
+    std::memset(normalised, 0, rows * proj.depth * sizeof(T));
     const auto expand = [&](const float* line, int64_t y) {
-      normalise_line(norm_weight, norm_bias, channels, width, line, normalised, stride);
-      multiply<true>(proj, normalised, width, stride, ring[y % 3] + proj.padded);
+      normalise_line(norm_weight, norm_bias, channels, width, line, normalised, proj.depth);
+      multiply<true>(proj, normalised, width, proj.depth, ring[y % 3] + proj.padded);
     };
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < batch * bands; ++index) {
@@ -824,8 +1066,8 @@ void conv_ffn(const float* x, const float* norm_weight, const float* norm_bias, 
         if (y + 1 == bottom && bottom < height) expand(above + x_line, bottom);
         const float* const lines[3] = {y > 0 ? ring[(y - 1) % 3] : none, ring[y % 3],
                                        y + 1 < height ? ring[(y + 1) % 3] : none};
-        depthwise_line(dwc, lines, width, mixed);
-        multiply<false>(last, mixed, width, proj.padded, results);
+        depthwise_line(dwc, lines, width, mixed, last.depth);
+        multiply<false>(last, mixed, width, last.depth, results);
         const int64_t at = (image * height + y) * width;
         for (int64_t column = 0; column < width; ++column) {
           const float* result = results + column * last.padded;
@@ -852,15 +1094,15 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
                              const float* last_weight, const float* last_bias, float* first, float* out, int add, int bf16,
                              int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
                              int64_t split, int threads) try {
+  auto run = conv_ffn<Packed<float>>;
 #if defined(ESC_BF16)
-  if (bf16) {
-    conv_ffn<Bf16>(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first,
-                   out, add, batch, height, width, channels, hidden, split, threads);
-    return 0;
-  }
+  if (bf16) run = conv_ffn<Packed<Bf16>>;
 #endif
-  conv_ffn<float>(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first,
-                  out, add, batch, height, width, channels, hidden, split, threads);
+#if defined(ESC_TILES)
+  if (bf16 && may_use_tiles()) run = conv_ffn<Packed<Bf16, AmxTiles>>;
+#endif
+  run(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first, out, add,
+      batch, height, width, channels, hidden, split, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
@@ -1470,10 +1712,10 @@ extern "C" int esc_has_bf16() {
 #endif
 }
 
-// Whether the processor has AMX's products of bfloat16, which PyTorch's convolutions use.
+// Whether bfloat16 is multiplied by AMX's tiles, which PyTorch's convolutions use, too.
 extern "C" int esc_has_amx() {
-#if defined(__AMX_BF16__)
-  return 1;
+#if defined(ESC_TILES)
+  return may_use_tiles();
 #else
   return 0;
 #endif

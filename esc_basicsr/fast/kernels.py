@@ -4,7 +4,8 @@ They give what the layers of `archs` give, to rounding, with gradients. `load` c
 them to use without gradients, `fast.train_by_kernels` with them.
 
 Within autocast to bfloat16 and where the processor has instructions for it, factors of matrix products are in
-bfloat16; sums, softmax, normalisation and the large kernel stay in float32.
+bfloat16, without gradients multiplied by AMX where there is that; sums, softmax, normalisation and the large
+kernel stay in float32.
 """
 
 from collections.abc import Callable, Sequence

@@ -30,7 +30,7 @@ class Library(NamedTuple):
     Attributes:
         lanes: Floats in a vector of this processor.
         has_bf16: Whether it has instructions that multiply bfloat16, without which no function takes it.
-        has_amx: Whether it has AMX's, by which PyTorch's convolutions multiply.
+        has_amx: Whether AMX multiplies it, in PyTorch's convolutions too; the system lets this process.
     """
 
     window_attention: Callable[..., int]

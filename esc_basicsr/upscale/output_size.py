@@ -1,5 +1,7 @@
 """Sizes that no network gives: images are upscaled further, then reduced."""
 
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -56,6 +58,31 @@ class OutputSize:
         if self.box is not None:
             return f"{self.box[0]}x{self.box[1]}"
         return "" if self.outscale is None else f"x{float(self.outscale):.6g}"
+
+
+def read_factor(text: str) -> Fraction:
+    """Read how many times as large a result is to be, such as 3.5.
+
+    Raises:
+        UserError: It is no such number.
+    """
+    found = re.fullmatch(r"[0-9]{1,6}([./][0-9]{1,9})?", text)  # Fraction would work for days on 1e999999999
+    with contextlib.suppress(ZeroDivisionError):
+        if found is not None:
+            return Fraction(text)
+    raise UserError(f"expected a number such as 3.5, got {text!r}")
+
+
+def read_box(text: str) -> tuple[int, int]:
+    """Read width and height, such as 3840x2160.
+
+    Raises:
+        UserError: It is no such text.
+    """
+    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
+    if found is None:
+        raise UserError(f"expected width and height such as 3840x2160, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def upscaled(upscaler: Upscaler, pixels: Pixels, size: tuple[int, int]) -> Pixels:

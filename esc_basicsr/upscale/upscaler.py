@@ -66,7 +66,8 @@ class Upscaler:
         bytes_per_pixel: Memory that a pixel of LR takes in one piece.
 
     Raises:
-        UserError: The model, its scale or the device is not available; or bf16 would be slower than fp32.
+        UserError: The model, its scale or the device is not available; or fp16 or bf16 would be slower than
+            fp32, as fp16 is on any CPU.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Upscaler:
         self.variant = trained.variant
         self.device = _device(device)
         self.precision = precision
+        if precision == "fp16" and self.device.type == "cpu":
+            raise UserError("float16 would be slower than float32 on a CPU: choose auto, fp32 or bf16.")
         if precision == "bf16" and self.device.type == "cpu":
             fast.require_bf16()
         self._network = _prepare(trained.network.to(self.device), self.device)

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +41,9 @@ from esc_basicsr.upscale.video_file import (
 )
 from esc_basicsr.weights.shipped import weights_file
 
+# Takes how many frames are done, and how many there are to be where that is known.
+Report = Callable[[float, float | None], None]
+
 _SEGMENT = 48  # frames: so much is lost by a kill, so far apart are key frames at most
 _FEW = 0.9  # of the frames that a file promises; it may estimate them by its rate
 
@@ -53,6 +56,7 @@ def upscale_video(
     crf: int,
     start: Fraction | None = None,
     end: Fraction | None = None,
+    report: Report | None = None,
 ) -> None:
     """Upscale a film, or a part of it; audio, subtitles, chapters and tags go with it (docs/upscale.md).
 
@@ -66,6 +70,8 @@ def upscale_video(
         crf: Constant rate factor of the encoder: 0 best, 51 smallest.
         start: Where the part begins, in seconds; the film's beginning by default.
         end: Where it ends; the film's end by default.
+        report: Is called after each frame with the number that are done, and that there are to be where the
+            file tells.
 
     Raises:
         UserError: The film cannot be read, or the new one not be written; or ``TARGET.parts`` is of another
@@ -75,7 +81,7 @@ def upscale_video(
     with _told_of(source):
         check_holds(source, target)
         with _parts(target, _job(upscaler, source, size, crf, start, end)) as parts:
-            span = _make_segments(upscaler, source, parts, size, crf, (start, end))
+            span = _make_segments(upscaler, source, parts, size, crf, (start, end), report)
             with written_whole(target) as file, _told_of(source):
                 join(source, _segments(parts), target, file, span)
         shutil.rmtree(parts, ignore_errors=True)
@@ -145,6 +151,7 @@ def _make_segments(
     size: OutputSize,
     crf: int,
     times: tuple[Fraction | None, Fraction | None],
+    report: Report | None,
 ) -> Span:
     """Upscale what is not yet upscaled."""
     with av.open(source) as container:
@@ -162,7 +169,7 @@ def _make_segments(
     done, last = _done(_segments(parts))
     upscale = _RepeatingUpscaler(upscaler, shape)
     with tqdm(total=total, initial=done, desc=source.name, unit="frame", leave=False) as bar:
-        results = _results(_frames(source, span, last), upscale, look, source, bar)
+        results = _results(_frames(source, span, last), upscale, look, source, bar, report)
         for first in results:
             segment = parts / f"{len(_segments(parts)):06}.{SEGMENT_FORMAT}"
             with written_whole(segment) as file, _told_of(source):
@@ -182,6 +189,7 @@ def _results(
     look: Look,
     source: Path,
     bar: "tqdm[NoReturn]",
+    report: Report | None,
 ) -> Iterator[VideoFrame]:
     """Upscale frames, one at a time, as they are asked for."""
     before = None
@@ -193,6 +201,8 @@ def _results(
         assert frame.pts is not None
         yield from_rgb(upscale(pixels), look, frame.pts)
         bar.update()
+        if report is not None:
+            report(bar.n, bar.total)
 
 
 def _done(segments: list[Path]) -> tuple[int, Fraction | None]:

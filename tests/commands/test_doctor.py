@@ -117,6 +117,23 @@ def test_editable_copy_that_is_found_by_no_path_is_found(
     assert f"another one      {own}: it is shadowed by the first" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("has_bf16", "has_amx", "named"),
+    [
+        (True, True, "bfloat16 by AMX"),
+        (True, False, "bfloat16 by AVX-512 BF16"),
+        (False, False, "no instructions"),
+    ],
+)
+def test_what_multiplies_bfloat16_is_named(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, has_amx: bool, named: str
+) -> None:
+    library = kernels.load()._replace(has_bf16=has_bf16, has_amx=has_amx)
+    monkeypatch.setattr(kernels, "load", lambda: library)
+    findings = {name: message for name, message, _ in doctor._devices()}
+    assert findings["C++ kernels"].startswith(f"work, {named}")
+
+
 def test_what_can_be_done_without_is_not_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,15 @@ def test_onnx_runtime_gives_what_the_network_gives_at_any_size(lively_network, n
     assert max(differences(net, run)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["ESC", "ESC-FP", "ESCReal"])
+def test_no_operator_has_more_inputs_and_outputs_than_webgpu_takes(lively_network, name):
+    net = lively_network(**NETWORKS[name] | {"num_heads": 4})
+    model = onnx.load_from_string(write_onnx(net, False, {}, 18))
+    for node in model.graph.node:
+        inputs = len(node.input) - (node.op_type == "Split")  # without the sizes, which stay on the CPU
+        assert inputs + len(node.output) <= 10
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,9 @@
 """The C++ kernels in bfloat16, within autocast, against double precision."""
 
+import math
 import platform
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,13 @@ from esc_basicsr.fast import kernels_build as build
 # a factor is rounded by 2^-9 of itself at most, and results are sums of many
 _STEP = 2.0**-8
 
+# what the kernels are compiled with besides
+_FLAGS = {
+    "vectors": (),
+    "emulated": ("-O1", "-include", str(Path(__file__).with_name("emulated_tiles.h"))),
+    "refused": ("-O1", "-mamx-tile", "-mamx-bf16"),
+}
+
 in_bf16 = torch.autocast("cpu", torch.bfloat16)
 
 
@@ -27,6 +37,28 @@ in_bf16 = torch.autocast("cpu", torch.bfloat16)
 def processor(request):
     if "without" not in request.node.name and not kernels.load().has_bf16:
         pytest.skip("this processor has no instructions for bfloat16")
+
+
+@pytest.fixture
+def compile_with(monkeypatch, tmp_path_factory):
+    """A function that has the kernels compiled with one of `_FLAGS`, and loads them."""
+    flags = build._FLAGS
+
+    def load(name):
+        if _FLAGS[name]:  # the cache knows of no change of a file that they include
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
+        monkeypatch.setattr(build, "_FLAGS", (*flags, *_FLAGS[name]))
+        build.load.cache_clear()
+        return build.load()
+
+    yield load
+    build.load.cache_clear()
+
+
+@pytest.fixture(params=["vectors", pytest.param("emulated", marks=pytest.mark.slow)])
+def products(request, compile_with):
+    """Products by the vectors of this processor; and by AMX's tiles, which are emulated."""
+    assert compile_with(request.param).has_amx or request.param == "vectors"
 
 
 @pytest.fixture
@@ -48,7 +80,9 @@ def served(monkeypatch):
     ("window_size", "heads", "channels"),
     [(1, 1, 3), (2, 2, 8), (5, 2, 12), (7, 1, 16), (8, 3, 21), (16, 1, 4), (32, 2, 16), (32, 1, 64)],
 )
-def test_window_attention_equals_double_precision_of_its_rounded_input(window_size, heads, channels):
+def test_window_attention_equals_double_precision_of_its_rounded_input(
+    window_size, heads, channels, products
+):
     qkv = torch.randn(2, 3 * heads * channels, window_size, 2 * window_size).bfloat16()
     table = torch.randn(heads, (2 * window_size - 1) ** 2)
     exact = BACKENDS["Naive"](qkv.double(), table.double(), window_size)
@@ -58,7 +92,30 @@ def test_window_attention_equals_double_precision_of_its_rounded_input(window_si
     assert torch.allclose(made.double(), exact, rtol=_STEP, atol=2 * _STEP * float(exact.std()))
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("window_size", [5, 32])
+def test_sums_of_weights_are_in_units_of_log2(window_size, products):
+    """Gradients need them."""
+    qkv = torch.randn(1, window_size, window_size, 24).bfloat16()
+    _, made = kernels._attend(
+        qkv, torch.zeros(1, (2 * window_size - 1) ** 2), window_size, with_log_sums=True
+    )
+    q, k, _ = qkv.double().view(-1, 3, 8).unbind(1)
+    exact = torch.logsumexp(q @ k.T / math.sqrt(8), 1) / math.log(2)
+    assert torch.allclose(made.double(), exact, rtol=0, atol=_STEP)
+
+
+@pytest.mark.parametrize("factor", [-8, 8])
+def test_scores_that_grow_from_key_to_key_equal_double_precision(factor, products):
+    window_size = 32
+    qkv = torch.randn(1, 24, window_size, window_size).bfloat16()
+    table = factor * torch.linspace(-64, 64, (2 * window_size - 1) ** 2)[None]
+    exact = BACKENDS["Naive"](qkv.double(), table.double(), window_size)
+    with torch.inference_mode():
+        made = kernels.window_attention(qkv.permute(0, 2, 3, 1), table, window_size).permute(0, 3, 1, 2)
+    assert torch.allclose(made.double(), exact, rtol=_STEP, atol=2 * _STEP * float(exact.std()))
+
+
+def test_large_scores_do_not_overflow(products):
     qkv = torch.full((1, 8, 8, 24), 1e4).bfloat16()
     qkv[..., 16:] = 3
     with torch.inference_mode():
@@ -71,7 +128,7 @@ def test_large_scores_do_not_overflow():
     ("dim", "ratio", "split"), [(64, 1.25, 16), (48, 1.5, 16), (16, 1.25, 4), (6, 1.3, 2), (5, 1.4, 2)]
 )
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (37, 29), (70, 3)])
-def test_conv_ffn_equals_double_precision(norm, dim, ratio, split, height, width, served):
+def test_conv_ffn_equals_double_precision(norm, dim, ratio, split, height, width, served, products):
     ffn = ConvFFN(dim, ratio)
     norm = norm(dim) if norm else nn.Identity()
     randomise(ffn, 0.3)
@@ -169,7 +226,7 @@ def test_training_in_bf16_has_nearly_the_gradients_of_float32(build_network, tin
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, served):
+def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, served, products):
     tiny_network.pop("type")
     if name == "ESCReal":
         tiny_network["upscaling_factor"] = 4
@@ -184,7 +241,7 @@ def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, 
     assert 0 < (made - expected).square().mean().sqrt() < 2 * _STEP * expected.std()
 
 
-def test_number_of_threads_changes_nothing(build_network, tiny_network):
+def test_number_of_threads_changes_nothing(build_network, tiny_network, products):
     net = fast.prepare(build_network(tiny_network).eval(), kernels=True)
     lq = torch.rand(2, 3, 50, 41)
     threads = torch.get_num_threads()
@@ -199,7 +256,7 @@ def test_number_of_threads_changes_nothing(build_network, tiny_network):
     assert torch.allclose(*made, atol=1e-3)
 
 
-def test_nan_is_not_lost(build_network, tiny_network, served):
+def test_nan_is_not_lost(build_network, tiny_network, served, products):
     net = fast.prepare(build_network(tiny_network).eval(), kernels=True)
     lq = torch.rand(1, 3, 16, 16)
     lq[0, 0, 3, 3] = float("nan")
@@ -220,6 +277,49 @@ def test_float16_gradients_and_weights_in_bfloat16_go_without(build_network, tin
     with torch.no_grad(), in_bf16:
         net(lq)
     assert not served
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["emulated", "refused"])
+def test_tiles_give_what_vectors_give(flags, compile_with):
+    """By emulated tiles to rounding; where the system refuses tiles, by the vectors themselves."""
+    qkv = torch.randn(1, 64, 64, 3 * 4).bfloat16()
+    table = torch.randn(1, (2 * 64 - 1) ** 2)
+    ffn = ConvFFN(48, 1.5)
+    randomise(ffn, 0.3)
+    x = torch.randn(1, 48, 9, 50)
+    weights = [(m.weight.flatten(1), m.bias) for m in (ffn.proj, ffn.dwc, ffn.aggr)]
+
+    def run(flags):
+        has_amx = compile_with(flags).has_amx
+        with torch.inference_mode(), in_bf16:
+            attended = kernels.window_attention(qkv, table, 64).float()
+            return has_amx, attended, kernels.conv_ffn(x, None, *weights)[1]
+
+    is_amx, *expected = run("vectors")
+    has_tiles, *made = run(flags)
+    assert has_tiles == (is_amx or flags == "emulated")
+    # weights of attention are rounded to bfloat16 from another largest score
+    tolerances = (2e-3 if has_tiles else 1e-6, 1e-5)
+    for one, other, tolerance in zip(made, expected, tolerances, strict=True):
+        assert (one - other).abs().mean() <= tolerance * other.std()
+
+
+@pytest.mark.slow
+def test_form_for_amx_compiles(tmp_path):
+    if platform.machine() != "x86_64":
+        pytest.skip("AMX is of x86-64")
+    flags = [flag.replace("native", "sapphirerapids") for flag in build._FLAGS if flag != "-shared"]
+    made = tmp_path / "cpu.s"
+    ended = subprocess.run(
+        [*build._compiler(), *flags, "-O1", "-S", str(build._SOURCE), "-o", str(made)],
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode and "sapphirerapids" in ended.stderr:
+        pytest.skip("this compiler does not know AMX")
+    assert ended.returncode == 0, ended.stderr
+    assert "tdpbf16ps" in made.read_text()
 
 
 def test_large_kernel_is_left_to_the_processors_products_where_it_has_amx(

@@ -323,6 +323,7 @@ def test_ema_is_taken_where_there_is_one(tmp_path: Path, model: Path, photo: np.
         ({"device": "meta"}, "expected auto, cpu or cuda"),
         ({"device": "nonsense"}, "device 'nonsense' is not available"),
         ({"precision": "fp8"}, "precision must be auto or one of fp32"),
+        ({"precision": "fp16", "device": "cpu"}, "float16 would be slower than float32 on a CPU"),
     ],
 )
 def test_what_is_not_to_be_had_is_told(model: Path, arguments: dict[str, Any], message: str) -> None:
