@@ -190,8 +190,11 @@ def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("amp", "compile"):
         if not train.get(key):
             continue
-        if opt.get("cpu_kernels") is True:
-            yield f"train.{key}", "does not go with cpu_kernels, which are for float32. Leave one out."
+        if opt.get("cpu_kernels") is True and train[key] != "bf16":
+            reason = (
+                "does not go with cpu_kernels, which compute in float32 or bf16, uncompiled. Leave one out."
+            )
+            yield f"train.{key}", reason
         # Without a launcher several GPUs are served by threads, which autocast and compile do not suit.
         if devices > 1:
             yield (

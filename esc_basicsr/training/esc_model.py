@@ -36,9 +36,11 @@ class ESCModel(SRModel):
         self._kernels = opt["cpu_kernels"] and opt["num_gpu"] == 0
         if self._kernels:
             kernels.load()  # a missing compiler is reported before anything else is done
+            if opt["is_train"] and opt["train"]["amp"]:
+                fast.require_bf16()
         super().__init__(opt)
         if self._kernels:
-            fast.attend_by_kernels(self.net_g)
+            fast.train_by_kernels(self.net_g)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Put a network where it runs, laid out as ``channels_last`` says.

@@ -349,10 +349,11 @@ def test_losses_that_are_no_means_are_not_accumulated(sound_options):
     assert line.startswith("train.pixel_opt.reduction: got 'sum', which is no mean over images")
 
 
-@pytest.mark.parametrize(("key", "value"), [("amp", "bf16"), ("compile", True)])
-def test_kernels_go_with_neither_amp_nor_compile(sound_options, key, value):
+@pytest.mark.parametrize(("key", "value"), [("amp", "fp16"), ("compile", True)])
+def test_kernels_go_with_neither_fp16_nor_compile(sound_options, key, value):
     opt = change(esc_options(sound_options), "cpu_kernels", True)
     assert problems(opt) == []
+    assert problems(change(opt, "train.amp", "bf16")) == []
     (line,) = problems(change(opt, f"train.{key}", value))
     assert line.startswith(f"train.{key}: does not go with cpu_kernels")
 

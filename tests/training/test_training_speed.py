@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import kernels
 from esc_basicsr.fast.precision import HALF_PRECISIONS
 from esc_basicsr.training.esc_model import ESCModel
@@ -71,10 +72,13 @@ def test_cpu_kernels_serve_training_and_validation_and_leave_no_trace(
     served = []
     attention, ffn = kernels.window_attention, kernels.conv_ffn
     monkeypatch.setattr(kernels, "window_attention", lambda *args: (served.append("sa"), attention(*args))[1])
-    monkeypatch.setattr(kernels, "conv_ffn", lambda *args: (served.append("ffn"), ffn(*args))[1])
+    monkeypatch.setattr(
+        kernels, "conv_ffn", lambda *args, **options: (served.append("ffn"), ffn(*args, **options))[1]
+    )
     model = build(cpu_kernels=True)
     step(model, steps=1)
-    assert set(served) == {"sa"}
+    assert set(served) == {"sa", "ffn"}
+    served.clear()
     model.test()
     assert set(served) == {"sa", "ffn"}
     served.clear()
@@ -83,6 +87,25 @@ def test_cpu_kernels_serve_training_and_validation_and_leave_no_trace(
     plain.test()
     assert not served
     torch.testing.assert_close(model.output, plain.output, rtol=1e-4, atol=1e-5)
+
+
+def test_cpu_kernels_train_in_bf16_with_nearly_the_same_losses(build: Callable[..., ESCModel]) -> None:
+    if not kernels.load().has_bf16:
+        pytest.skip("this processor has no instructions for bfloat16")
+    plain, model = build(), build(train={"amp": "bf16"}, cpu_kernels=True)
+    losses = step(model)
+    assert losses == pytest.approx(step(plain), rel=1e-2)
+    assert losses != pytest.approx(step(build()), rel=1e-7)
+    assert_same_training(model, plain, rtol=0.02, atol=2e-3)
+
+
+def test_cpu_kernels_refuse_bf16_where_it_would_be_slow(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = kernels.load()._replace(has_bf16=False)
+    monkeypatch.setattr(kernels, "load", lambda: without)
+    with pytest.raises(UserError, match="bfloat16 would be slower than float32 on this CPU"):
+        build(train={"amp": "bf16"}, cpu_kernels=True)
 
 
 def test_pieces_of_a_batch_that_cannot_be_divided_weigh_by_their_images(
