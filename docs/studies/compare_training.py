@@ -43,7 +43,9 @@ from esc_basicsr.training.esc_model import ESCModel
 
 Curve = npt.NDArray[np.float64]
 
-RELEASE, CPU_KERNELS = "release", "cpu_kernels"
+RELEASE = "release"
+CPU_KERNELS = "cpu_kernels"
+ON_CPU = (CPU_KERNELS, "cpu_kernels+bf16")
 # name -> what it adds to the options of the first, which the others are compared with
 RUNS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -53,6 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": True},
     "compile": {"train": {"compile": True}},
     CPU_KERNELS: {"cpu_kernels": True},
+    "cpu_kernels+bf16": {"cpu_kernels": True, "train": {"amp": "bf16"}},
     "bf16+channels_last+compile": {"train": {"amp": "bf16", "compile": True}, "channels_last": True},
     RELEASE: {},
     # the measure of differences: how far two sound trainings differ
@@ -243,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RUNS,
         metavar="RUN",
         help=f"of {', '.join(RUNS)}; the first is what the others are compared with (default: all that the "
-        f"device has, {CPU_KERNELS} on a CPU alone)",
+        f"device has, {' and '.join(ON_CPU)} on a CPU alone)",
     )
     parser.add_argument(
         "--train",
@@ -266,10 +269,10 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
-    if device.type != "cpu" and CPU_KERNELS in (args.runs or ()):
-        raise UserError(f"--runs {CPU_KERNELS}: the kernels are for a CPU; leave it out here.")
+    if device.type != "cpu" and (on_cpu := [run for run in ON_CPU if run in (args.runs or ())]):
+        raise UserError(f"--runs {' '.join(on_cpu)}: the kernels are for a CPU; leave it out here.")
     if args.runs is None:
-        args.runs = [run for run in RUNS if device.type == "cpu" or run != CPU_KERNELS]
+        args.runs = [run for run in RUNS if device.type == "cpu" or run not in ON_CPU]
     get_root_logger(log_level=logging.WARNING)  # else each model's layers are listed
     network = VARIANTS[args.network] if args.network else {"type": "ESC", **NETWORK}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,22 +1,27 @@
 """Time a training step of ESC in its implementations, in turn, and compare their gradients.
 
     python docs/studies/training_step.py -o DIR
+    python docs/studies/training_step.py --network ESC-light:kernels ESC-light:kernels-bf16
     python docs/studies/training_step.py --device cuda --network ESC:release-flex ESC --batch 64
 
-A step is what BasicSR's train.py does with a batch: forward pass, RGB L1, backward pass, AdamW. The learning
-rate is zero, so that each step of each form starts from the same weights. Gradients are compared with the
-first form's of the same variant, parameter by parameter: norm of the difference against norm. Writes
-training_step.json, training_step.md and training_step.png.
+A step is what BasicSR's train.py does with a batch: forward pass, RGB L1, backward pass, AdamW. The batch is
+of crops of scikit-image's photographs. The learning rate is zero, so that each step of each form starts from
+the same weights. Gradients are compared with the first form's of the same variant, parameter by parameter:
+norm of the difference against norm. Writes training_step.json, training_step.md and training_step.png.
 """
 
 import argparse
 import sys
 
+import numpy as np
 import torch
 
 from esc_basicsr.archs.variants import SCALES, VARIANTS
+from esc_basicsr.commands.demo import TRAINING_PHOTOGRAPHS
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.data.degradation import make_pair
+from esc_basicsr.data.sample_images import load_sample_image
 from esc_basicsr.lab.measure.measure import (
     add_measuring_arguments,
     check_measuring_arguments,
@@ -46,6 +51,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring_arguments(parser)
 
 
+def crops(number: int, side: int) -> torch.Tensor:
+    """Crop photographs at random, the same each time.
+
+    Shape:
+        Output: (number, 3, side, side), uint8.
+    """
+    photographs = [
+        torch.from_numpy(load_sample_image(name)).permute(2, 0, 1) for name in TRAINING_PHOTOGRAPHS
+    ]
+    largest = min(min(image.shape[1:]) for image in photographs)
+    if side > largest:
+        raise UserError(
+            f"--patch and --scale make crops of {side}, and the photographs have {largest} lines."
+        )
+    random = np.random.default_rng(0)
+    images = []
+    for index in range(number):
+        image = photographs[index % len(photographs)]
+        top, left = (int(random.integers(length - side + 1)) for length in image.shape[1:])
+        images.append(image[:, top : top + side, left : left + side])
+    return torch.stack(images)
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, and write it down where asked."""
     device, dtype = check_measuring_arguments(args), PRECISIONS[args.precision]
@@ -58,10 +86,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch and --patch must be at least 1, got {args.batch} and {args.patch}.")
     check_implementations(args.network, device, dtype or torch.float32)
     make_folder(args.output)
-    random = torch.Generator().manual_seed(0)
-    lq = torch.rand(args.batch, 3, args.patch, args.patch, generator=random).to(device)
-    side = args.patch * args.scale
-    gt = torch.rand(args.batch, 3, side, side, generator=random).to(device)
+    pair = make_pair(crops(args.batch, args.patch * args.scale), args.scale)
+    lq, gt = pair["lq"].to(device), pair["gt"].to(device)
     rows = measure(args.network, args.scale, lq, gt, dtype, args.repeats, args.warmup)
     keys = ("scale", "batch", "patch", "precision", "repeats", "warmup")
     settings = {key: getattr(args, key) for key in keys}

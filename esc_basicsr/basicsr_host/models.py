@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from esc_basicsr.common.log import logger
 from esc_basicsr.data.loaders import batch_of_process
+from esc_basicsr.options.schema import fill_defaults
 from esc_basicsr.training.changed_options import options_of
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
-from esc_basicsr.training.skipped_steps import SkippedSteps
 from esc_basicsr.training.state import TrainingState, is_plain
+from esc_basicsr.training.step import TrainingStep
 from esc_basicsr.training.stopping import Stopping
 from esc_basicsr.weights.fit import load_weights
 from esc_basicsr.weights.read import read_weights
@@ -55,17 +56,19 @@ def get_optimizer(
     raise NotImplementedError(f"optimizer {optim_type} is not supported.")
 
 
-# States
+# Training: steps, states, stopping
 
 
-def noting_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Have ``BaseModel.__init__`` write down the options, of which BasicSR takes out what it has used.
+def prepared(init: Callable[..., None]) -> Callable[..., None]:
+    """Have ``BaseModel.__init__`` fill in defaults, and write down the options before BasicSR takes some out.
 
     From then on a signal to stop is noted, for `stopping_first`.
     """
 
     def call(self: Any, opt: dict[str, Any]) -> None:
+        fill_defaults(opt)
         init(self, opt)
+        self._paths = []
         if opt.get("is_train") and "train" in opt.get("datasets", {}):
             self._options = options_of(opt)
             self._stopping = Stopping()
@@ -73,25 +76,70 @@ def noting_options(init: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def training_step(self: Any) -> TrainingStep:
+    """Take steps, by `in_pieces`."""
+    return TrainingStep(self.opt, self.device, self._stopping)
+
+
+def shared_validation(self: Any) -> SharedValidation:
+    """Measure on sets, and keep the records."""
+    net = getattr(self, "net_g", None)
+    variant = None if net is None else published_variant(self.get_bare_model(net))
+    return SharedValidation(self.opt, variant)
+
+
+def training_state(self: Any) -> TrainingState:
+    """Write and resume checkpoints."""
+    return TrainingState(
+        *(self.opt, self._options, self.optimizers, self.schedulers, self.training_step.scaler),
+        *(self.shared_validation.records, self.training_step.skipped),
+    )
+
+
+def in_pieces(optimize_parameters: Callable[..., None]) -> Callable[..., None]:
+    """Have a model take a step as `TrainingStep` does."""
+
+    @functools.wraps(optimize_parameters)
+    def take(self: Any, current_iter: int) -> None:
+        self.training_step.take(self, optimize_parameters, current_iter)
+
+    return take
+
+
 def noting_position(feed_data: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a model's ``feed_data`` remember where in the training data its batch was."""
+    """Have a model's ``feed_data`` remember which images its batch is of, and where in the training data."""
 
     @functools.wraps(feed_data)
     def feed(self: Any, data: Any) -> Any:
-        if isinstance(data, dict) and "position" in data:  # of training data alone
-            self._position = data["position"]
-        return feed_data(self, data)
+        feed_data(self, data)
+        if isinstance(data, dict):
+            # what Real-ESRGAN's models mix is of images that were fed before
+            self._paths = [] if hasattr(self, "queue_lr") else data.get("gt_path", data.get("lq_path", []))
+            if "position" in data:  # of training data alone
+                self.training_state.position = data["position"]
 
     return feed
+
+
+def save_network(
+    self: Any, net: Any, net_label: str, current_iter: int, param_key: str | list[str] = "params"
+) -> None:
+    """Write the weights of one network, or of several by their keys, of an iteration; called on every rank.
+
+    Raises:
+        UserError: They cannot be written; on every rank.
+    """
+    nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+    networks = dict(zip(keys, map(self.get_bare_model, nets), strict=True))
+    self.training_state.save_weights(net_label, "latest" if current_iter == -1 else current_iter, networks)
 
 
 def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
     """Write what a checkpoint has beside weights; called on every rank."""
     if current_iter != -1:
-        state = _state_of(self)
-        state.position = getattr(self, "_position", state.position)
-        state.pool = _pool_of(self)
-        state.save(epoch, current_iter)
+        self.training_state.pool = _pool_of(self)
+        self.training_state.save(epoch, current_iter)
+    self.training_step.throughput.go_on()
 
 
 def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
@@ -100,12 +148,12 @@ def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
     Raises:
         UserError: It is of another training: of another network, optimizer or schedule.
     """
-    state = _state_of(self)
-    state.restore(resume_state)
-    if hasattr(self, "queue_size") and self.opt.get("high_order_degradation", True):
-        _fill_pool(self, state.pool)
-    for loader in _validation_of(self).missed(resume_state["iter"]):
-        self.validation(loader, resume_state["iter"], None, self.opt["val"]["save_img"])
+    self.training_state.restore(resume_state)
+    if hasattr(self, "queue_size") and self.opt["high_order_degradation"]:
+        _fill_pool(self, self.training_state.pool)
+    iteration = resume_state["iter"]
+    for loader in self.shared_validation.missed(iteration):
+        self.validation(loader, iteration, None, self.opt["val"]["save_img"])
 
 
 def _pool_of(model: Any) -> dict[str, Any]:
@@ -132,41 +180,32 @@ def _fill_pool(model: Any, pool: dict[str, Any]) -> None:
         )
 
 
-def _state_of(model: Any) -> TrainingState:
-    if not hasattr(model, "_state"):
-        scaler = torch.amp.GradScaler(model.device.type, enabled=False)
-        model._state = TrainingState(
-            *(model.opt, getattr(model, "_options", "{}"), model.optimizers, model.schedulers, scaler),
-            *(_validation_of(model).records, SkippedSteps(model.opt)),
-        )
-    return model._state
-
-
-# Stopping
-
-
 def stopping_first(update_learning_rate: Callable[..., None]) -> Callable[..., None]:
-    """Have what begins an iteration save a checkpoint and exit instead, if a rank was asked to stop."""
+    """Have what begins an iteration save a checkpoint and exit instead, if a rank was asked to stop.
+
+    From ``warmup_iter`` on the rate is what the scheduler alone would give; before it, it rises linearly.
+    """
 
     @functools.wraps(update_learning_rate)
     def update(self: Any, current_iter: int, warmup_iter: int = -1) -> None:
-        # ESCModel agrees on it in its own steps; in the first iteration there is nothing to save.
-        if current_iter > 1 and not hasattr(self, "stopping"):
+        # `TrainingStep` agrees on it; not all models take their steps by it.
+        if current_iter > 1 and not self._stopping.take_agreement():
             wishes = torch.tensor(self._stopping.wish(), device=self.device)
             if self.opt["dist"]:
                 dist.all_reduce(wishes)
             self._stopping.agree(wishes.item())
-            if self._stopping.is_agreed:
-                _save_and_exit(self, current_iter - 1)
+        if self._stopping.is_agreed:
+            _save_and_exit(self, current_iter - 1)
+        # Schedulers go on from the rate that they find: theirs of the last iteration, not the warm-up's.
+        self._set_lr([scheduler.get_last_lr() for scheduler in self.schedulers])
         update_learning_rate(self, current_iter, warmup_iter)
 
     return update
 
 
 def _save_and_exit(model: Any, iteration: int) -> None:
-    state = _state_of(model)
-    if not state.is_saved(iteration):
-        model.save(getattr(model, "_position", state.position).get("epoch", 0), iteration)
+    if not model.training_state.is_saved(iteration):
+        model.save(model.training_state.position.get("epoch", 0), iteration)
     model._stopping.exit(iteration)
 
 
@@ -184,31 +223,30 @@ def nondist_validation(self: Any, dataloader: Any, current_iter: Any, tb_logger:
     In training the state of the same iteration is written again, with the figures. If a rank was asked to
     stop meanwhile, this saves a checkpoint and ends the process.
     """
-
-    def upscale(batch: dict[str, Any]) -> dict[str, Tensor]:
-        self.__dict__.pop("gt", None)  # of another batch
-        self.feed_data(batch)
-        self.test()
-        return self.get_current_visuals()
-
     if is_train := self.opt["is_train"]:
         # BasicSR validates once more when it has counted beyond the last iteration: it is that one's
         current_iter = min(int(current_iter), int(self.opt["train"]["total_iter"]))
-    shared = _validation_of(self)
-    is_complete = shared.run(upscale, dataloader, current_iter, tb_logger, save_img)
-    if is_train and not is_complete:  # on all ranks
-        _save_and_exit(self, current_iter)
+    shared = self.shared_validation
+    is_complete = shared.run(self.upscale_batch, dataloader, current_iter, tb_logger, save_img)
     self.metric_results = dict(shared.means)
-    if is_train and _state_of(self).is_saved(current_iter) and not shared.missing(current_iter):
-        _state_of(self).save_again()
+    if not is_train:
+        return
+    if not is_complete:  # on all ranks
+        _save_and_exit(self, current_iter)
+    if self.training_state.is_saved(current_iter) and not shared.missing(current_iter):
+        self.training_state.save_again()
+    self.training_step.throughput.go_on()
 
 
-def _validation_of(model: Any) -> SharedValidation:
-    if not hasattr(model, "_validation"):
-        net = getattr(model, "net_g", None)
-        variant = None if net is None else published_variant(model.get_bare_model(net))
-        model._validation = SharedValidation(model.opt, variant)
-    return model._validation
+def upscale_batch(self: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Upscale a batch as `SharedValidation.run` needs it; the model keeps nothing of it."""
+    self.__dict__.pop("gt", None)  # of another batch
+    self.feed_data(batch)
+    self.test()
+    visuals: dict[str, Tensor] = self.get_current_visuals()
+    for name in ("lq", "gt", "output"):
+        self.__dict__.pop(name, None)
+    return visuals
 
 
 # Models that make LR themselves

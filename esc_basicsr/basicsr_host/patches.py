@@ -5,13 +5,14 @@ Each patch names what it repairs and where that was reported, looks first whethe
 alone. `apply` does all of it once BasicSR is imported; `active` lists which patches were needed.
 """
 
+import functools
 import importlib
 import inspect
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -22,7 +23,6 @@ import torch.distributed as dist
 
 from esc_basicsr.basicsr_host import functional_tensor
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.common.files import written_whole
 from esc_basicsr.common.log import logger
 
 
@@ -291,37 +291,7 @@ def _patch_resume() -> None:
     _host("train").load_resume_state = _ours_of_training("load_resume_state")
 
 
-# Saving
-
-
-class _TorchThatSavesWhole:
-    """Torch, whose ``save`` leaves a file as it was until the new one is complete and on the disk."""
-
-    def save(self, obj: object, f: Any, *args: Any, **options: Any) -> None:
-        if isinstance(f, str | os.PathLike):
-            with written_whole(f) as file:
-                torch.save(obj, file, *args, **options)
-        else:
-            torch.save(obj, f, *args, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _is_saved_in_place() -> bool:
-    module = _host("models.base_model")
-    is_patched = isinstance(module.torch, _TorchThatSavesWhole)
-    return not is_patched and not _mentions(module.BaseModel.save_network, "replace", "rename")
-
-
-@_patch(
-    "whole checkpoints",
-    "basicsr/models/base_model.py",
-    "Checkpoints are written straight onto their names: a process killed meanwhile leaves half a file.",
-    _is_saved_in_place,
-)
-def _patch_saving() -> None:
-    _host("models.base_model").torch = _TorchThatSavesWhole()
+# Files
 
 
 @_patch(
@@ -356,14 +326,24 @@ def _put_in_place(cls: Any, *names: str) -> None:
         setattr(cls, name, getattr(_ours_of_models(), name))
 
 
+def _classes_with(method: str) -> Iterator[Any]:
+    """List BasicSR's models that have a method of their own."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("basicsr.models."):
+            for cls in vars(module).values():
+                if isinstance(cls, type) and cls.__module__ == module_name and method in vars(cls):
+                    yield cls
+
+
 @_patch(
     "checkpoints and optimizers of every model",
     "basicsr/models/base_model.py",
-    "Models read .pth alone, no network by its name, none of another scale; they know no optimizer but Adam.",
+    "Models read .pth alone, no network by its name, none of another scale; a process that is killed leaves "
+    "half a file; they know no optimizer but Adam.",
     lambda: not _is_ours(_host("models.base_model").BaseModel.load_network),
 )
 def _patch_loading() -> None:
-    _put_in_place(_host("models.base_model").BaseModel, "load_network", "get_optimizer")
+    _put_in_place(_host("models.base_model").BaseModel, "load_network", "save_network", "get_optimizer")
 
 
 @_patch(
@@ -376,14 +356,27 @@ def _patch_loading() -> None:
 def _patch_states() -> None:
     models = _ours_of_models()
     base = _host("models.base_model").BaseModel
-    base.__init__ = models.noting_options(base.__init__)
+    base.__init__ = models.prepared(base.__init__)
     base.update_learning_rate = models.stopping_first(base.update_learning_rate)
     _put_in_place(base, "save_training_state", "resume_training")
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("basicsr.models."):
-            for cls in vars(module).values():
-                if isinstance(cls, type) and cls.__module__ == module_name and "feed_data" in vars(cls):
-                    setattr(cls, "feed_data", models.noting_position(vars(cls)["feed_data"]))  # noqa: B010
+    for name in ("training_step", "training_state", "shared_validation"):
+        made = functools.cached_property(getattr(models, name))
+        made.__set_name__(base, name)
+        setattr(base, name, made)
+    for cls in _classes_with("feed_data"):
+        cls.feed_data = models.noting_position(cls.feed_data)
+
+
+@_patch(
+    "steps of every model",
+    "basicsr/models/sr_model.py, srgan_model.py, esrgan_model.py, realesrgan_model.py",
+    "Models know neither half precision nor accumulation, and go on from losses that are no numbers.",
+    lambda: not hasattr(_host("models.sr_model").SRModel.optimize_parameters, "__wrapped__"),
+)
+def _patch_steps() -> None:
+    for cls in _classes_with("optimize_parameters"):
+        if cls.__name__ in ("SRModel", "SRGANModel", "ESRGANModel", "RealESRGANModel"):
+            cls.optimize_parameters = _ours_of_models().in_pieces(cls.optimize_parameters)
 
 
 @_patch(
@@ -395,7 +388,7 @@ def _patch_states() -> None:
 def _patch_validation() -> None:
     cls, ours = _host("models.sr_model").SRModel, _ours_of_models()
     ours.nondist_validation.__wrapped__ = cls.nondist_validation  # tests compare with it
-    cls.dist_validation, cls.nondist_validation = ours.dist_validation, ours.nondist_validation
+    _put_in_place(cls, "dist_validation", "nondist_validation", "upscale_batch")
 
 
 @_patch(

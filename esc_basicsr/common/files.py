@@ -67,7 +67,8 @@ def written_whole(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Until then, and for good if anything fails or the process is killed, what bears that name stays as it is.
     Each writer has a file of its own, so that the last of several wins with a whole one: hidden, in the same
-    folder. What a killed process leaves of it is taken over by the next writer of ``target``.
+    folder. What a killed process leaves of it is taken over by the next writer of ``target``. A library that
+    writes files itself may be given its ``name``.
 
     Raises:
         UserError: The disk is full, the file cannot be written for another reason, or what bears the name is
@@ -104,15 +105,21 @@ def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
         name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
         partial = path.with_name(f".{name}.partial")
         with contextlib.ExitStack() as opened:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-            file = opened.enter_context(open(descriptor, "wb"))  # noqa: PTH123 - a descriptor
+            file = opened.enter_context(open(partial, "wb", opener=_opened_as_it_is))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), partial.stat()):  # not renamed by its writer meanwhile
+            if os.path.samestat(
+                os.fstat(file.fileno()), partial.stat()
+            ):  # not renamed by its writer meanwhile
                 file.truncate()  # which only plain files can be
                 opened.pop_all()
                 return partial, file
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     return partial, partial.open("xb")
+
+
+def _opened_as_it_is(path: str, _: int) -> int:
+    """Open a file for writing without emptying it, as it may be another writer's; links are not followed."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -51,8 +51,11 @@ class DegradedDataset(DFLIPDataset):
             * ``jpeg_quality``: a quality; in training also the least and the largest of those that are drawn
               from evenly.
 
+            ``color: y`` makes gray images of all: MATLAB's luma, rounded; gray images stay as they are.
+
     Returns of an item:
-        ``gt`` and ``lq``: (3, H, W), float32 RGB; ``gt`` in [0, 1], ``lq`` beyond where noise leads there.
+        ``gt`` and ``lq``: (3, H, W), float32 RGB, or (1, H, W); ``gt`` in [0, 1], ``lq`` beyond where noise
+        leads there.
         ``gt_path`` and ``lq_path``: ``<dataroot_gt>/<key>``.
 
     Raises:
@@ -64,21 +67,32 @@ class DegradedDataset(DFLIPDataset):
         self._sigma: float = opt.get("noise_sigma") or 0
         quality = opt.get("jpeg_quality")
         self._qualities = [quality, quality] if isinstance(quality, int) else quality
+        self._is_gray = opt.get("color") == "y"
 
     def _images(self, root: str) -> Any:
         is_folder = not self._training and not root.endswith(".lmdb")
         return _Folder(Path(root).expanduser()) if is_folder else super()._images(root)
 
     def _pair(self, hr: Tensor) -> dict[str, Tensor]:
-        image = np.ascontiguousarray(hr.permute(1, 2, 0).numpy()[:, :, ::-1])  # in OpenCV's order
-        gt = hr.float().div_(255)
+        image: Any = np.ascontiguousarray(hr.permute(1, 2, 0).numpy()[:, :, ::-1])  # in OpenCV's order
+        if self._is_gray:
+            from basicsr.utils import bgr2ycbcr  # whose import imports this module
+
+            is_gray = (image == image[:, :, :1]).all()
+            image = image[:, :, 0] if is_gray else bgr2ycbcr(image, y_only=True)
+        gt = _planes(image).float().div_(255)
         if self._qualities is not None:
             quality = random.randint(*self._qualities)
             _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-            lq = torch.from_numpy(np.ascontiguousarray(decoded[:, :, ::-1].transpose(2, 0, 1)))
-            return {"lq": lq.float().div_(255), "gt": gt}
+            decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+            return {"lq": _planes(decoded).float().div_(255), "gt": gt}
         # NumPy's global generator is a RandomState, too
         generator = np.random if self._training else np.random.RandomState(0)
-        noise = generator.normal(0, self._sigma / 255, image.shape)[:, :, ::-1].transpose(2, 0, 1)
-        return {"lq": gt + torch.from_numpy(np.ascontiguousarray(noise, np.float32)), "gt": gt}
+        noise = generator.normal(0, self._sigma / 255, image.shape)
+        return {"lq": gt + _planes(noise).float(), "gt": gt}
+
+
+def _planes(image: npt.NDArray[Any]) -> Tensor:
+    """Turn an image in OpenCV's order, (H, W, 3) or (H, W), into (3, H, W), RGB, or (1, H, W)."""
+    rgb = image.reshape(*image.shape[:2], -1)[:, :, ::-1]
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())

@@ -187,14 +187,21 @@ def _tiff_without_pixels(data: bytes) -> Image.Image:
     return image
 
 
-def decoded(image: Image.Image, data: bytes) -> Decoded:
+def decoded(image: Image.Image, data: bytes, samples: Pixels | None = None) -> Decoded:
     """Decode an image that `open_image` opened, and turn it upright.
+
+    Args:
+        image: The image.
+        data: Its file's bytes.
+        samples: As they are stored, (H, W) or (H, W, C), where another reader has decoded them.
 
     Raises:
         RefusedImageError: Its samples are of a kind that is not read.
         Exception: It is damaged.
     """
-    if image.format == "PNG":
+    if samples is not None:
+        pixels, alpha = _split_alpha(samples)
+    elif image.format == "PNG":
         pixels, alpha = _split_alpha(imagecodecs.png_decode(data))
     elif image.format == "TIFF":
         pixels, alpha = _decode_tiff(image, data)

@@ -7,7 +7,7 @@ with torch.no_grad():  # with gradients it is the plain network
     sr = fast.prepare(net, kernels=True)(lq)  # and kernels: C++ on a CPU, Triton on CUDA
     sr = fast.prepare(net, kernels=True, mode="eager+bf16")(lq)  # where `fast.require_bf16` lets a CPU
     sr = fast.prepare(net, kernels=True, mode="graphs+fp16")(lq)  # and a CUDA graph, half precision
-fast.attend_by_kernels(net)               # training: window attention alone, by these kernels
+fast.train_by_kernels(net)                # training: by these kernels, in float32 or autocast to bfloat16
 """
 
 from torch import nn
@@ -19,9 +19,10 @@ from esc_basicsr.fast.attention import attend_by_kernels
 from esc_basicsr.fast.kernels import require_bf16
 from esc_basicsr.fast.network import FastNetwork
 from esc_basicsr.fast.real_network import FastRealNetwork
+from esc_basicsr.fast.training import train_by_kernels
 from esc_basicsr.fast.whole_network import run_whole
 
-__all__ = ["FastNetwork", "attend_by_kernels", "prepare", "require_bf16"]
+__all__ = ["FastNetwork", "attend_by_kernels", "prepare", "require_bf16", "train_by_kernels"]
 
 
 def prepare(net: nn.Module, kernels: bool = False, mode: str = "eager") -> nn.Module:

@@ -57,7 +57,7 @@ def add_attention(
     w = attn.window_size
     bias: Tensor = attn.relative_position_bias
     attend: Callable[[Tensor, Tensor, int], Tensor]
-    if kernels and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
+    if kernels and cpp.serves(x) and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
     elif kernels and x.device.type == "cuda":
         attend = _by_triton

@@ -106,6 +106,13 @@ inline Vec multiply_add(Vec total, const Bf16* same, __m512bh factors) {
   return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_epi32(pair), factors);
 }
 
+// (16 numbers), (16 numbers) -> (16, 2)
+inline void interleave(__m256i first, __m256i second, Bf16* to) {
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+  const __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(first), high);
+  std::memcpy(to, &pairs, sizeof(pairs));
+}
+
 // To the nearest, to the even one of two; not-a-number stays so.
 inline void round_to(Bf16* to, float value) {
   uint32_t bits;
@@ -180,15 +187,17 @@ constexpr float kGelu[kGeluTerms] = {
     0.008441951125860214f, -0.005432670004665852f, 0.0028538790065795183f, -0.0010533645981922746f,
     0.0006950204842723906f, -0.0006519745220430195f, 0.0002306388778379187f};
 
-// x * (1 + erf(x / sqrt 2)) / 2, error at most 7e-7 for |x| < 8 and 1e-7 of |x| beyond: half of erf is x times a
-// polynomial of x^2 up to kGeluEnd, and constant from there.
-inline Vec gelu(Vec x) {
+// (1 + erf(x / sqrt 2)) / 2: half of erf is x times a polynomial of x^2 up to kGeluEnd, and constant from there.
+inline Vec normal_cdf(Vec x) {
   const Vec clipped = vmin(fill(kGeluEnd), vmax(fill(-kGeluEnd), x));
   const Vec u = clipped * clipped * (2 / (kGeluEnd * kGeluEnd)) - 1.0f;
   Vec p = fill(kGelu[kGeluTerms - 1]);
   for (int i = kGeluTerms - 2; i >= 0; --i) p = p * u + kGelu[i];
-  return x * (clipped * p + 0.5f);
+  return clipped * p + 0.5f;
 }
+
+// Error at most 7e-7 for |x| < 8 and 1e-7 of |x| beyond.
+inline Vec gelu(Vec x) { return x * normal_cdf(x); }
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -346,10 +355,11 @@ void multiply_by(float factor, float* numbers, int64_t count) {
   for (int64_t i = 0; i < count; ++i) numbers[i] *= factor;
 }
 
-void scatter(const Attention& a, const Task& task, const float* from, float scale, float* map, int64_t pixel_stride) {
+template <typename T>
+void scatter(const Attention& a, const Task& task, const float* from, float scale, T* map, int64_t pixel_stride) {
   for (int64_t key = 0; key < a.keys(); ++key) {
-    float* row = map + task.pixel(a, key) * pixel_stride;
-    for (int64_t c = 0; c < a.channels; ++c) row[c] = from[key * a.padded_channels() + c] * scale;
+    T* row = map + task.pixel(a, key) * pixel_stride;
+    for (int64_t c = 0; c < a.channels; ++c) round_to(row + c, from[key * a.padded_channels() + c] * scale);
   }
 }
 
@@ -451,17 +461,19 @@ void weigh_rows(const Attention& a, const T* weights, const T* rows, float* to) 
     for (int v = 0; v < V; ++v) store(to + (i * V + v) * kLanes, even[i][v] + odd[i][v]);
 }
 
-// to[key] += sum over i of weights[i][key] * rows[i], for kQueries rows i.
-template <int V>
-void add_weighted(const Attention& a, const float* weights, const float* rows, float* to) {
-  const int64_t keys = a.score_stride();
+// to[key] += sum over i of weights[i][key] * rows[i], for kQueries rows i; kTogether of them together, as
+// (kQueries / together, keys, together) and (kQueries / together, channels, together).
+template <typename T, int V>
+void add_weighted(const Attention& a, const T* weights, const T* rows, float* to) {
+  constexpr int together = Products<T>::kTogether, count = kQueries / together;
+  const int64_t stride = a.score_stride() * together;
   for (int v = 0; v < V; ++v) {
-    Vec row[kQueries];
-    for (int i = 0; i < kQueries; ++i) row[i] = load(rows + (i * V + v) * kLanes);
+    typename Products<T>::Factors row[count];
+    for (int i = 0; i < count; ++i) row[i] = load_factors(rows + (i * V + v) * kLanes * together);
     for (int64_t key = 0; key < a.keys(); ++key) {
       float* at = to + (key * V + v) * kLanes;
       Vec total = load(at);
-      for (int i = 0; i < kQueries; ++i) total += weights[i * keys + key] * row[i];
+      for (int i = 0; i < count; ++i) total = multiply_add(total, weights + i * stride + key * together, row[i]);
       store(at, total);
     }
   }
@@ -477,8 +489,9 @@ WeighRows<T> weigh_rows_of(const Attention& a) {
   return forms[a.padded_channels() / kLanes - 1];
 }
 
-WeighRows<float> add_weighted_of(const Attention& a) {
-  constexpr WeighRows<float> forms[] = {add_weighted<1>, add_weighted<2>, add_weighted<3>, add_weighted<4>};
+template <typename T>
+WeighRows<T> add_weighted_of(const Attention& a) {
+  constexpr WeighRows<T> forms[] = {add_weighted<T, 1>, add_weighted<T, 2>, add_weighted<T, 3>, add_weighted<T, 4>};
   return forms[a.padded_channels() / kLanes - 1];
 }
 
@@ -666,7 +679,7 @@ void attend_by_tiles(const Attention& a, const Bf16* qkv, const float* table, Bf
 
 // qkv: (batch, rows * window, columns * window, 3 * heads * channels), ordered (q k v, head, channel).
 // table: (heads, (2 window - 1)^2). out: as qkv, with heads * channels.
-// log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients in float32; may be null.
+// log_sums: (batch * rows * columns * heads, window^2) in units of log2, for the gradients; may be null.
 // bf16: whether qkv and out are bfloat16, not float; if esc_has_bf16(). channels <= 4 * lanes().
 extern "C" int esc_window_attention(const void* qkv, void* out, const float* table, float* log_sums, int bf16,
                                      int64_t batch, int64_t rows, int64_t columns, int64_t window, int64_t heads,
@@ -690,51 +703,70 @@ extern "C" int esc_window_attention(const void* qkv, void* out, const float* tab
   return 1;
 }
 
-// The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
-// table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
-extern "C" int esc_window_attention_backward(const float* qkv, const float* table, const float* out,
-                                              const float* log_sums,
-                                              const float* out_grad, float* qkv_grad, float* table_grad, int64_t batch,
-                                              int64_t rows, int64_t columns, int64_t window, int64_t heads,
-                                              int64_t channels, int threads) try {
-  const Attention a{batch, rows, columns, window, heads, channels};
+// ---------------------------------------------------------------------------- gradients of window attention
+
+namespace {
+
+// A key's numbers of queries that are multiplied together, side by side: (keys, together) of Vecs by query.
+inline void store_together(float* to, const Vec* of_query) { store(to, of_query[0]); }
+
+#if defined(ESC_BF16)
+inline void store_together(Bf16* to, const Vec* of_query) {
+  interleave((__m256i)_mm512_cvtneps_pbh(of_query[0]), (__m256i)_mm512_cvtneps_pbh(of_query[1]), to);
+}
+#endif
+
+// See esc_window_attention_backward. T: of the maps and the factors.
+template <typename T>
+void attend_backward(const Attention& a, const T* qkv, const float* table, const float* log_sums, const T* out_grad,
+                     T* qkv_grad, float* table_grad, int threads) {
+  constexpr int together = Products<T>::kTogether;
   const int64_t keys = a.keys(), padded_keys = a.padded_keys(), padded = a.padded_channels(), dim = a.dim();
-  const int64_t entries = a.side() * a.side();
-  const auto scaled = scaled_table(a, table, kLog2E);
+  const int64_t entries = a.side() * a.side(), window = a.window, heads = a.heads, channels = a.channels;
   const float root = 1 / std::sqrt(static_cast<float>(channels));
-  const WeighRows<float> weigh = weigh_rows_of<float>(a), add = add_weighted_of(a);
-  const int64_t square = padded_keys * padded;
-  const int64_t score_block = kQueries * a.score_stride();
+  // As in `attend`: q carries log2(e) / sqrt(channels) in float32, and nothing in bfloat16.
+  const float carried = together == 1 ? root * kLog2E : 1, unit = root * kLog2E / carried;
+  const auto scaled = scaled_table(a, table, kLog2E / unit);
+  const WeighRows<T> weigh = weigh_rows_of<T>(a), add = add_weighted_of<T>(a);
+  const int64_t square = padded_keys * padded, score_block = kQueries * a.score_stride();
+  const int64_t all_transposed = padded_keys * round_up(channels, together);
   std::vector<Scratch> scratches =
-      scratch_for(threads, 8 * square + 2 * padded_keys * channels + 2 * score_block + entries + 16 * kLanes);
+      scratch_for(threads, 10 * square + 2 * all_transposed + 4 * score_block + entries + 24 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
-    float* q = scratch.take(square);
-    float* upstream = scratch.take(square);
-    float* k = scratch.take(square);
-    float* v = scratch.take(square);
-    float* attended = scratch.take(square);
-    float* k_transposed = scratch.take(padded_keys * channels);
-    float* v_transposed = scratch.take(padded_keys * channels);
+    T* q = scratch.take_as<T>(square);
+    T* k = scratch.take_as<T>(square);
+    T* v = scratch.take_as<T>(square);
+    T* upstream = scratch.take_as<T>(square);
+    T* k_transposed = scratch.take_as<T>(all_transposed);
+    T* v_transposed = scratch.take_as<T>(all_transposed);
+    // Rows of several queries or keys together, to be summed over them.
+    T* q_together = scratch.take_as<T>(square);
+    T* k_together = scratch.take_as<T>(square);
+    T* upstream_together = scratch.take_as<T>(square);
     float* q_grad = scratch.take(square);
     float* k_grad = scratch.take(square);
     float* v_grad = scratch.take(square);
     float* scores = scratch.take(score_block);
     float* products = scratch.take(score_block);
+    T* weights_together = scratch.take_as<T>(score_block);
+    T* products_together = scratch.take_as<T>(score_block);
     float* bias_grad = scratch.take(entries);
     float* zeros = scratch.take(2 * kLanes);
     std::fill(zeros, zeros + 2 * kLanes, 0.0f);
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < a.tasks(); ++index) {
       const Task task(a, index);
-      const float* from = qkv + task.head * channels;
+      const T* from = qkv + task.head * channels;
       gather<1>(a, task, from, 3 * dim, q);
       gather<1>(a, task, from + dim, 3 * dim, k);
       gather<1>(a, task, from + 2 * dim, 3 * dim, v);
-      gather<1>(a, task, out + task.head * channels, dim, attended);
       gather<1>(a, task, out_grad + task.head * channels, dim, upstream);
-      multiply_by(root * kLog2E, q, square);
+      if constexpr (together == 1) multiply_by(carried, q, square);
+      gather<together>(a, task, from, 3 * dim, q_together);
+      gather<together>(a, task, from + dim, 3 * dim, k_together);
+      gather<together>(a, task, out_grad + task.head * channels, dim, upstream_together);
       transpose(a, k, k_transposed);
       transpose(a, v, v_transposed);
       std::fill(k_grad, k_grad + square, 0.0f);
@@ -747,42 +779,81 @@ extern "C" int esc_window_attention_backward(const float* qkv, const float* tabl
         std::fill(starts, starts + kQueries, zeros);
         const auto none = [](int64_t) { return 0; };
         add_products(a, upstream + query * padded, v_transposed, starts, none, products, highest);
+        // The weights in the scores' place, and what the products are on average.
+        float expected[kQueries];
         for (int i = 0; i < kQueries; ++i) {
-          float* weights = scores + i * a.score_stride();
-          float* product = products + i * a.score_stride();
-          if (query + i >= keys) {
-            std::fill(weights, weights + padded_keys, 0.0f);
-            std::fill(product, product + padded_keys, 0.0f);
-            continue;
+          float* score_row = scores + i * a.score_stride();
+          const float* product_row = products + i * a.score_stride();
+          const float log_sum = query + i < keys ? log_sums[index * keys + query + i] : kInfinity;
+          Vec even = {}, odd = {};
+          for (int64_t key = 0; key < padded_keys; key += 2 * kLanes) {
+            const Vec left = exp2_of<T>(load(score_row + key) * unit - log_sum);
+            const Vec right = exp2_of<T>(load(score_row + key + kLanes) * unit - log_sum);
+            store(score_row + key, left);
+            store(score_row + key + kLanes, right);
+            even += left * load(product_row + key);
+            odd += right * load(product_row + key + kLanes);
           }
-          const int64_t at = query + i, y = at / window, x = at % window;
-          float expected = 0;
-          for (int64_t c = 0; c < channels; ++c) expected += upstream[at * padded + c] * attended[at * padded + c];
-          const float log_sum = log_sums[index * keys + at];
+          expected[i] = sum(even + odd);
+        }
+        for (int first = 0; first < kQueries; first += together) {
           for (int64_t key = 0; key < padded_keys; key += kLanes) {
-            const Vec weight = exp2_negative(load(weights + key) - log_sum);
-            store(weights + key, weight);
-            store(product + key, weight * (load(product + key) - expected));
+            Vec weight[together], product[together];
+            for (int j = 0; j < together; ++j) {
+              const int i = first + j;
+              float* score_row = scores + i * a.score_stride();
+              float* product_row = products + i * a.score_stride();
+              weight[j] = load(score_row + key);
+              product[j] = weight[j] * (load(product_row + key) - expected[i]);
+              store(product_row + key, product[j]);
+              // For the sum over keys, in the scores' place.
+              store_factors(reinterpret_cast<T*>(score_row) + key, product[j]);
+            }
+            store_together(weights_together + (first * a.score_stride() + key * together), weight);
+            store_together(products_together + (first * a.score_stride() + key * together), product);
           }
+        }
+        for (int i = 0; i < kQueries && query + i < keys; ++i) {
+          const int64_t at = query + i, y = at / window, x = at % window;
           for (int64_t key_row = 0; key_row < window; ++key_row) {
             float* to = bias_grad + (key_row - y + window - 1) * a.side() + window - 1 - x;
-            const float* add_from = product + key_row * window;
+            const float* add_from = products + i * a.score_stride() + key_row * window;
             for (int64_t c = 0; c < window; ++c) to[c] += add_from[c];
           }
         }
-        weigh(a, products, k, q_grad + query * padded);
-        // q carries log2(e) / sqrt(channels); what it must carry here is 1 / sqrt(channels): see the scatter.
-        add(a, products, q + query * padded, k_grad);
-        add(a, scores, upstream + query * padded, v_grad);
+        weigh(a, reinterpret_cast<const T*>(scores), k_together, q_grad + query * padded);
+        add(a, products_together, q_together + query * padded, k_grad);
+        add(a, weights_together, upstream_together + query * padded, v_grad);
       }
-      float* to = qkv_grad + task.head * channels;
+      T* to = qkv_grad + task.head * channels;
       scatter(a, task, q_grad, root, to, 3 * dim);
-      scatter(a, task, k_grad, 1 / kLog2E, to + dim, 3 * dim);
+      scatter(a, task, k_grad, root, to + dim, 3 * dim);
       scatter(a, task, v_grad, 1, to + 2 * dim, 3 * dim);
       const int64_t of_window = index % (a.batch * a.rows * a.columns);
       std::memcpy(table_grad + (of_window * heads + task.head) * entries, bias_grad, entries * sizeof(float));
     }
   }
+}
+
+}  // namespace
+
+// The gradients of esc_window_attention: out_grad, qkv_grad and table_grad are laid out as out, qkv and table.
+// table_grad is of each image and window, (batch * rows * columns, heads, (2 window - 1)^2), to be summed.
+// bf16: whether the maps are bfloat16, not float; if esc_has_bf16().
+extern "C" int esc_window_attention_backward(const void* qkv, const void* out_grad, void* qkv_grad,
+                                              const float* table, const float* log_sums, float* table_grad, int bf16,
+                                              int64_t batch, int64_t rows, int64_t columns, int64_t window, int64_t heads,
+                                              int64_t channels, int threads) try {
+  const Attention a{batch, rows, columns, window, heads, channels};
+#if defined(ESC_BF16)
+  if (bf16) {
+    attend_backward(a, static_cast<const Bf16*>(qkv), table, log_sums, static_cast<const Bf16*>(out_grad),
+                    static_cast<Bf16*>(qkv_grad), table_grad, threads);
+    return 0;
+  }
+#endif
+  attend_backward(a, static_cast<const float*>(qkv), table, log_sums, static_cast<const float*>(out_grad),
+                  static_cast<float*>(qkv_grad), table_grad, threads);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
@@ -801,8 +872,8 @@ struct Vectors {
   }
 };
 
-// A matrix (outputs, inputs) in the order in which it is multiplied, padded to whole vectors, and its bias. What it is
-// multiplied by has rows of `depth` numbers, padded with zeros.
+// A matrix (outputs, inputs) in the order in which it is multiplied, padded to whole vectors, and its bias, zero where it
+// is null. What it is multiplied by has rows of `depth` numbers, padded with zeros.
 template <typename T, typename L = Vectors<Products<T>::kTogether>>
 struct Packed {
   typedef T Number;
@@ -821,7 +892,7 @@ struct Packed {
     for (int64_t o = 0; o < outputs; ++o) {
       for (int64_t i = 0; i < inputs; ++i)
         round_to(&weight_memory[Layout::at(i, o, depth, padded)], weight[o * inputs + i]);
-      bias_memory[o] = bias[o];
+      if (bias != nullptr) bias_memory[o] = bias[o];
     }
   }
   const T* weight() const { return weight_memory.get(); }
@@ -894,6 +965,18 @@ void multiply(const Packed<Bf16, AmxTiles>& by, const Bf16* rows, int64_t count,
 }
 #endif
 
+// A 3×3 convolution of `padded` numbers a pixel, of kLanes of them at one pixel: `at` is that pixel's left neighbour in
+// lines that have a pixel of zeros at both ends.
+inline Vec nine_taps(const Vec tap[9], const float* const lines[3], int64_t at, int64_t padded) {
+  Vec line_total[3];
+  for (int y = 0; y < 3; ++y) {
+    const float* from = lines[y] + at;
+    line_total[y] = tap[3 * y] * load(from) + tap[3 * y + 1] * load(from + padded) +
+                    tap[3 * y + 2] * load(from + 2 * padded);
+  }
+  return line_total[0] + (line_total[1] + line_total[2]);
+}
+
 // to = hidden + GELU(depthwise 3×3 of hidden) for one line, `stride` numbers a pixel; the three lines have a pixel of
 // zeros at both ends.
 template <typename T>
@@ -904,13 +987,7 @@ void depthwise_line(const Packed<float>& taps, const float* const lines[3], int6
     for (int t = 0; t < 9; ++t) tap[t] = load(taps.weight() + t * padded + first);
     const Vec bias = load(taps.bias() + first);
     for (int64_t x = 0; x < width; ++x) {
-      Vec line_total[3];
-      for (int y = 0; y < 3; ++y) {
-        const float* at = lines[y] + x * padded + first;
-        line_total[y] = tap[3 * y] * load(at) + tap[3 * y + 1] * load(at + padded) +
-                        tap[3 * y + 2] * load(at + 2 * padded);
-      }
-      const Vec total = bias + line_total[0] + (line_total[1] + line_total[2]);
+      const Vec total = bias + nine_taps(tap, lines, x * padded + first, padded);
       store_factors(to + x * stride + first, load(lines[1] + (x + 1) * padded + first) + gelu(total));
     }
   }
@@ -1026,6 +1103,600 @@ extern "C" int esc_conv_ffn(const float* x, const float* norm_weight, const floa
 #endif
   run(x, norm_weight, norm_bias, proj_weight, proj_bias, dwc_weight, dwc_bias, last_weight, last_bias, first, out, add,
       batch, height, width, channels, hidden, split, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// ------------------------------------------------------------------------------------- gradients of the ConvFFN
+
+namespace {
+
+// GELU and its derivative, the latter with an error of 1e-6.
+struct GeluAndSlope {
+  Vec value, slope;
+  explicit GeluAndSlope(Vec x) {
+    const Vec cdf = normal_cdf(x);
+    value = x * cdf;
+    slope = cdf + x * exp2_negative(x * x * (-0.5f * kLog2E)) * 0.3989422804014327f;
+  }
+};
+
+// Rows (count, channels) as rows of T padded with zeros to (count, padded).
+template <typename T>
+void round_rows(const float* rows, int64_t count, int64_t channels, int64_t padded, T* to) {
+  const int64_t whole = channels / kLanes * kLanes;
+  for (int64_t row = 0; row < count; ++row, rows += channels, to += padded) {
+    for (int64_t c = 0; c < whole; c += kLanes) store_factors(to + c, load(rows + c));
+    for (int64_t c = whole; c < padded; ++c) round_to(to + c, c < channels ? rows[c] : 0.0f);
+  }
+}
+
+// Rows (count, width) as factors that are summed over rows, (count / together, width, together): themselves, or in `to`.
+// width: whole vectors.
+inline const float* summed_over_rows(const float* rows, int64_t, int64_t, float*) { return rows; }
+
+#if defined(ESC_BF16)
+const Bf16* summed_over_rows(const Bf16* rows, int64_t count, int64_t width, Bf16* to) {
+  for (int64_t row = 0; row < count; row += 2)
+    for (int64_t c = 0; c < width; c += kLanes) {
+      __m256i pair[2] = {};  // there may be no second row of the last two
+      for (int i = 0; i < 2 && row + i < count; ++i) std::memcpy(pair + i, rows + (row + i) * width + c, sizeof(__m256i));
+      interleave(pair[0], pair[1], to + row * width + 2 * c);
+    }
+  return to;
+}
+#endif
+
+template <typename T, int P, int V>
+inline void add_outer_block(const T* a, int64_t a_width, const T* b, int64_t b_width, int64_t count, float* to) {
+  constexpr int together = Products<T>::kTogether;
+  Vec total[P][V];
+  for (int i = 0; i < P; ++i)
+    for (int v = 0; v < V; ++v) total[i][v] = load(to + i * b_width + v * kLanes);
+  for (int64_t row = 0; row < count; row += together, a += a_width * together, b += b_width * together) {
+    typename Products<T>::Factors factors[V];
+    for (int v = 0; v < V; ++v) factors[v] = load_factors(b + v * kLanes * together);
+    for (int i = 0; i < P; ++i)
+      for (int v = 0; v < V; ++v) total[i][v] = multiply_add(total[i][v], a + i * together, factors[v]);
+  }
+  for (int i = 0; i < P; ++i)
+    for (int v = 0; v < V; ++v) store(to + i * b_width + v * kLanes, total[i][v]);
+}
+
+template <int V, typename T>
+void add_outer_columns(const T* a, int64_t outputs, int64_t a_width, const T* b, int64_t b_width, int64_t count,
+                       float* to) {
+  constexpr int together = Products<T>::kTogether;
+  int64_t o = 0;
+  for (; o + kPixels <= outputs; o += kPixels)
+    add_outer_block<T, kPixels, V>(a + o * together, a_width, b, b_width, count, to + o * b_width);
+  for (; o < outputs; ++o) add_outer_block<T, 1, V>(a + o * together, a_width, b, b_width, count, to + o * b_width);
+}
+
+// to (outputs, b_width) += the sum over rows of a (count, a_width), of which `outputs` count, times b (count, b_width);
+// both as summed_over_rows lays them out.
+template <typename T>
+void add_outer(const T* a, int64_t outputs, int64_t a_width, const T* b, int64_t b_width, int64_t count, float* to) {
+  constexpr int together = Products<T>::kTogether;
+  for (int64_t first = 0; first < b_width;) {
+    const int64_t vectors = (b_width - first) / kLanes;
+    const int64_t taken = vectors == 5 ? 3 : std::min<int64_t>(vectors, 4);  // as in `multiply`
+    const T* columns = b + first * together;
+    if (taken == 4) add_outer_columns<4>(a, outputs, a_width, columns, b_width, count, to + first);
+    if (taken == 3) add_outer_columns<3>(a, outputs, a_width, columns, b_width, count, to + first);
+    if (taken == 2) add_outer_columns<2>(a, outputs, a_width, columns, b_width, count, to + first);
+    if (taken == 1) add_outer_columns<1>(a, outputs, a_width, columns, b_width, count, to + first);
+    first += taken * kLanes;
+  }
+}
+
+// A thread's sums over pixels: the gradients of the weights, rows padded to whole vectors.
+struct FfnSums {
+  float *proj, *proj_bias, *dwc, *dwc_bias, *last, *last_bias;
+};
+
+// Adds sums (rows, padded) of all threads up to (rows, columns), or to (columns, rows).
+void collect(const std::vector<FfnSums>& sums, float* FfnSums::*which, int64_t rows, int64_t columns, bool transposed,
+             float* to) {
+  const int64_t padded = round_up(columns, kLanes);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t c = 0; c < columns; ++c) {
+      float total = 0;
+      for (const FfnSums& of_thread : sums) total += (of_thread.*which)[row * padded + c];
+      to[transposed ? c * rows + row : row * columns + c] = total;
+    }
+}
+
+// A ConvFFN and what its gradients need beside it.
+template <typename T>
+struct FfnGradients {
+  const float *x, *first_grad, *out_grad;
+  float* x_grad;
+  bool add;
+  int64_t height, width, channels, hidden, split;
+  const Packed<T>&proj, &proj_transposed, &last_transposed;
+  const Packed<float>& dwc;
+
+  int64_t outputs() const { return split + channels; }
+};
+
+// What one thread works with: lines of one band, three of each kind in turn.
+template <typename T>
+class FfnBand {
+ public:
+  static int64_t scratch_size(const FfnGradients<T>& g) {
+    const int64_t inputs = round_up(g.channels, kLanes), hidden = g.proj.padded, outputs = round_up(g.outputs(), kLanes);
+    const int64_t lines = (g.width + 2) * (19 * hidden + 5 * inputs + 4 * outputs);
+    return lines + g.hidden * inputs + g.outputs() * hidden + 11 * hidden + outputs + 64 * kLanes;
+  }
+
+  FfnBand(const FfnGradients<T>& g, Scratch& scratch, FfnSums& sums)
+      : g_(g), inputs_(round_up(g.channels, kLanes)), hidden_(g.proj.padded),
+        outputs_(round_up(g.outputs(), kLanes)), sums_(sums) {
+    const int64_t pixels = g.width + 2;
+    for (int i = 0; i < 3; ++i) {
+      activated_[i] = zeros(scratch, pixels * hidden_);
+      mixed_slope_grad_[i] = zeros(scratch, pixels * hidden_);
+      slope_[i] = scratch.take(pixels * hidden_);
+      mixed_grad_[i] = scratch.take(pixels * hidden_);
+      rounded_x_[i] = scratch.take_as<T>(pixels * inputs_);
+    }
+    none_ = zeros(scratch, pixels * hidden_);
+    line_ = scratch.take(pixels * hidden_);
+    mixed_ = scratch.take_as<T>(pixels * hidden_);
+    hidden_grad_ = scratch.take_as<T>(pixels * hidden_);
+    hidden_pairs_ = scratch.take_as<T>(pixels * hidden_);
+    x_pairs_ = scratch.take_as<T>(pixels * inputs_);
+    x_line_ = scratch.take(pixels * inputs_);
+    upstream_ = zeros(scratch, pixels * outputs_);
+    rounded_upstream_ = scratch.take_as<T>(pixels * outputs_);
+    upstream_pairs_ = scratch.take_as<T>(pixels * outputs_);
+    sums = {zeros(scratch, g.hidden * inputs_), zeros(scratch, hidden_),  zeros(scratch, 9 * hidden_),
+            zeros(scratch, hidden_),            zeros(scratch, g.outputs() * hidden_), zeros(scratch, outputs_)};
+  }
+
+  // The gradients of lines from top to bottom. A line beside them is done twice: its sums belong to another band.
+  void run(int64_t image, int64_t top, int64_t bottom) {
+    const int64_t first = std::max<int64_t>(top - 1, 0), last = std::min(bottom + 1, g_.height);
+    if (first > 0) expand(image, first - 1);
+    expand(image, first);
+    for (int64_t y = first; y < last; ++y) {
+      if (y + 1 < g_.height) expand(image, y + 1);
+      mix(image, y, top <= y && y < bottom);
+      if (y > top) finish(image, y - 1);
+    }
+    if (bottom == g_.height) finish(image, bottom - 1);
+  }
+
+ private:
+  static float* zeros(Scratch& scratch, int64_t floats) {
+    float* taken = scratch.take(floats);
+    std::fill(taken, taken + floats, 0.0f);
+    return taken;
+  }
+
+  int64_t pixel(int64_t image, int64_t y) const { return (image * g_.height + y) * g_.width; }
+
+  const float* line_of(float* const ring[3], int64_t y) const {
+    return y < 0 || y >= g_.height ? none_ : ring[y % 3];
+  }
+
+  // GELU(proj x) and GELU's derivative there.
+  void expand(int64_t image, int64_t y) {
+    T* rounded = rounded_x_[y % 3];
+    round_rows(g_.x + pixel(image, y) * g_.channels, g_.width, g_.channels, inputs_, rounded);
+    multiply<false>(g_.proj, rounded, g_.width, inputs_, line_);
+    float* to = activated_[y % 3] + hidden_;
+    float* slope = slope_[y % 3];
+    for (int64_t i = 0; i < g_.width * hidden_; i += kLanes) {
+      const GeluAndSlope made(load(line_ + i));
+      store(to + i, made.value);
+      store(slope + i, made.slope);
+    }
+  }
+
+  // What the last convolution gets, and its gradient; past it, the depthwise convolution's.
+  void mix(int64_t image, int64_t y, bool is_own) {
+    const int64_t at = pixel(image, y), outputs = g_.outputs(), width = g_.width;
+    for (int64_t x = 0; x < width; ++x) {
+      float* to = upstream_ + x * outputs_;
+      std::copy_n(g_.first_grad + (at + x) * g_.split, g_.split, to);
+      std::copy_n(g_.out_grad + (at + x) * g_.channels, g_.channels, to + g_.split);
+    }
+    round_rows(upstream_, width, outputs_, outputs_, rounded_upstream_);
+    float* grad = mixed_grad_[y % 3];
+    multiply<false>(g_.last_transposed, rounded_upstream_, width, outputs_, grad);
+    const float* const lines[3] = {line_of(activated_, y - 1), activated_[y % 3], line_of(activated_, y + 1)};
+    for (int64_t first = 0; first < hidden_; first += kLanes) {
+      Vec tap[9], tap_sum[9] = {};
+      for (int t = 0; t < 9; ++t) tap[t] = load(g_.dwc.weight() + t * hidden_ + first);
+      const Vec bias = load(g_.dwc.bias() + first);
+      Vec sum = {};
+      for (int64_t x = 0; x < width; ++x) {
+        const int64_t i = x * hidden_ + first;
+        const GeluAndSlope made(bias + nine_taps(tap, lines, i, hidden_));
+        store_factors(mixed_ + i, load(lines[1] + i + hidden_) + made.value);
+        const Vec before = load(grad + i) * made.slope;
+        store(mixed_slope_grad_[y % 3] + i + hidden_, before);
+        sum += before;
+        for (int t = 0; t < 9; ++t) tap_sum[t] += before * load(lines[t / 3] + i + t % 3 * hidden_);
+      }
+      if (!is_own) continue;
+      add_to(sums_.dwc_bias + first, sum);
+      for (int t = 0; t < 9; ++t) add_to(sums_.dwc + t * hidden_ + first, tap_sum[t]);
+    }
+    if (!is_own) return;
+    const T* pairs = summed_over_rows(rounded_upstream_, width, outputs_, upstream_pairs_);
+    add_outer(pairs, outputs, outputs_, summed_over_rows(mixed_, width, hidden_, hidden_pairs_), hidden_, width,
+              sums_.last);
+    for (int64_t c = 0; c < outputs_; c += kLanes) {
+      Vec sum = {};
+      for (int64_t x = 0; x < width; ++x) sum += load(upstream_ + x * outputs_ + c);
+      add_to(sums_.last_bias + c, sum);
+    }
+  }
+
+  // The gradients before the depthwise convolution: of GELU(proj x), of proj and of x.
+  void finish(int64_t image, int64_t y) {
+    const int64_t width = g_.width, channels = g_.channels;
+    const float* const lines[3] = {line_of(mixed_slope_grad_, y - 1), mixed_slope_grad_[y % 3],
+                                   line_of(mixed_slope_grad_, y + 1)};
+    for (int64_t first = 0; first < hidden_; first += kLanes) {
+      Vec tap[9], sum = {};
+      for (int t = 0; t < 9; ++t) tap[t] = load(g_.dwc.weight() + (8 - t) * hidden_ + first);
+      for (int64_t x = 0; x < width; ++x) {
+        const int64_t i = x * hidden_ + first;
+        const Vec grad = load(mixed_grad_[y % 3] + i) + nine_taps(tap, lines, i, hidden_);
+        const Vec before = grad * load(slope_[y % 3] + i);
+        store_factors(hidden_grad_ + i, before);
+        sum += before;
+      }
+      add_to(sums_.proj_bias + first, sum);
+    }
+    const T* pairs = summed_over_rows(hidden_grad_, width, hidden_, hidden_pairs_);
+    add_outer(pairs, g_.hidden, hidden_, summed_over_rows(rounded_x_[y % 3], width, inputs_, x_pairs_), inputs_, width,
+              sums_.proj);
+    multiply<false>(g_.proj_transposed, hidden_grad_, width, hidden_, x_line_);
+    const int64_t at = pixel(image, y) * channels;
+    for (int64_t x = 0; x < width; ++x) {
+      const float* skip = g_.out_grad + at + x * channels;
+      float* to = g_.x_grad + at + x * channels;
+      for (int64_t c = 0; c < channels; ++c) to[c] = x_line_[x * inputs_ + c] + (g_.add ? skip[c] : 0.0f);
+    }
+  }
+
+  static void add_to(float* sums, Vec v) { store(sums, load(sums) + v); }
+
+  const FfnGradients<T>& g_;
+  const int64_t inputs_, hidden_, outputs_;  // padded
+  FfnSums& sums_;
+  float *activated_[3], *mixed_slope_grad_[3];  // lines with a pixel of zeros at both ends
+  float *slope_[3], *mixed_grad_[3];
+  T* rounded_x_[3];
+  float *none_, *line_, *x_line_, *upstream_;
+  T *mixed_, *hidden_grad_, *hidden_pairs_, *x_pairs_, *rounded_upstream_, *upstream_pairs_;
+};
+
+// See esc_conv_ffn_backward.
+template <typename T>
+void conv_ffn_backward(const float* x, const float* proj_weight, const float* proj_bias, const float* proj_transposed,
+                       const float* dwc_weight, const float* dwc_bias, const float* last_transposed,
+                       const float* first_grad, const float* out_grad, float* x_grad, float* proj_grad,
+                       float* proj_bias_grad, float* dwc_grad, float* dwc_bias_grad, float* last_grad,
+                       float* last_bias_grad, int add, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                       int64_t hidden, int64_t split, int threads) {
+  const int64_t outputs = split + channels;
+  const Packed<T> proj(proj_weight, proj_bias, hidden, channels);
+  const Packed<T> back_to_x(proj_transposed, nullptr, channels, hidden);
+  const Packed<T> back_to_hidden(last_transposed, nullptr, hidden, outputs);
+  const Packed<float> dwc(dwc_weight, dwc_bias, hidden, 9);
+  const FfnGradients<T> g{x,        first_grad, out_grad, x_grad,    add != 0,       height, width,
+                          channels, hidden,     split,    proj,      back_to_x,      back_to_hidden, dwc};
+  // Bands of images: as many for each thread. Which thread sums up what is fixed, so that results repeat.
+  const int64_t parts = (threads + batch - 1) / batch, band = (height + parts - 1) / parts;
+  const int64_t bands = (height + band - 1) / band;
+  std::vector<Scratch> scratches = scratch_for(threads, FfnBand<T>::scratch_size(g));
+  std::vector<FfnSums> sums(threads);
+  std::vector<FfnBand<T>> workers;
+  for (int i = 0; i < threads; ++i) workers.emplace_back(g, scratches[i], sums[i]);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t index = 0; index < batch * bands; ++index) {
+    const int64_t top = index % bands * band;
+    workers[omp_get_thread_num()].run(index / bands, top, std::min(top + band, height));
+  }
+  collect(sums, &FfnSums::proj, hidden, channels, false, proj_grad);
+  collect(sums, &FfnSums::proj_bias, 1, hidden, false, proj_bias_grad);
+  collect(sums, &FfnSums::dwc, 9, hidden, true, dwc_grad);
+  collect(sums, &FfnSums::dwc_bias, 1, hidden, false, dwc_bias_grad);
+  collect(sums, &FfnSums::last, outputs, hidden, false, last_grad);
+  collect(sums, &FfnSums::last_bias, 1, outputs, false, last_bias_grad);
+}
+
+}  // namespace
+
+// The gradients of esc_conv_ffn without a LayerNorm, out not being x: of x and of the weights, laid out as they are.
+// first_grad, out_grad: of first and out. proj_transposed: (channels, hidden), last_transposed: (hidden, split + channels).
+extern "C" int esc_conv_ffn_backward(const float* x, const float* proj_weight, const float* proj_bias,
+                                      const float* proj_transposed, const float* dwc_weight, const float* dwc_bias,
+                                      const float* last_transposed, const float* first_grad, const float* out_grad,
+                                      float* x_grad, float* proj_grad, float* proj_bias_grad, float* dwc_grad,
+                                      float* dwc_bias_grad, float* last_grad, float* last_bias_grad, int add, int bf16,
+                                      int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t hidden,
+                                      int64_t split, int threads) try {
+#if defined(ESC_BF16)
+  if (bf16) {
+    conv_ffn_backward<Bf16>(x, proj_weight, proj_bias, proj_transposed, dwc_weight, dwc_bias, last_transposed, first_grad,
+                            out_grad, x_grad, proj_grad, proj_bias_grad, dwc_grad, dwc_bias_grad, last_grad,
+                            last_bias_grad, add, batch, height, width, channels, hidden, split, threads);
+    return 0;
+  }
+#endif
+  conv_ffn_backward<float>(x, proj_weight, proj_bias, proj_transposed, dwc_weight, dwc_bias, last_transposed, first_grad,
+                           out_grad, x_grad, proj_grad, proj_bias_grad, dwc_grad, dwc_bias_grad, last_grad,
+                           last_bias_grad, add, batch, height, width, channels, hidden, split, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// ------------------------------------------------------------------------ the large kernel, with its gradients
+
+namespace {
+
+// to (rows, columns) = left (rows, inner) times right (inner, columns), columns whole vectors.
+template <int P, int V>
+inline void product_block(const float* left, int64_t inner, const float* right, int64_t columns, float* to) {
+  Vec total[P][V] = {};
+  for (int64_t k = 0; k < inner; ++k) {
+    Vec factors[V];
+    for (int v = 0; v < V; ++v) factors[v] = load(right + k * columns + v * kLanes);
+    for (int i = 0; i < P; ++i)
+      for (int v = 0; v < V; ++v) total[i][v] += left[i * inner + k] * factors[v];
+  }
+  for (int i = 0; i < P; ++i)
+    for (int v = 0; v < V; ++v) store(to + i * columns + v * kLanes, total[i][v]);
+}
+
+template <int V>
+void product_columns(const float* left, int64_t rows, int64_t inner, const float* right, int64_t columns, float* to) {
+  int64_t row = 0;
+  for (; row + kPixels <= rows; row += kPixels)
+    product_block<kPixels, V>(left + row * inner, inner, right, columns, to + row * columns);
+  for (; row + 2 <= rows; row += 2)
+    product_block<2, V>(left + row * inner, inner, right, columns, to + row * columns);
+  for (; row < rows; ++row) product_block<1, V>(left + row * inner, inner, right, columns, to + row * columns);
+}
+
+void product(const float* left, int64_t rows, int64_t inner, const float* right, int64_t columns, float* to) {
+  int64_t first = 0;
+  for (; first + 4 * kLanes <= columns; first += 4 * kLanes)
+    product_columns<4>(left, rows, inner, right + first, columns, to + first);
+  for (; first < columns; first += kLanes)
+    product_columns<1>(left, rows, inner, right + first, columns, to + first);
+}
+
+std::vector<float> transposed(const std::vector<float>& matrix, int64_t columns) {
+  const int64_t rows = matrix.size() / columns;
+  std::vector<float> to(matrix.size());
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = matrix[i * columns + j];
+  return to;
+}
+
+// The real Fourier basis of tiles that overlap by a kernel's size less 1: see frequency_tiles.py. A vector u of it is the
+// constant; then a cosine (u odd) and a sine of each frequency (u + 1) / 2; last the cosine that alternates.
+struct Tiles {
+  int64_t side, size, kept, margin, frequencies;
+  std::vector<float> basis;            // (side, side): a vector a row
+  std::vector<float> inner;            // (side, kept): of what is left of a tile without its margins
+  std::vector<float> basis_transposed, inner_transposed;
+  std::vector<float> cosines;          // (frequencies, size): a kernel's response at each
+  std::vector<float> cosines_transposed;
+
+  Tiles(int64_t side, int64_t size)
+      : side(side), size(size), kept(side - size + 1), margin(size / 2), frequencies(side / 2 + 1),
+        basis(side * side), inner(side * kept), cosines(frequencies * size) {
+    const double turn = 2 * std::acos(-1.0) / side;
+    std::vector<double> cosine(side), sine(side);
+    for (int64_t i = 0; i < side; ++i) cosine[i] = std::cos(turn * i), sine[i] = std::sin(turn * i);
+    for (int64_t u = 0; u < side; ++u) {
+      const double scale = std::sqrt((u == 0 || u == side - 1 ? 1.0 : 2.0) / side);
+      for (int64_t x = 0; x < side; ++x) {
+        const int64_t phase = (u + 1) / 2 * x % side;
+        const double value = u == 0 || u % 2 == 1 ? cosine[phase] : sine[phase];
+        basis[u * side + x] = static_cast<float>(scale * value);
+      }
+      std::copy_n(&basis[u * side + margin], kept, &inner[u * kept]);
+    }
+    for (int64_t f = 0; f < frequencies; ++f)
+      for (int64_t i = 0; i < size; ++i) cosines[f * size + i] = static_cast<float>(cosine[f * std::abs(i - margin) % side]);
+    basis_transposed = transposed(basis, side);
+    inner_transposed = transposed(inner, kept);
+    cosines_transposed = transposed(cosines, size);
+  }
+  // The basis vectors of a frequency: from first to last.
+  int64_t first(int64_t frequency) const { return std::max<int64_t>(2 * frequency - 1, 0); }
+  int64_t last(int64_t frequency) const { return std::min(2 * frequency, side - 1); }
+};
+
+// to (n, n, channels) from a tile (m, m, channels) by matrix (n, m) in both directions, vertically first.
+void transform(const std::vector<float>& matrix, int64_t n, int64_t m, const float* tile, int64_t channels, float* between,
+               float* to) {
+  product(matrix.data(), n, m, tile, m * channels, between);
+  for (int64_t row = 0; row < n; ++row)
+    product(matrix.data(), n, m, between + row * m * channels, channels, to + row * n * channels);
+}
+
+// to (out channels) += from (in channels) times response (in channels, out channels) at each of the basis vectors, of
+// which up to four have one response. tiles: (side, side, channels).
+void mix(const Tiles& t, const float* response, const float* from, int64_t in_channels, int64_t out_channels, float* to) {
+  for (int64_t f = 0; f < t.frequencies * t.frequencies; ++f, response += in_channels * out_channels) {
+    const int64_t at_u = f / t.frequencies, at_v = f % t.frequencies;
+    for (int64_t o = 0; o < out_channels; o += kLanes) {
+      const float* rows[4] = {};
+      float* sums[4];
+      int count = 0;
+      for (int64_t u = t.first(at_u); u <= t.last(at_u); ++u)
+        for (int64_t v = t.first(at_v); v <= t.last(at_v); ++v, ++count) {
+          rows[count] = from + (u * t.side + v) * in_channels;
+          sums[count] = to + (u * t.side + v) * out_channels + o;
+        }
+      for (int i = count; i < 4; ++i) rows[i] = rows[0];
+      Vec total[4] = {};
+      for (int64_t c = 0; c < in_channels; ++c) {
+        const Vec factors = load(response + c * out_channels + o);
+        for (int i = 0; i < 4; ++i) total[i] += rows[i][c] * factors;
+      }
+      for (int i = 0; i < count; ++i) store(sums[i], total[i]);
+    }
+  }
+}
+
+// response_grad (in channels, out channels) += from (in channels) times grad (out channels), at each frequency.
+void add_response_grad(const Tiles& t, const float* from, const float* grad, int64_t in_channels, int64_t out_channels,
+                       float* response_grad) {
+  for (int64_t f = 0; f < t.frequencies * t.frequencies; ++f, response_grad += in_channels * out_channels) {
+    const int64_t at_u = f / t.frequencies, at_v = f % t.frequencies;
+    for (int64_t u = t.first(at_u); u <= t.last(at_u); ++u)
+      for (int64_t v = t.first(at_v); v <= t.last(at_v); ++v) {
+        const float* row = from + (u * t.side + v) * in_channels;
+        for (int64_t o = 0; o < out_channels; o += kLanes) {
+          const Vec factors = load(grad + (u * t.side + v) * out_channels + o);
+          for (int64_t c = 0; c < in_channels; ++c) {
+            float* sum = response_grad + c * out_channels + o;
+            store(sum, load(sum) + row[c] * factors);
+          }
+        }
+      }
+  }
+}
+
+// Maps of an image, (height, width, channels).
+struct Map {
+  int64_t height, width, channels;
+};
+
+// A square (side, side, channels) of a map from (top, left) on; zeros beyond the map.
+void cut(const Map& map, const float* from, int64_t top, int64_t left, int64_t side, float* to) {
+  const int64_t first = std::max<int64_t>(-left, 0), last = std::max(first, std::min(side, map.width - left));
+  for (int64_t y = 0; y < side; ++y, to += side * map.channels) {
+    const bool is_inside = top + y >= 0 && top + y < map.height;
+    const int64_t begin = is_inside ? first : side, end = is_inside ? last : side;
+    std::fill(to, to + begin * map.channels, 0.0f);
+    if (is_inside)
+      std::copy_n(from + ((top + y) * map.width + left + begin) * map.channels, (end - begin) * map.channels,
+                  to + begin * map.channels);
+    std::fill(to + end * map.channels, to + side * map.channels, 0.0f);
+  }
+}
+
+// Adds a square to a map, or writes it there; what lies beyond the map is left out.
+template <bool Add>
+void paste(const Map& map, const float* from, int64_t top, int64_t left, int64_t side, float* to) {
+  const int64_t first = std::max<int64_t>(-left, 0), last = std::min(side, map.width - left);
+  for (int64_t y = std::max<int64_t>(-top, 0); y < std::min(side, map.height - top); ++y) {
+    const float* row = from + y * side * map.channels;
+    float* target = to + ((top + y) * map.width + left) * map.channels;
+    for (int64_t i = first * map.channels; i < last * map.channels; ++i) target[i] = (Add ? target[i] : 0.0f) + row[i];
+  }
+}
+
+// The response (frequencies, frequencies, in channels, out channels) of a kernel (size, size, in, out channels).
+std::vector<float> response_of(const Tiles& t, const float* kernel, int64_t channels_square) {
+  std::vector<float> between(t.frequencies * t.size * channels_square);
+  std::vector<float> response(t.frequencies * t.frequencies * channels_square);
+  product(t.cosines.data(), t.frequencies, t.size, kernel, t.size * channels_square, between.data());
+  for (int64_t f = 0; f < t.frequencies; ++f)
+    product(t.cosines.data(), t.frequencies, t.size, &between[f * t.size * channels_square], channels_square,
+            &response[f * t.frequencies * channels_square]);
+  return response;
+}
+
+}  // namespace
+
+// Convolution with zero padding by a kernel that is equal to its own flips, in tiles of `side`, even.
+// x: (batch, height, width, in_channels), kernel: (size, size, in_channels, out_channels), out: as x. Channels: whole
+// vectors.
+extern "C" int esc_large_kernel(const float* x, const float* kernel, float* out, int64_t side, int64_t size, int64_t batch,
+                                 int64_t height, int64_t width, int64_t in_channels, int64_t out_channels,
+                                 int threads) try {
+  const Tiles t(side, size);
+  const std::vector<float> response = response_of(t, kernel, in_channels * out_channels);
+  const Map in{height, width, in_channels}, made{height, width, out_channels};
+  const int64_t rows = (height + t.kept - 1) / t.kept, columns = (width + t.kept - 1) / t.kept;
+  const int64_t square = side * side * std::max(in_channels, out_channels);
+  std::vector<Scratch> scratches = scratch_for(threads, 2 * square + 8 * kLanes);
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch& scratch = scratches[omp_get_thread_num()];
+    float *tile = scratch.take(square), *between = scratch.take(square);
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < batch * rows * columns; ++index) {
+      const int64_t image = index / (rows * columns);
+      const int64_t top = index % (rows * columns) / columns * t.kept, left = index % columns * t.kept;
+      cut(in, x + image * height * width * in_channels, top - t.margin, left - t.margin, side, tile);
+      transform(t.basis, side, side, tile, in_channels, between, tile);
+      mix(t, response.data(), tile, in_channels, out_channels, between);
+      transform(t.inner_transposed, t.kept, side, between, out_channels, tile, between);
+      paste<false>(made, between, top, left, t.kept, out + image * height * width * out_channels);
+    }
+  }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// The gradients of esc_large_kernel: x_grad and kernel_grad are laid out as x and kernel.
+extern "C" int esc_large_kernel_backward(const float* x, const float* kernel, const float* out_grad, float* x_grad,
+                                          float* kernel_grad, int64_t side, int64_t size, int64_t batch, int64_t height,
+                                          int64_t width, int64_t in_channels, int64_t out_channels, int threads) try {
+  const Tiles t(side, size);
+  const int64_t matrix = in_channels * out_channels;
+  // From out channels to in channels.
+  std::vector<float> back(size * size * matrix);
+  for (int64_t tap = 0; tap < size * size; ++tap)
+    for (int64_t i = 0; i < in_channels; ++i)
+      for (int64_t o = 0; o < out_channels; ++o)
+        back[tap * matrix + o * in_channels + i] = kernel[tap * matrix + i * out_channels + o];
+  const std::vector<float> response = response_of(t, back.data(), matrix);
+  const Map in{height, width, in_channels}, made{height, width, out_channels};
+  const int64_t rows = (height + t.kept - 1) / t.kept, columns = (width + t.kept - 1) / t.kept;
+  const int64_t square = side * side * std::max(in_channels, out_channels);
+  std::vector<Scratch> scratches = scratch_for(threads, 3 * square + 8 * kLanes);
+  const int64_t all = t.frequencies * t.frequencies * matrix;
+  std::vector<std::vector<float>> sums(threads);  // of a thread: the response's gradient
+  for (auto& each : sums) each.resize(all);
+  // Tiles overlap, so that an image is one thread's. Which thread sums up what is fixed, so that results repeat.
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch& scratch = scratches[omp_get_thread_num()];
+    float *grads = scratch.take(square), *tile = scratch.take(square), *between = scratch.take(square);
+    float* response_grad = sums[omp_get_thread_num()].data();
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < batch; ++image) {
+      float* to = x_grad + image * height * width * in_channels;
+      std::fill(to, to + height * width * in_channels, 0.0f);
+      for (int64_t index = 0; index < rows * columns; ++index) {
+        const int64_t top = index / columns * t.kept, left = index % columns * t.kept;
+        cut(in, x + image * height * width * in_channels, top - t.margin, left - t.margin, side, tile);
+        transform(t.basis, side, side, tile, in_channels, between, tile);
+        cut(made, out_grad + image * height * width * out_channels, top, left, t.kept, grads);
+        transform(t.inner, side, t.kept, grads, out_channels, between, grads);
+        add_response_grad(t, tile, grads, in_channels, out_channels, response_grad);
+        mix(t, response.data(), grads, out_channels, in_channels, between);
+        transform(t.basis_transposed, side, side, between, in_channels, tile, between);
+        paste<true>(in, between, top - t.margin, left - t.margin, side, to);
+      }
+    }
+  }
+  for (int i = 1; i < threads; ++i)
+    for (int64_t j = 0; j < all; ++j) sums[0][j] += sums[i][j];
+  std::vector<float> between(t.frequencies * size * matrix);
+  for (int64_t f = 0; f < t.frequencies; ++f)
+    product(t.cosines_transposed.data(), size, t.frequencies, &sums[0][f * t.frequencies * matrix], matrix,
+            &between[f * size * matrix]);
+  product(t.cosines_transposed.data(), size, t.frequencies, between.data(), size * matrix, kernel_grad);
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

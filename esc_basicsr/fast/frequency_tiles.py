@@ -20,7 +20,7 @@ from esc_basicsr.archs.conv_attention import average_over_symmetries
 from esc_basicsr.fast.precision import without_autocast
 
 # below this size of kernel or of image the direct form is as fast
-_LEAST_KERNEL = 7
+LEAST_KERNEL = 7
 _LEAST_PIXELS = 48 * 48
 
 _TILES_AT_ONCE = 24
@@ -55,18 +55,18 @@ class SymmetricKernel:
         size = self.weight.shape[-1]
         # Tiles pay on a CPU, which multiplications limit. Low precision needs the direct sums.
         is_exact = x.dtype in (torch.float32, torch.float64)
-        pays = is_exact and x.device.type == "cpu" and size >= _LEAST_KERNEL
+        pays = is_exact and x.device.type == "cpu" and size >= LEAST_KERNEL
         if directly or not (pays and x.shape[-2] * x.shape[-1] >= _LEAST_PIXELS):
             return F.conv2d(x, self.weight, padding=size // 2)
         with without_autocast(x.device):
-            tile = _best_tile(*x.shape[-2:], size, x.shape[1])
+            tile = best_tile(*x.shape[-2:], size, x.shape[1])
             if tile not in self._by_tile:
                 self._by_tile[tile] = _frequencies(self.weight.to(x.dtype), tile)
             return _convolve_tiles(x, self._by_tile[tile], size)
 
 
 @functools.cache
-def _best_tile(height: int, width: int, size: int, channels: int) -> int:
+def best_tile(height: int, width: int, size: int, channels: int) -> int:
     """Find the even side of tiles that costs least: multiplications, and memory traffic beside them."""
 
     def cost(tile: int) -> float:

@@ -36,6 +36,9 @@ class Library(NamedTuple):
     window_attention: Callable[..., int]
     window_attention_backward: Callable[..., int]
     conv_ffn: Callable[..., int]
+    conv_ffn_backward: Callable[..., int]
+    large_kernel: Callable[..., int]
+    large_kernel_backward: Callable[..., int]
     lanes: int
     has_bf16: bool
     has_amx: bool
@@ -66,8 +69,11 @@ def load() -> Library:
     sizes = [size] * 6
     return Library(
         function("esc_window_attention", *[pointer] * 4, ctypes.c_int, *sizes, ctypes.c_int),
-        function("esc_window_attention_backward", *[pointer] * 7, *sizes, ctypes.c_int),
+        function("esc_window_attention_backward", *[pointer] * 6, ctypes.c_int, *sizes, ctypes.c_int),
         function("esc_conv_ffn", *[pointer] * 11, *[ctypes.c_int] * 2, *sizes, ctypes.c_int),
+        function("esc_conv_ffn_backward", *[pointer] * 16, *[ctypes.c_int] * 2, *sizes, ctypes.c_int),
+        function("esc_large_kernel", *[pointer] * 3, *[size] * 2, *sizes[:5], ctypes.c_int),
+        function("esc_large_kernel_backward", *[pointer] * 5, *[size] * 2, *sizes[:5], ctypes.c_int),
         library.esc_lanes(),
         bool(library.esc_has_bf16()),
         bool(library.esc_has_amx()),

@@ -117,18 +117,8 @@ class FastNetwork(nn.Module):
     def _add_conv_attention(
         self, x: Tensor, norm: nn.Module, ffn: ConvFFN, mixer: ConvAttention, large_kernel: LargeKernel
     ) -> Tensor:
-        """Compute ``x + mixer(ffn(norm(x)))`` in ``x``'s place.
-
-        Between the ConvFFN's last convolution and ConvAttn's nothing lies on the channels that are not
-        convolved: on these the two are one.
-        """
-        pdim = mixer.pdim
-        (inner, inner_bias), (outer, outer_bias) = matrix_and_bias(ffn.aggr), matrix_and_bias(mixer.aggr)
-        with without_autocast(x.device):
-            weight = outer[:, pdim:] @ inner[pdim:]
-            bias = torch.addmv(outer_bias, outer[:, pdim:], inner_bias[pdim:])
-        first, rest = (inner[:pdim], inner_bias[:pdim]), (weight, bias)
-        convolved, x = self._two_ended_conv_ffn(norm, ffn, x, first, rest)
+        """Compute ``x + mixer(ffn(norm(x)))`` in ``x``'s place."""
+        convolved, x = self._two_ended_conv_ffn(norm, ffn, x, *two_ends(ffn, mixer))
         if isinstance(mixer, UnsharedConvAttention):
             large_kernel = SymmetricKernel(mixer.plk_filter)
         if isinstance(large_kernel, SymmetricKernel):
@@ -139,7 +129,7 @@ class FastNetwork(nn.Module):
                 convolved = _add(convolved, depthwise_per_image(features, core.dwc_proj(features)))
         else:
             convolved = mixer.plk(convolved, *(large_kernel or ()))
-        join = mixer.aggr.weight[:, :pdim]
+        join = mixer.aggr.weight[:, : mixer.pdim]
         return add_in_chunks(x, lambda chunk: F.conv2d(chunk, join), convolved, multiple=1)
 
     def _two_ended_conv_ffn(
@@ -166,6 +156,22 @@ class FastNetwork(nn.Module):
             out[:, :, rows] = F.conv2d(hidden, first[0][:, :, None, None], first[1])
             x[:, :, rows] += F.conv2d(hidden, rest[0][:, :, None, None], rest[1])
         return out, x
+
+
+def two_ends(ffn: ConvFFN, mixer: ConvAttention) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Join a ConvFFN's last convolution and ConvAttn's.
+
+    On the channels that are not convolved nothing lies between: there the two are one.
+
+    Returns:
+        Matrix (channels, hidden) and bias to the channels that are convolved; the same to ConvAttn's output.
+    """
+    pdim = mixer.pdim
+    (inner, inner_bias), (outer, outer_bias) = matrix_and_bias(ffn.aggr), matrix_and_bias(mixer.aggr)
+    with without_autocast(inner.device):
+        weight = outer[:, pdim:] @ inner[pdim:]
+        bias = torch.addmv(outer_bias, outer[:, pdim:], inner_bias[pdim:])
+    return (inner[:pdim], inner_bias[:pdim]), (weight, bias)
 
 
 def _add(own: Tensor, other: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Published figures of these networks and of baselines, to stand beside measured ones.
 
 From arXiv:2503.06671: PSNR in dB and SSIM on Y, a border of ``scale`` pixels cropped; and costs, on the
-authors' GPU. They are data, in the CSV files beside this module; an empty cell is not published.
+authors' GPU. Without a change of size, from arXiv:2108.10257: PSNR and SSIM on RGB, or of gray images, no
+border cropped. They are data, in the CSV files beside this module; an empty cell is not published.
 """
 
 import csv
@@ -9,6 +10,9 @@ from importlib import resources
 from typing import NamedTuple
 
 PUBLICATION = "arXiv:2503.06671"
+
+RESTORATION = "arXiv:2108.10257"
+RESTORATION_SETS = "DIV2K, Flickr2K, BSD500 and WED"  # which all methods there were trained on
 
 # DFLIP is DIV2K + Flickr2K + LSDIR + DiverSeg-IP.
 TRAINING_SETS = ("DIV2K", "DFLIP")
@@ -70,4 +74,18 @@ def published_figures(training_set: str, scale: int) -> dict[str, dict[str, dict
             for column, figure in row.items():
                 test_set, metric = column.split()
                 by_set.setdefault(test_set, {}).update({metric: float(figure)} if figure else {})
+    return figures
+
+
+def published_restoration() -> dict[str, dict[str, dict[str, float]]]:
+    """Return the published quality of networks that remove noise or JPEG artefacts.
+
+    Returns:
+        method -> test set, as the shipped option files call it -> ``psnr`` and ``ssim``, as far as they are
+        published.
+    """
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for row in _table("restoration"):
+        values = {metric: float(row[metric]) for metric in ("psnr", "ssim") if row[metric]}
+        figures.setdefault(row["method"], {})[row["set"]] = values
     return figures

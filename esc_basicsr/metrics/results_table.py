@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esc_basicsr.common.tables import markdown_table
-from esc_basicsr.metrics.published import PUBLICATION, TRAINING_SETS, published_figures
+from esc_basicsr.metrics.published import (
+    PUBLICATION,
+    RESTORATION,
+    RESTORATION_SETS,
+    TRAINING_SETS,
+    published_figures,
+    published_restoration,
+)
 from esc_basicsr.metrics.result_files import write_csv, write_text
 
 _NOTHING = "—"
@@ -87,15 +94,24 @@ class ResultsTable:
         comparable = {metric: kind for metric in self._measured() if (kind := self._published_kind(metric))}
         if self.scale is None or not comparable:
             return rows
-        for training_set in trained_on:
-            for method, figures in published_figures(training_set, self.scale).items():
-                by_set = {name.casefold(): values for name, values in figures.items()}
-                values = {}
-                for name in self.results:
-                    known = by_set.get(_OTHER_NAMES.get(name.casefold(), name.casefold()), {})
-                    values[name] = {m: known[kind] for m, kind in comparable.items() if kind in known}
-                if any(values.values()):
-                    rows.append(_Row(method, training_set, PUBLICATION, method == self.variant, values))
+        published = [
+            (method, training_set, PUBLICATION, figures)
+            for training_set in trained_on
+            for method, figures in published_figures(training_set, self.scale).items()
+        ]
+        if self.scale == 1:
+            published = [
+                (method, RESTORATION_SETS, RESTORATION, figures)
+                for method, figures in published_restoration().items()
+            ]
+        for method, training_set, source, figures in published:
+            by_set = {name.casefold(): values for name, values in figures.items()}
+            values = {}
+            for name in self.results:
+                known = by_set.get(_OTHER_NAMES.get(name.casefold(), name.casefold()), {})
+                values[name] = {m: known[kind] for m, kind in comparable.items() if kind in known}
+            if any(values.values()):
+                rows.append(_Row(method, training_set, source, method == self.variant, values))
         return rows
 
     def _training_sets(self) -> Sequence[str]:
@@ -109,7 +125,10 @@ class ResultsTable:
     def _published_kind(self, metric: str) -> str | None:
         """Return which published metric a metric is, if it is measured the same way; else None."""
         options = self.metrics[metric]
-        if options.get("test_y_channel") is not True or options.get("crop_border") != self.scale:
+        is_restored = self.scale == 1  # then all of RGB is compared, or gray images are
+        if (options.get("test_y_channel") is True) is is_restored:
+            return None
+        if options.get("crop_border") != (0 if is_restored else self.scale):
             return None
         return {"calculate_psnr": "psnr", "calculate_ssim": "ssim"}.get(str(options.get("type")))
 
@@ -141,7 +160,12 @@ class ResultsTable:
         else:
             notes.append("LR images go through the network as they are (val.pad_to_window: false).")
         published = {row.trained_on: None for row in rows if row.figures_from != "measured"}
-        if published:
+        if published and self.scale == 1:
+            notes.append(
+                f"Published figures: {RESTORATION}, networks trained on {RESTORATION_SETS}; PSNR in dB and "
+                "SSIM on RGB or of gray images, no border cropped."
+            )
+        elif published:
             notes.append(
                 f"Published figures: {PUBLICATION}, networks trained on {' or '.join(published)}; PSNR in "
                 f"dB and SSIM on Y, a border of {self.scale} pixels cropped."

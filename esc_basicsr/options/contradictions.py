@@ -1,5 +1,6 @@
 """Options of a file that are sound each by itself and do not go together."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 
 from esc_basicsr.common.log import logger
+from esc_basicsr.options.data_check import process_count
 from esc_basicsr.options.kinds import COUNT, is_whole
 from esc_basicsr.options.schema import (
     DATASETS,
     DEGRADING_MODELS,
     KNOWN_MODELS,
     LOADER,
+    OWN_STEPS,
     SECTIONS,
     TRAIN,
     lookup,
@@ -42,8 +45,7 @@ def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
             yield f"datasets.{name}.{key}", message
     if is_train and isinstance(opt.get("train"), Mapping):
         yield from _of_the_schedule(opt)
-        if opt.get("model_type") == "ESCModel":
-            yield from _of_a_step(opt)
+        yield from _of_a_step(opt)
         if opt.get("model_type") in DEGRADING_MODELS and opt.get("high_order_degradation", True):
             yield from _of_degradations(opt)
     if is_train and lookup(opt, "logger.wandb.project") and lookup(opt, "logger.use_tb_logger") is not True:
@@ -59,6 +61,8 @@ def _of_the_scale(opt: Mapping[str, Any]) -> Iterator[Problem]:
     metrics = lookup(opt, "val.metrics")
     for name, metric in metrics.items() if isinstance(metrics, Mapping) else ():
         border = metric.get("crop_border") if isinstance(metric, Mapping) else None
+        if lookup(metric, "type") == "calculate_niqe":  # which is published without a border
+            continue
         if is_whole(border) and border != scale and scale != 1:
             logger.warning(
                 "val.metrics.%s.crop_border is %s and scale is %s: published figures crop a border of scale "
@@ -73,18 +77,16 @@ def _of_a_data_set(opt: Mapping[str, Any], dataset: Any, is_training_set: bool) 
     if is_training_set and values.get("prefetch_mode") == "cuda" and values.get("pin_memory") is False:
         yield "pin_memory", "expected true with prefetch_mode: cuda."
     model = opt.get("model_type")
-    if model in KNOWN_MODELS and model != "ESCModel":
-        if values.get("global_batch_size") is not None:
-            message = f"{model} takes a batch in one pass only: with model_type: ESCModel it is known."
-            yield "global_batch_size", message
-        if values.get("lq_on_device") is True:
-            yield "lq_on_device", f"got true, but {model} cannot make LR: with model_type: ESCModel it can."
+    if model in KNOWN_MODELS and model != "ESCModel" and values.get("lq_on_device") is True:
+        yield "lq_on_device", f"got true, but {model} cannot make LR: with model_type: ESCModel it can."
     is_folder = lookup(dataset, "io_backend.type") == "disk"
     if kind == "RealESRGANDataset" and is_folder and dataset.get("meta_info") is None:
         yield "meta_info", "missing; expected a file that lists the images to take of dataroot_gt."
     if kind == "DegradedDataset":
         if (values.get("noise_sigma") is None) == (values.get("jpeg_quality") is None):
             yield "noise_sigma", "expected either this or jpeg_quality."
+        elif values.get("color") == "y" and values.get("noise_sigma") is not None:
+            yield "color", "is for jpeg_quality alone. Leave it out."
         if opt.get("scale") not in (None, 1):
             yield "type", f"got 'DegradedDataset', which is for scale 1, and scale is {opt['scale']}."
         quality = values.get("jpeg_quality")
@@ -140,16 +142,28 @@ def _devices_of_process(opt: Mapping[str, Any]) -> int:
     return devices if is_whole(devices) and devices > 1 and not is_launched else 1
 
 
+def _share(opt: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Count the samples of a step of one process, and the pieces that they go through the network in.
+
+    None where the options that say so are not sound, which is reported elsewhere.
+    """
+    data = sound(lookup(opt, "datasets.train"), LOADER)
+    pieces = sound(opt["train"], SECTIONS["train"]).get("accumulate")
+    if "batch_size_per_gpu" not in data or pieces is None:
+        return None
+    at_once: int = data["batch_size_per_gpu"] * _devices_of_process(opt)
+    whole = data.get("global_batch_size")
+    if whole is None:
+        return at_once, pieces
+    share = whole // process_count(opt)
+    return share, math.ceil(share / at_once)
+
+
 def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
     values = sound(opt, SECTIONS[""])
-    pairs, batch = values.get("queue_size"), lookup(opt, "datasets.train.batch_size_per_gpu")
-    devices = _devices_of_process(opt)
-    if pairs and COUNT.accepts(batch) and pairs % (batch * devices):
-        times = f" × {devices} GPUs" if devices > 1 else ""
-        yield (
-            "queue_size",
-            f"got {pairs}, expected a multiple of datasets.train.batch_size_per_gpu, {batch}{times}.",
-        )
+    pairs, share = values.get("queue_size"), _share(opt)
+    if pairs and share and share[0] and pairs % share[0]:
+        yield "queue_size", f"got {pairs}, expected a multiple of the {share[0]} samples of a step."
     size, scale = values.get("gt_size"), values.get("scale")
     if size and scale and size % scale:
         yield "gt_size", f"got {size}, expected a multiple of scale, {scale}."
@@ -164,12 +178,23 @@ def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
 def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
     """Find what accumulation, half precision and compilation do not go with."""
     train = sound(opt["train"], SECTIONS["train"])
-    devices = _devices_of_process(opt)
+    model, devices = opt.get("model_type"), _devices_of_process(opt)
+    if model in OWN_STEPS:
+        keys = ("amp", "accumulate", "compile", "clip_grad_norm")
+        asked = [f"train.{key}" for key in keys if train.get(key) not in (None, False, TRAIN[key].default)]
+        if lookup(opt, "datasets.train.global_batch_size") is not None:
+            asked.append("datasets.train.global_batch_size")
+        for where in asked:
+            yield where, f"{model} takes its steps by itself, in float32 and one piece. Leave it out."
+        return
     for key in ("amp", "compile"):
         if not train.get(key):
             continue
-        if opt.get("cpu_kernels") is True:
-            yield f"train.{key}", "does not go with cpu_kernels, which are for float32. Leave one out."
+        if opt.get("cpu_kernels") is True and train[key] != "bf16":
+            reason = (
+                "does not go with cpu_kernels, which compute in float32 or bf16, uncompiled. Leave one out."
+            )
+            yield f"train.{key}", reason
         # Without a launcher several GPUs are served by threads, which autocast and compile do not suit.
         if devices > 1:
             yield (
@@ -196,3 +221,9 @@ def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
     for key, value in (("train.pixel_opt.reduction", "sum"), ("train.perceptual_opt.criterion", "fro")):
         if lookup(opt, key) == value:
             yield key, f"got '{value}', which is no mean over images: {where} would change it. Leave one out."
+    if (_share(opt) or (0, 1))[1] == 1:
+        return
+    if model == "ESRGANModel":
+        yield where, "ESRGANModel compares with the mean of a whole batch, not of pieces. Leave it out."
+    if lookup(opt, "network_d.type") == "VGGStyleDiscriminator":
+        yield where, "network_d normalises over a whole batch, not pieces. Leave it out, or write another."

@@ -86,7 +86,7 @@ def batch_problems(dataset: Mapping[str, Any], opt: Mapping[str, Any]) -> Iterat
     kinds = {key: batch, "dataset_enlarge_ratio": ratio}
     if not images or not all(LOADER[name].kind.accepts(value) for name, value in kinds.items()):
         return
-    processes, of_each, needed = _process_count(opt), "", batch
+    processes, of_each, needed = process_count(opt), "", batch
     if key == "global_batch_size" and batch % processes:
         yield key, f"got {batch}, expected a multiple of the number of processes, {processes}."
         return
@@ -318,7 +318,7 @@ def _say_size(size: Sequence[int]) -> str:
     return f"{size[1]}×{size[0]}"
 
 
-def _process_count(opt: Mapping[str, Any]) -> int:
+def process_count(opt: Mapping[str, Any]) -> int:
     """Count training processes: as BasicSR counted them, or as torchrun announces them."""
     count = str(opt.get("world_size") or os.environ.get("WORLD_SIZE", "1"))
     return max(1, int(count)) if count.isdecimal() else 1

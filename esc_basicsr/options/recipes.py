@@ -4,7 +4,7 @@ Each file is complete and flat, for BasicSR's own parser and for people to copy,
 come from the tables below and from `VARIANTS`; the recipe is the release's (arXiv:2503.06671, Sec. 4.1).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from string import Template
@@ -82,6 +82,8 @@ SHORT = Schedule(
 # from the trained ×2
 SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
 
+_GRAY = "color: y # luma, and gray images as they are"
+
 # Our own choice: at ×1 a patch of 64 shows little beyond one window.
 WHOLE_SIZE = Schedule(lr_patch=128, batch=16, batch_per_gpu=4)
 
@@ -98,7 +100,7 @@ class Recipe:
     remark: str = ""
     scale_key: str = "upscaling_factor"
     schedule: Schedule = Schedule()
-    degradation: str = ""  # of images whose size is kept: what `DegradedDataset` does to them
+    degradation: tuple[str, ...] = ()  # of images whose size is kept: what `DegradedDataset` does to them
 
     @property
     def name(self) -> str:
@@ -154,15 +156,24 @@ def same_size_recipes() -> list[Recipe]:
         "ESC": RELEASED["ESC"],
         "ESC-RealM": {**RELEASED["ESC-RealM"], "upsampler": "conv", "unshuffle_mod": False},
     }
-    tasks = [
-        (f"noise{sigma}", f"noise_sigma: {sigma} # of 255", f"Removes Gaussian noise of sigma {sigma}")
+    gray = {"in_channels": 1, "out_channels": 1}
+    jpeg = "jpeg_quality: [10, 90]"
+    tasks: list[tuple[str, tuple[str, ...], dict[str, Any], str]] = [
+        (f"noise{sigma}", (f"noise_sigma: {sigma} # of 255",), {}, f"Removes Gaussian noise of sigma {sigma}")
         for sigma in (15, 25, 50)
     ]
-    tasks.append(("jpeg", "jpeg_quality: [10, 90]", "Removes JPEG's artefacts"))
+    tasks += [
+        ("jpeg", (jpeg,), {}, "Removes JPEG's artefacts"),
+        ("jpeg_gray", (jpeg, _GRAY), gray, "Removes JPEG's artefacts from gray images, as published"),
+    ]
     return [
-        Recipe(variant, 1, "DIV2K", network, row, remark, schedule=WHOLE_SIZE, degradation=degradation)
+        Recipe(
+            *(variant, 1, "DIV2K", {**network, **changes}, row, remark),
+            schedule=WHOLE_SIZE,
+            degradation=degradation,
+        )
         for variant, network in networks.items()
-        for row, degradation, remark in tasks
+        for row, degradation, changes, remark in tasks
     ]
 
 
@@ -183,6 +194,7 @@ def option_files() -> dict[PurePosixPath, str]:
         files[PurePosixPath("test", recipe.folder, f"{recipe.name}.yml")] = benchmark_text(recipe)
     for recipe in degraded_recipes():
         files[PurePosixPath("train", recipe.folder, f"{recipe.name}.yml")] = degraded_text(recipe)
+        files[PurePosixPath("test", recipe.folder, f"{recipe.name}.yml")] = benchmark_text(recipe)
     for scale in SCALES:
         baseline = Recipe("Bicubic", scale, "", {"type": "Bicubic"})
         files[PurePosixPath("test", baseline.folder, f"{baseline.name}.yml")] = benchmark_text(baseline)
@@ -207,7 +219,7 @@ def training_text(recipe: Recipe) -> str:
             "type: DegradedDataset # images are degraded on the fly",
             "sources:",
             "  - dataroot_gt: datasets/DIV2K/DIV2K_train_HR_sub.lmdb",
-            recipe.degradation,
+            *recipe.degradation,
         ]
     else:
         prefix = f"datasets/{recipe.data}/{'DIV2K_train' if recipe.data == 'DIV2K' else recipe.data}"
@@ -270,6 +282,27 @@ _METRICS = """\
       crop_border: *scale
       test_y_channel: true
       better: higher"""
+_NIQE = """
+    niqe: # without HR; images of 96 pixels a side at least
+      type: calculate_niqe
+      crop_border: 0
+      better: lower"""
+_REAL_SETS = """\
+  test_1:
+    name: RealSRSet # photographs without HR: these, or your own
+    type: SingleImageDataset
+    dataroot_lq: datasets/RealSRSet
+    io_backend:
+      type: disk
+
+  test_2:
+    name: DIV2K_unknown # with HR; what reduced it is not published
+    type: PairedImageDataset
+    dataroot_gt: datasets/DIV2K/DIV2K_valid_HR
+    dataroot_lq: datasets/DIV2K/DIV2K_valid_LR_unknown/X$scale
+    filename_tmpl: '{}x$scale'
+    io_backend:
+      type: disk"""
 _PIXELS = "pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}"
 _FIRST_STAGE = f"""\
 total_iter: 1000000
@@ -369,7 +402,14 @@ def benchmark_text(recipe: Recipe) -> str:
     padding = "true # as the published figures are measured" if is_esc else "false"
     if recipe.degradation:
         sets = [_degraded(f"test_{number}", *each) for number, each in enumerate(_degraded_sets(recipe), 1)]
+    is_real = recipe.row in ("MSE", "GAN")
+    if is_real:
+        sets = [_REAL_SETS.replace("$scale", str(recipe.scale))]
+    if recipe.variant == "ESC-Real":
+        checkpoint += f" # or the release's, ESC_Real_X4_{recipe.row}.pth"
+    results = "into results/$name/visualization".replace("$name", recipe.name)
     values = {
+        "saved": f"true # {results}" if is_real else f"false # true: {results}",
         "sets": "\n\n".join(sets),
         "checkpoint": checkpoint,
         "padding": padding,
@@ -390,12 +430,16 @@ def _filled(kind: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
 
 
 def _metrics(recipe: Recipe) -> str:
+    if recipe.row in ("MSE", "GAN"):
+        return _METRICS + _NIQE
     if not recipe.degradation:
         return _METRICS
-    is_luma = "jpeg" in recipe.degradation
+    is_luma = recipe.row == "jpeg"
     told = "all of RGB, to the border"
     if is_luma:
         told = "luma, to the border: 1.32 dB above PSNR of gray images (docs/restoration.md)"
+    elif _GRAY in recipe.degradation:
+        told = "gray images, to the border, as published"
     return (
         _METRICS.replace("luma, a border of scale pixels cropped", told)
         .replace("*scale", "0")
@@ -403,25 +447,26 @@ def _metrics(recipe: Recipe) -> str:
     )
 
 
-def _degraded_sets(recipe: Recipe) -> list[tuple[str, str]]:
+def _degraded_sets(recipe: Recipe) -> list[tuple[str, Sequence[str]]]:
     """List the sets that a degradation is measured on, by name, and how their images are degraded."""
-    if "noise" in recipe.degradation:
-        return [(name, recipe.degradation) for name in ("McMaster", "CBSD68", "Kodak24")]
+    if "noise" in recipe.row:
+        return [(f"{name}_{recipe.row}", recipe.degradation) for name in ("McMaster", "CBSD68", "Kodak24")]
+    is_gray = _GRAY in recipe.degradation
     return [
-        (f"{name}_quality{quality}", f"jpeg_quality: {quality}")
+        (f"{name}{'_gray' * is_gray}_quality{quality}", [f"jpeg_quality: {quality}", *[_GRAY] * is_gray])
         for name in ("Classic5", "LIVE1")
         for quality in (10, 20, 30, 40)
     ]
 
 
-def _degraded(phase: str, name: str, degradation: str) -> str:
+def _degraded(phase: str, name: str, degradation: Sequence[str]) -> str:
     return f"""\
   {phase}:
     name: {name}
     type: DegradedDataset
     sources:
       - dataroot_gt: datasets/{name.partition("_")[0]}
-    {degradation}"""
+{_lines(degradation, 4)}"""
 
 
 def _benchmark(phase: str, name: str, scale: int) -> str:

@@ -65,6 +65,8 @@ class Option(NamedTuple):
 # Models whose every key is known. Other models may read more: what they add is left alone.
 DEGRADING_MODELS = ("RealESRNetModel", "RealESRGANModel")
 KNOWN_MODELS = ("SRModel", "ESCModel", *DEGRADING_MODELS)
+# Models of BasicSR that take their steps by themselves, several in one, without `TrainingStep`.
+OWN_STEPS = ("HiFaceGANModel", "StyleGAN2Model", "VideoRecurrentGANModel")
 
 # type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
 SCHEDULERS = {
@@ -80,7 +82,6 @@ MOST_BLOCKS = 500  # n_blocks × conv_blocks
 
 _ESC = ("ESCModel",)
 _GAN = ("RealESRGANModel",)
-_KEEPING = (*_ESC, *DEGRADING_MODELS)
 
 
 def _by_basicsr(*keys: str) -> dict[str, Option]:
@@ -172,20 +173,17 @@ TRAIN = {
     "total_iter": Option(ITERATIONS, "Steps of the training.", unit="iterations", required=ALWAYS),
     "warmup_iter": Option(WARMUP, "Steps in which the learning rate rises to lr.", -1, "iterations"),
     "ema_decay": Option(FRACTION, "Of the averaged weights; 0: no average.", 0),
-    "amp": Option(AMP, "Compute in half precision where autocast deems that safe.", False, models=_ESC),
-    "accumulate": Option(
-        COUNT, "Pieces in which a batch is worked through: less memory, the same step.", 1, models=_ESC
-    ),
-    "compile": Option(BOOL, "Train through torch.compile.", False, models=_ESC),
+    "amp": Option(AMP, "Compute in half precision where autocast deems that safe.", False),
+    "accumulate": Option(COUNT, "Pieces in which a batch is worked through: less memory, the same step.", 1),
+    "compile": Option(BOOL, "Train network_g through torch.compile.", False),
     "clip_grad_norm": Option(
-        or_none(POSITIVE), "Scale gradients down to this norm; ~: never.", None, models=_ESC
+        or_none(POSITIVE), "Scale each network's gradients down to this norm; ~: never.", None
     ),
     "max_skipped": Option(
         COUNT,
         "Steps in a row whose loss or gradient is not finite, after which training ends.",
         10,
         "steps",
-        models=_ESC,
     ),
     "optim_g": Option(SECTION, "The optimizer: its type and options.", required=IN_KNOWN_MODELS),
     "scheduler": Option(SECTION, "How the learning rate falls.", required=IN_KNOWN_MODELS),
@@ -249,9 +247,7 @@ VAL = {
         False,
         models=_ESC,
     ),
-    "batch_size": Option(
-        COUNT, "Most images of one size that go through the network together.", 1, "images", models=_ESC
-    ),
+    "batch_size": Option(COUNT, "Most images of one size that go through the network together.", 1, "images"),
 }
 
 METRIC = {
@@ -268,11 +264,9 @@ LOGGER = {
         ITERATIONS, "Steps between checkpoints.", unit="iterations", required=ALWAYS
     ),
     "keep_checkpoints": Option(
-        or_none(COUNT), "How many of the newest are kept; ~: all.", None, "checkpoints", models=_KEEPING
+        or_none(COUNT), "How many of the newest are kept; ~: all.", None, "checkpoints"
     ),
-    "safetensors": Option(
-        BOOL, "Write the averaged weights as .safetensors, too, beside each .pth.", False, models=_ESC
-    ),
+    "safetensors": Option(BOOL, "Write the averaged weights as .safetensors, too, beside each .pth.", False),
     "use_tb_logger": Option(BOOL, "Log to TensorBoard.", required=ALWAYS),
     "wandb": Option(or_none(SECTION), "Weights & Biases, which takes what TensorBoard logs.", None),
 }
@@ -392,6 +386,7 @@ DATASETS = {
             "Quality of JPEG; in training also the least and the largest to draw from.",
             None,
         ),
+        "color": Option(or_none(one_of("y")), "y: JPEG of luma, for networks of one channel.", None),
     },
 }
 

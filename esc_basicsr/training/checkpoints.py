@@ -1,7 +1,7 @@
 """The files that training is resumed from: networks' weights, and states with all the rest.
 
 A checkpoint of iteration k is ``models/net_g_k.pth`` and ``training_states/k.state``. The state is written
-last: one that exists stands for a whole checkpoint. `ESCModel`'s holds the SHA-256 of the weights.
+last: one that exists stands for a whole checkpoint. It holds the SHA-256 of the weights.
 """
 
 import hashlib

@@ -57,15 +57,16 @@ class TrainingState:
         """Tell whether the newest state is that of an iteration."""
         return self._saved is not None and self._saved[1] == iteration
 
-    def save_weights(self, name: int | str, networks: dict[str, nn.Module]) -> None:
+    def save_weights(self, label: str, name: int | str, networks: dict[str, nn.Module]) -> None:
         """Write the weights of an iteration, or of the name ``latest``, which has no state.
 
-        ``networks`` are by their keys in the file; the weights to use come last.
+        ``networks``, such as those of the label ``net_g``, are by their keys in the file; the weights to use
+        come last.
 
         Raises:
             UserError: They cannot be written; on every rank.
         """
-        path = Path(self.opt["path"]["models"]) / f"net_g_{name}.pth"
+        path = Path(self.opt["path"]["models"]) / f"{label}_{name}.pth"
         weights = {
             key: {name: value.cpu() for name, value in net.state_dict().items()}
             for key, net in networks.items()
@@ -74,8 +75,10 @@ class TrainingState:
         def write() -> None:
             digest = checkpoints.write_torch(path, weights)
             if name != "latest":
-                self._sha256 = {path.name: digest}
-            if self.opt["logger"]["safetensors"]:
+                older = self._sha256.items()
+                newest = {file: known for file, known in older if Path(file).stem.endswith(f"_{name}")}
+                self._sha256 = newest | {path.name: digest}
+            if label == "net_g" and self.opt["logger"].get("safetensors"):
                 key = [*weights][-1]
                 metadata = {
                     "param_key": key,

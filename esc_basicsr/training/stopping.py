@@ -18,6 +18,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.is_agreed = False
+        self._is_new = False  # agreed on since the last `take_agreement`
         signals.heed()
 
     def wish(self) -> float:
@@ -27,6 +28,12 @@ class Stopping:
     def agree(self, wishes: float) -> None:
         """Take note of the sum of all ranks' wishes."""
         self.is_agreed = wishes > 0
+        self._is_new = True
+
+    def take_agreement(self) -> bool:
+        """Tell whether ranks have agreed since the last call, the same on all ranks."""
+        is_new, self._is_new = self._is_new, False
+        return is_new
 
     def exit(self, iteration: int) -> NoReturn:
         """End this process, whose state of ``iteration`` is saved, as all others end theirs."""

@@ -79,7 +79,7 @@ def read_box(text: str) -> tuple[int, int]:
     Raises:
         UserError: It is no such text.
     """
-    found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.lower())
+    found = re.fullmatch(r"([1-9]\d{0,8})[x×]([1-9]\d{0,8})", text.lower())
     if found is None:
         raise UserError(f"expected width and height such as 3840x2160, got {text!r}")
     return int(found[1]), int(found[2])

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import torch
 from PIL import Image, ImageCms
@@ -63,13 +64,14 @@ _STORAGE = {
 }
 _TIFF_COLOUR = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
 _PNG_COLOUR = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
+_LIKE_SRGB = {1, 2, 6, 13}  # primaries and transfers of H.273: BT.709, unspecified, BT.601, sRGB
 _GAIN_MAP = re.compile(rb"hdrgm:|HDRGainMap|Container:Directory")
 
 
 def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
     """Read a PNG, JPEG, WebP, BMP or TIFF file, upright as EXIF says, with 8 or 16 bits.
 
-    AVIF, HEIC and JPEG XL are read where Pillow or a plugin of it does, with 8 bits.
+    AVIF, HEIC and JPEG XL are read where Pillow or a plugin of it does; those of 10 or 12 bits become 16.
 
     Palettes become colours; CMYK becomes sRGB by its colour profile where it has one. The log names what
     cannot be kept.
@@ -93,7 +95,8 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
     with refusing(str(path), most_pixels), open_image(data, _format_by_plugin(data)) as image:
         width, height = image.size
         samples = width * height * len(image.getbands())
-        is_deep = image.format == "TIFF" or (image.format == "PNG" and data[24] == 16)  # perhaps, of a TIFF
+        # perhaps, of the others
+        is_deep = image.format in ("TIFF", *_PLUGINS) or (image.format == "PNG" and data[24] == 16)
         if (needed := _DECODING * samples * (2 if is_deep else 1)) > available:
             raise RefusedImageError(
                 f"has {width} × {height} pixels, which take {needed / 2**30:,.1f} GiB to decode, and "
@@ -101,22 +104,23 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> ImageFile:
             )
         exif = exif_of(image)
         transposed = orientation_of(image) in (5, 6, 7, 8)
-        if image.info.get("bit_depth", 8) > 8:
-            logger.warning("%s: its %d bits are read as 8.", path, image.info["bit_depth"])
-        pixels, alpha = decoded(image, data)
+        pixels, alpha = decoded(image, data, _deep_samples(image, data))
         icc = image.info.get("icc_profile")
         if pixels.ndim == 3 and pixels.shape[2] == 4:
             pixels, icc = _to_srgb(pixels, icc), None
-        colour = {kind: content for kind, content in png_chunks(data) if kind in _PNG_COLOUR}
+        if image.format == "PNG":
+            colour = {kind: content for kind, content in png_chunks(data) if kind in _PNG_COLOUR}
+        else:
+            colour = {} if icc else _colour_of_heif(data)
         return ImageFile(
             pixels,
             alpha,
             icc,
             _kept_exif(exif, image, str(path)),
-            _kept_xmp(image, str(path)),
+            _kept_xmp(image, data, str(path)),
             _resolution(image, transposed),
             _texts(image, str(path)),
-            colour if image.format == "PNG" else {},
+            colour,
             str(path),
         )
 
@@ -142,6 +146,52 @@ def _format_by_plugin(data: bytes) -> list[str]:
     return []
 
 
+def _deep_samples(image: Image.Image, data: bytes) -> Pixels | None:
+    """Decode to 16 bits what has more than 8, of which Pillow keeps 8; None for other images.
+
+    Raises:
+        RefusedImageError: It is animated, or of floats, which a plugin of Pillow does not say.
+    """
+    if image.format == "AVIF":
+        found = re.search(rb"av1C..(.)", data, re.DOTALL)
+        bits = 8 if found is None else {2: 10, 3: 12}.get(found[1][0] >> 5 & 3, 8)  # its flags of depth
+        samples = imagecodecs.avif_decode(data) if bits > 8 else None
+    elif image.format == "HEIF":
+        bits = image.info["bit_depth"]
+        heif = importlib.import_module("pillow_heif")
+        samples = None
+        if bits > 8:
+            samples = np.asarray(heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)) >> (16 - bits)
+    elif image.format == "JXL" and not getattr(image, "jpeg", False):
+        samples = imagecodecs.jpegxl_decode(data)
+        if samples.shape[:2] != image.size[::-1]:
+            raise RefusedImageError("is animated: save the frame that is wanted by itself")
+        if samples.dtype.kind == "f" or (samples.ndim == 3 and samples.shape[2] > 4):
+            raise RefusedImageError("has floats or more than 4 channels: save it with 8 or 16 bits")
+        bits = _bits_of(samples, np.asarray(image))
+    else:
+        return None
+    if samples is None or samples.dtype == np.uint8:
+        return None
+    return np.rint(samples * (65535 / (2**bits - 1))).clip(0, 65535).astype(np.uint16)
+
+
+def _bits_of(samples: Pixels, known: Pixels) -> int:
+    """Tell how many bits samples have, by the same image in the whole range of its type."""
+    white = float(samples.mean()) / max(float(known.mean()), 1e-3) * np.iinfo(known.dtype).max
+    return min((10, 12, 16), key=lambda bits: abs(math.log2(white + 1) - bits))
+
+
+def _colour_of_heif(data: bytes) -> dict[bytes, bytes]:
+    """Word as a PNG's chunk what HEIC and AVIF say of their primaries and transfer, unless that is usual."""
+    found = re.search(rb"colrnclx(.{4})", data, re.DOTALL)
+    if found is None:
+        return {}
+    primaries, transfer = struct.unpack(">HH", found[1])
+    is_usual = {primaries, transfer} <= _LIKE_SRGB
+    return {} if is_usual else {b"cICP": bytes([primaries, transfer, 0, 1])}  # as full-range RGB
+
+
 def _kept_exif(exif: Image.Exif, image: Image.Image, name: str) -> Image.Exif:
     """Take out of EXIF data what says how the file's pixels were stored."""
     lost = [word for tag, word in _TIFF_COLOUR.items() if tag in exif]
@@ -157,9 +207,13 @@ def _kept_exif(exif: Image.Exif, image: Image.Image, name: str) -> Image.Exif:
     return exif
 
 
-def _kept_xmp(image: Image.Image, name: str) -> bytes | None:
+def _kept_xmp(image: Image.Image, data: bytes, name: str) -> bytes | None:
     """Reset the orientation in XMP, which readers would apply once more; drop what tells of a gain map."""
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if image.format == "JXL" and (box := re.search(rb"(.{4})xml (?=<)", data, re.DOTALL)):
+        xmp = data[box.end() : box.start() + int.from_bytes(box[1], "big")]  # its plugin reads none
+    if image.format == "JXL" and b"brobxml " in data:
+        logger.warning("%s: XMP that is compressed cannot be kept.", name)
     if not xmp:
         return None
     xmp = xmp.encode("utf-8") if isinstance(xmp, str) else bytes(xmp)

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from filelock import FileLock, Timeout
@@ -28,13 +29,16 @@ from esc_basicsr.upscale.video_file import (
     SEGMENT_FORMAT,
     Look,
     Span,
+    check_encodes,
     check_holds,
     encode_segment,
     frames_from,
     from_rgb,
     join,
+    length_of,
     look_of,
     main_stream,
+    opened,
     segment_packets,
     time_of,
     to_rgb,
@@ -45,7 +49,7 @@ from esc_basicsr.weights.shipped import weights_file
 Report = Callable[[float, float | None], None]
 
 _SEGMENT = 48  # frames: so much is lost by a kill, so far apart are key frames at most
-_FEW = 0.9  # of the frames that a file promises; it may estimate them by its rate
+_FEW = Fraction(9, 10)  # of the frames or seconds that a file promises; it may estimate them
 
 
 def upscale_video(
@@ -82,17 +86,19 @@ def upscale_video(
         check_holds(source, target)
         with _parts(target, _job(upscaler, source, size, crf, start, end)) as parts:
             span = _make_segments(upscaler, source, parts, size, crf, (start, end), report)
-            with written_whole(target) as file, _told_of(source):
-                join(source, _segments(parts), target, file, span)
+            with written_whole(target.absolute()) as file, _told_of(source, file.name):
+                join(source, _segments(parts), target, file.name, span)
         shutil.rmtree(parts, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _told_of(source: Path) -> Iterator[None]:
-    """Say of the film what FFmpeg raises, some of it OSErrors; a file that is written raises Python's."""
+def _told_of(source: Path, written: str = "") -> Iterator[None]:
+    """Say of the film what FFmpeg raises, unless it is of the file that is written, such as a full disk."""
     try:
         yield
     except av.FFmpegError as error:
+        if error.filename == written and isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror) from error
         raise UserError(f"{source} cannot be upscaled: {error.strerror or error}.") from error
 
 
@@ -133,9 +139,12 @@ def _parts(target: Path, job: dict[str, Any]) -> Iterator[Path]:
                     file.write(json.dumps(job, indent=2).encode())
             try:
                 yield folder
-            finally:
-                if not _segments(folder):
+            except BaseException:
+                if _segments(folder):
+                    logger.warning("%s holds what is done: call again to go on.", folder)
+                else:
                     shutil.rmtree(folder, ignore_errors=True)
+                raise
     except Timeout:
         raise UserError(f"{target} is being made by another process already.") from None
 
@@ -154,33 +163,46 @@ def _make_segments(
     report: Report | None,
 ) -> Span:
     """Upscale what is not yet upscaled."""
-    with av.open(source) as container:
+    with opened(source) as container:
         stream = main_stream(container, source)
-        beginning = Fraction(container.start_time or 0, av.time_base)  # not zero in what was broadcast
-        span = Span(max(beginning, Fraction(0)), *times)
-        length = Fraction(container.duration or 0, av.time_base)
+        span = Span(_beginning(container, stream), *times)
+        length = length_of(container)
         is_beyond = span.start is not None and 0 < length <= span.start
         head = None if is_beyond else next(_frames(source, span), None)  # which would decode all to see
         if head is None:
-            raise UserError(f"{source} has no frames within this time.")
+            which = "within this time" if times != (None, None) else "that can be decoded"
+            raise UserError(f"{source} has no frames {which}.")
         look = look_of(head, stream, source)
-        total = _count(container.duration, stream, span)
+        total, promised = _count(length, stream, span), stream.frames
     shape = size.of(to_rgb(head).shape, upscaler.scale, str(source), multiple=2)
+    check_encodes(shape, look, source)
     done, last = _done(_segments(parts))
     upscale = _RepeatingUpscaler(upscaler, shape)
     with tqdm(total=total, initial=done, desc=source.name, unit="frame", leave=False) as bar:
         results = _results(_frames(source, span, last), upscale, look, source, bar, report)
         for first in results:
             segment = parts / f"{len(_segments(parts)):06}.{SEGMENT_FORMAT}"
-            with written_whole(segment) as file, _told_of(source):
+            with written_whole(segment.absolute()) as file, _told_of(source, file.name):
                 some = itertools.chain([first], itertools.islice(results, _SEGMENT - 1))
-                encode_segment(file, some, shape, look, crf)
-    came, _ = _done(_segments(parts))
-    if total is not None and times == (None, None) and came < total * _FEW:
-        logger.warning("%s: %d frames came, and it promises some %d: it may be cut off.", source, came, total)
+                encode_segment(file.name, some, shape, look, crf)
+    came, last = _done(_segments(parts))
+    if times == (None, None) and last is not None:
+        seconds = max(length - 1, Fraction(0))  # the last frame may be shown for one
+        is_short = came < promised * _FEW if promised else last - span.beginning < seconds * _FEW
+        if is_short:
+            words = f"some {promised}" if promised else f"{float(length):.1f} s of them"
+            logger.warning("%s: %d frames came, and it promises %s: it may be cut off.", source, came, words)
     if upscale.repeats:
         logger.info("%s: %d frames repeat the one before.", source, upscale.repeats)
     return span
+
+
+def _beginning(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Return the timestamp at which a film begins: not zero in what was broadcast."""
+    first = Fraction(container.start_time or 0, av.time_base)  # rounded
+    if stream.start_time is not None:
+        first = min(first, stream.start_time * cast(Fraction, stream.time_base))
+    return max(first, Fraction(0))
 
 
 def _results(
@@ -222,14 +244,13 @@ def _frames(source: Path, span: Span, after: Fraction | None = None) -> Iterator
             yield frame
 
 
-def _count(duration: int | None, stream: VideoStream, span: Span) -> int | None:
+def _count(length: Fraction, stream: VideoStream, span: Span) -> int | None:
     """Estimate a part's frames; None where the file does not tell."""
     if span.start is None and span.end is None and stream.frames:
         return stream.frames
-    if not duration or not stream.average_rate:
+    if not length or not stream.average_rate:
         return None
-    end = Fraction(duration, av.time_base)
-    seconds = (end if span.end is None else min(end, span.end)) - (span.start or 0)
+    seconds = (length if span.end is None else min(length, span.end)) - (span.start or 0)
     return max(round(seconds * stream.average_rate), 0)
 
 

@@ -4,6 +4,7 @@ Every segment begins with a key frame and has no B-frames, so that times of deco
 segments follow one another in a file as they are.
 """
 
+import contextlib
 import heapq
 import io
 import itertools
@@ -27,6 +28,7 @@ from av.video.reformatter import ColorRange, Interpolation
 from av.video.stream import VideoStream
 
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.common.first_few import first_few
 from esc_basicsr.common.log import logger, warn_once
 from esc_basicsr.upscale.image_file import VIDEO_FORMATS, Pixels
 
@@ -37,7 +39,7 @@ SEGMENT_FORMAT = "nut"  # whose timestamps are as fine as those of any other
 # libswscale's flags, of which PyAV before 18 names but the first: bicubic, chroma of every pixel in and out,
 # accurate rounding
 _EXACTLY = Interpolation.BICUBIC.value | 0x4000 | 0x2000 | 0x40000
-_BT709 = 1  # a matrix from RGB
+_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6  # matrices from RGB
 _CHROMA = {(8, 8): "420", (8, 16): "422"}  # width and height of what is 16 × 16 in luma
 # Tags that are true of the old file or stream alone.
 _FALSE_TAGS = re.compile(
@@ -54,6 +56,8 @@ _LOST = {
 }
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 _MOST_BACKWARD = 1  # second: timestamps that step back further are of another recording
+_MOST_CALLS_IN_VAIN = 1000
+_LEAST_STEP = Fraction(1, 1000)  # second, which every format tells from none
 _PRIMARIES, _LUMINANCE = 50_000, 10_000  # units in which x265 is told of the mastering display
 
 
@@ -103,6 +107,12 @@ class Span:
         return is_begun and (self.end is None or time < self.beginning + self.end)
 
 
+def opened(path: Path) -> InputContainer:
+    """Open a film for reading."""
+    # FFmpeg takes a name such as 12:30.mp4 for an address; tags of old files have encodings of their own.
+    return av.open(path.absolute(), metadata_errors="replace")
+
+
 def main_stream(container: InputContainer, name: object) -> VideoStream:
     """Return the stream that is upscaled: the first that is no cover picture.
 
@@ -111,9 +121,27 @@ def main_stream(container: InputContainer, name: object) -> VideoStream:
     """
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if _codec_name(stream) is None:
+                raise UserError(f"{name}: FFmpeg has no decoder for its video.")
             stream.thread_type = "AUTO"
             return stream
     raise UserError(f"{name} has no video.")
+
+
+def _codec_name(stream: Stream) -> str | None:
+    """Name a stream's codec; None if FFmpeg knows none for it, such as that of an iPhone's spatial sound."""
+    name: str | None = getattr(stream, "name", None)
+    return name
+
+
+def _is_timed(container: InputContainer) -> bool:
+    """Tell whether all of a film bears timestamps; in program streams (.mpg, .vob) FFmpeg guesses some."""
+    return container.format.name != "mpeg"
+
+
+def length_of(container: InputContainer) -> Fraction:
+    """Return a film's length in seconds; 0 where it is not known but by its bit rate."""
+    return Fraction((_is_timed(container) and container.duration) or 0, av.time_base)
 
 
 def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFrame]:
@@ -127,8 +155,10 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
         UserError: A frame has no timestamp; or timestamps begin again, as where recordings were put together.
     """
     for is_sought in (first is not None, False):
-        with av.open(path) as container:
+        with opened(path) as container:
             stream = main_stream(container, path)
+            if is_sought and not _is_timed(container):
+                continue
             if first is not None and is_sought:
                 container.seek(int(first / cast(Fraction, stream.time_base)), stream=stream)
             frames = _decoded(container, stream, path)
@@ -144,10 +174,12 @@ def frames_from(path: Path, first: Fraction | None = None) -> Iterator[VideoFram
 def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
     """Decode frames, each later than the one before."""
     latest: Fraction | None = None
-    for packet in container.demux(stream):
+    for packet in _demuxed(container, [stream]):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except av.error.MemoryError:
+            raise
+        except av.FFmpegError:
             warn_once(f"{path} is damaged: frames that cannot be decoded are left out.")
             continue
         for frame in frames:
@@ -157,6 +189,10 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 raise UserError(
                     f"{path}: its frames have no timestamps: put it into another container first."
                 )
+            if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
+                # which players tell by the size: the larger film has another
+                is_small = frame.width < 1280 and frame.height <= 576
+                frame.colorspace = _BT601 if is_small else _BT709
             time = time_of(frame)
             if latest is None or time > latest:
                 latest = time
@@ -165,6 +201,19 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 raise UserError(f"{path}: timestamps begin again at {float(latest):.2f} s: remux it first.")
             else:
                 warn_once(f"{path}: frames whose timestamps are not later than those before are left out.")
+
+
+def _demuxed(container: InputContainer, streams: Sequence[Stream]) -> Iterator[AnyPacket]:
+    """Read packets; where a film is damaged, FFmpeg may ask to be called again."""
+    calls_in_vain = 0
+    while calls_in_vain < _MOST_CALLS_IN_VAIN:
+        calls_in_vain += 1
+        with contextlib.suppress(av.error.BlockingIOError):
+            for packet in container.demux(*streams):
+                calls_in_vain = 0
+                yield packet
+            return
+    raise UserError(f"{container.name} cannot be read on: it is damaged. Remux it first.")
 
 
 def time_of(timed: "VideoFrame | Packet[Any]") -> Fraction:
@@ -270,12 +319,12 @@ def from_rgb(pixels: Pixels, look: Look, pts: int) -> VideoFrame:
 
 
 def encode_segment(
-    file: BinaryIO, frames: Iterable[VideoFrame], size: tuple[int, int], look: Look, crf: int
+    file: str | BinaryIO, frames: Iterable[VideoFrame], size: tuple[int, int], look: Look, crf: int
 ) -> None:
     """Encode frames, as H.264 those of 8 bits and as H.265 deeper ones, whose timestamps are kept.
 
     Args:
-        file: To write to.
+        file: To write to. To a name, FFmpeg writes itself; of a file's methods it drops what a Ctrl-C raises.
         frames: As `from_rgb` gives them.
         size: Their height and width.
         look: What they have in common.
@@ -302,10 +351,25 @@ def encode_segment(
         output.mux(encoder.encode(None))
 
 
+def check_encodes(size: tuple[int, int], look: Look, name: object) -> None:
+    """See that frames of a size can be encoded.
+
+    Raises:
+        UserError: The encoder takes none as large, or as small.
+    """
+    try:
+        encode_segment(io.BytesIO(), (), size, look, crf=0)
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{name}: frames of {size[1]} × {size[0]} pixels, {look.pixel_format}, cannot be encoded "
+            f"({error.strerror}): give another size by --size or --outscale."
+        ) from error
+
+
 def segment_packets(segments: Iterable[Path]) -> Iterator[AnyPacket]:
     """Read the encoded frames of segments, one after the other."""
     for segment in segments:
-        with av.open(segment) as container:
+        with opened(segment) as container:
             yield from (packet for packet in container.demux(video=0) if packet.size)
 
 
@@ -315,27 +379,50 @@ def check_holds(path: Path, target: Path) -> None:
     Raises:
         UserError: It does not.
     """
+    try:
+        _check_format(path, target)
+    except UserError as error:
+        others = [suffix for suffix in VIDEO_FORMATS if _is_held(path, target.with_suffix(suffix))]
+        advice = f"choose {' or '.join(others)}" if others else "leave it out before, or convert it"
+        raise UserError(f"{error}: {advice}.") from error
+
+
+def _is_held(path: Path, target: Path) -> bool:
+    try:
+        _check_format(path, target, is_told=False)
+    except UserError:
+        return False
+    return True
+
+
+def _check_format(path: Path, target: Path, is_told: bool = True) -> None:
     kind = VIDEO_FORMATS[target.suffix.lower()]
-    with av.open(path) as source, av.open(io.BytesIO(), "w", format=kind) as output:
+    with opened(path) as source, av.open(io.BytesIO(), "w", format=kind) as output:
         output.add_stream("libx264", rate=25)
-        _add_copies(source, output, path, target)
-        output.start_encoding()
+        copies = _add_copies(source, output, path, target, is_told)
+        try:
+            output.start_encoding()
+        except av.FFmpegError as error:
+            names = ", ".join(source.streams[index].name for index in copies)
+            raise UserError(
+                f"{target}: {target.suffix} does not hold all of {names} in {path} ({error.strerror})"
+            ) from error
 
 
-def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, span: Span) -> None:
+def join(path: Path, segments: Sequence[Path], target: Path, file: str, span: Span) -> None:
     """Write a film of upscaled segments and of all that the old one has beside its video.
 
     Args:
         path: The old film.
         segments: Files of `encode_segment`.
         target: Name of the new film, whose suffix says in which format.
-        file: To write it to.
+        file: Name of the file to write it to.
         span: The part of the old film that the segments are of.
     """
     kind = VIDEO_FORMATS[target.suffix.lower()]
     with (
-        av.open(path) as source,
-        av.open(segments[0]) as head,
+        opened(path) as source,
+        opened(segments[0]) as head,
         av.open(file, "w", format=kind) as output,
     ):
         old = main_stream(source, path)
@@ -346,7 +433,8 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, spa
         if kind != "matroska" and video.codec_context.name == "hevc":
             video.codec_context.codec_tag = "hvc1"  # the only one that Apple's players know
         copies = _add_copies(source, output, path, target, is_told=False)
-        output.metadata.update(_true_tags(source.metadata))
+        tags = _true_tags(source.metadata)
+        output.metadata.update(tags)
         output.set_chapters(_chapters(source, span))
         output.start_encoding()
         packets = heapq.merge(
@@ -354,8 +442,13 @@ def join(path: Path, segments: Sequence[Path], target: Path, file: BinaryIO, spa
             _copied(source, copies, span),
             key=time_of,
         )
-        for packet in packets:
+        for packet in _in_order(packets, path):
             output.mux(packet)
+    with opened(Path(file)) as new:
+        kept = {key.lower() for key in new.metadata}
+    # MP4 has some tags in several languages, such as location-eng
+    if lost := sorted(key for key in tags if not {key.lower(), key.lower()[:-4]} & kept):
+        logger.warning("%s: %s holds no tags such as %s.", target, target.suffix, first_few(lost))
 
 
 def _describe(new: Stream, old: Stream) -> None:
@@ -376,12 +469,14 @@ def _add_copies(
     lost = []
     is_matroska = output.format.name == "matroska"
     for stream in source.streams:
-        name = stream.name
+        name = _codec_name(stream)
         is_cover = bool(stream.disposition & Disposition.attached_pic)
         if stream.index == video.index or (name == "bin_data" and source.chapters()):
             continue  # MP4 has a stream of data for its chapters' titles
         try:
-            if stream.type == "data" or (stream.type == "video" and not is_cover):
+            if stream.type in ("data", "unknown") or (stream.type == "video" and not is_cover):
+                raise ValueError
+            if name is None and stream.type != "attachment":
                 raise ValueError
             if stream.type == "attachment" and not is_matroska:
                 raise ValueError
@@ -395,13 +490,11 @@ def _add_copies(
             else:
                 copies[stream.index] = output.add_stream_from_template(stream, opaque=True)
         except ValueError:
-            if stream.type in ("audio", "subtitle"):
-                others = ", ".join(sorted(VIDEO_FORMATS.keys() - {target.suffix.lower()}))
+            if stream.type in ("audio", "subtitle") and name is not None:
                 raise UserError(
-                    f"{target}: {target.suffix} holds no {stream.type} such as that of {path} ({name}): "
-                    f"choose among {others}."
+                    f"{target}: {target.suffix} holds no {stream.type} such as that of {path} ({name})"
                 ) from None
-            lost.append(f"stream {stream.index} ({stream.type}, {name})")
+            lost.append(f"stream {stream.index} ({stream.type}, {name or 'of an unknown codec'})")
             continue
         _describe(copies[stream.index], stream)
     if lost and is_told:
@@ -410,7 +503,7 @@ def _add_copies(
 
 
 def _first_packet(path: Path, index: int) -> bytes:
-    with av.open(path) as film:
+    with opened(path) as film:
         return bytes(next(film.demux(film.streams[index])))
 
 
@@ -441,11 +534,25 @@ def _of_stream(packets: Iterable[AnyPacket], stream: Stream, span: Span) -> Iter
         yield packet
 
 
+def _in_order(packets: Iterable[AnyPacket], name: object) -> Iterator[AnyPacket]:
+    """Make sound's timestamps rise, as files demand; those of damaged films and of discs step back."""
+    latest: dict[int, Fraction] = {}
+    for packet in packets:
+        if packet.stream.type == "audio":
+            time, before = time_of(packet), latest.get(packet.stream.index)
+            if before is not None and time <= before:
+                warn_once(f"{name}: timestamps of its sound do not rise: they are moved.")
+                time = before + _LEAST_STEP
+                packet.pts = packet.dts = round(time / packet.time_base)
+            latest[packet.stream.index] = time
+        yield packet
+
+
 def _copied(source: InputContainer, copies: Mapping[int, Stream], span: Span) -> Iterator[AnyPacket]:
     """Read the packets of streams that are copied."""
     if not copies:
         return
-    for packet in source.demux([source.streams[index] for index in copies]):
+    for packet in _demuxed(source, [source.streams[index] for index in copies]):
         if not packet.size:  # the end
             continue
         stream = copies[packet.stream_index]

@@ -167,7 +167,15 @@ class _Killed:
 def checkpoint_of_a_process_killed_while_saving():
     from basicsr.models.base_model import BaseModel
 
-    model = BaseModel({"num_gpu": 0, "is_train": True, "path": {"models": ".", "training_states": "."}})
+    opt = {
+        "num_gpu": 0,
+        "is_train": True,
+        "dist": False,
+        "train": {},
+        "datasets": {"train": {}},
+        "logger": {},
+    }
+    model = BaseModel({**opt, "path": {"models": ".", "training_states": "."}})
     net = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(net.parameters())
     model.optimizers = [optimizer]
@@ -258,8 +266,23 @@ def adamw_in_a_model_of_basicsr():
         assert (type(optimizer).__name__, optimizer.defaults["lr"]) == (name, 0.5)
 
 
+def _training_model():
+    scheduler = {"type": "MultiStepLR", "milestones": [9]}
+    train = {"optim_g": {"type": "Adam", "lr": 0.1}, "scheduler": scheduler, "pixel_opt": {"type": "L1Loss"}}
+    data = {"train": {"batch_size_per_gpu": 1}}
+    more = {"path": {"training_states": "."}, "logger": {}, "val": None, "datasets": data}
+    return _sr_model(is_train=True, train=train, **more)
+
+
+def step_of_a_loss_that_is_no_number():
+    model = _training_model()
+    model.feed_data({"lq": torch.full((1, 3, 4, 4), torch.nan), "gt": torch.zeros(1, 3, 8, 8)})
+    model.optimize_parameters(1)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.net_g.parameters())
+
+
 def state_of_a_model_of_basicsr():
-    model = _sr_model(path={"training_states": "."}, logger={}, train={}, val=None)
+    model = _training_model()
     position = {"seed": 0, "samples": 4, "batch": 2, "epoch": 0, "done": 1}
     model.feed_data({"lq": torch.zeros(1, 3, 4, 4), "position": position})
     torch.manual_seed(5)
@@ -360,7 +383,7 @@ SYMPTOMS = {
     auto_resume_under_the_root_path: "resume",
     option_file_that_lies_in_its_experiment: "option file's copy",
     resumed_run_has_its_place_in_the_data: "data order",
-    checkpoint_of_a_process_killed_while_saving: "whole checkpoints",
+    checkpoint_of_a_process_killed_while_saving: "checkpoints and optimizers of every model",
     tensorboard_of_a_resumed_run: "TensorBoard",
     persistent_workers_of_a_validation_set: "persistent_workers",
     cuda_prefetcher_without_a_gpu: "CUDAPrefetcher",
@@ -368,6 +391,7 @@ SYMPTOMS = {
     safetensors_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
     adamw_in_a_model_of_basicsr: "checkpoints and optimizers of every model",
     state_of_a_model_of_basicsr: "states of every model",
+    step_of_a_loss_that_is_no_number: "steps of every model",
     validation_without_hr_images: "validation of every model",
     real_world_model_on_a_cpu: "degradations",
     blur_of_channels_last_images: "degradations",

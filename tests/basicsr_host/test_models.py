@@ -122,18 +122,22 @@ ENDS: list[dict[str, Any]] = [
 def test_a_model_of_basicsr_that_is_killed_and_stopped_ends_as_one_that_was_not(
     tmp_path: Path, options_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    opt = options_of("SRGANModel")
-    opt["train"] |= {"total_iter": 6, "warmup_iter": 3}
+    opt = options_of("RealESRGANModel")
+    opt["train"] |= {"total_iter": 6, "warmup_iter": 3, "amp": "bf16"}
+    opt["datasets"]["train"] |= {"batch_size_per_gpu": 1, "global_batch_size": 2}  # in two pieces
     opt["val"] |= {"val_freq": 3}
     write(tmp_path / "train.yml", opt)
-    resume: dict[str, Any] = {"arguments": ["--auto_resume"], "model": "SRGANModel"}
+    resume: dict[str, Any] = {"arguments": ["--auto_resume"], "model": "RealESRGANModel"}
     peaceful = {"arguments": ["--force_yml", "name=peaceful"]}
     lives = live(tmp_path, [peaceful, *({**resume, **end} for end in ENDS), resume])
     codes = [0, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, 0]
     assert [life["codes"] for life in lives] == [[code] for code in codes], lives
     stopped = [re.findall(r"Stopped at iteration (\d+) by (\w+)", life["output"]) for life in lives]
     assert stopped == [[], [], [("5", "SIGTERM")], [("6", "SIGINT")], []], lives
-    assert_same_end(tmp_path / "experiments", 6)
+    state = assert_same_end(tmp_path / "experiments", 6)
+    assert [len(optimizer["state"]) > 0 for optimizer in state["optimizers"]] == [True, True]
+    assert state["sha256"].keys() == {"net_g_6.pth", "net_d_6.pth"}
+    assert state["pools"][0]["filled"] == 2 and state["random"]
 
 
 def test_two_ranks_of_a_degrading_model_stop_together_and_go_on_exactly(

@@ -3,13 +3,11 @@
 The symptoms are shown in a process of their own, before and after the patches: see stock_basicsr.py.
 """
 
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,6 @@ import stock_basicsr
 import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader
-from basicsr.models import base_model
 from basicsr.utils import FileClient, dist_util
 
 from esc_basicsr.basicsr_host import patches
@@ -95,21 +92,13 @@ def test_sound_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         return torch.load(opt["path"]["resume_state"], map_location=device)
 
-    def save_aside(self: Any, net: Any, net_label: str, current_iter: int) -> None:
-        path = Path(self.opt["path"]["models"], f"{net_label}_{current_iter}.pth")
-        torch.save({}, f"{path}.tmp")
-        Path(f"{path}.tmp").replace(path)
-
     monkeypatch.setattr(dist_util, "_init_dist_pytorch", init)
     monkeypatch.setattr(basicsr.train, "load_resume_state", resume)
-    monkeypatch.setattr(base_model.BaseModel, "save_network", save_aside)
-    monkeypatch.setattr(base_model, "torch", torch)
     before = patches.active()
     patches.apply()
     assert patches.active() == before
     assert dist_util._init_dist_pytorch is init
     assert basicsr.train.load_resume_state is resume
-    assert base_model.torch is torch
 
 
 def test_functional_tensor_gives_torchvisions_own_grayscale() -> None:
@@ -193,35 +182,6 @@ def test_distributed_network_on_cuda_is_left_to_basicsr(monkeypatch: pytest.Monk
     net = torch.nn.Linear(1, 1)
     model = SimpleNamespace(device=torch.device("cpu"), opt={"dist": False, "num_gpu": 0})
     assert BaseModel.model_to_device(model, net) is net
-
-
-# Saving
-
-
-def test_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_other_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when the disk is full: some of it is written, then an error comes."""
-
-    def fail(content: object, file: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
-    before = (tmp_path / "net_g_latest.pth").read_bytes()
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(UserError, match="No space"):
-        base_model.torch.save({"params": {}}, str(tmp_path / "net_g_latest.pth"))
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
-
-
-def test_torchs_save_takes_what_torchs_own_does(tmp_path: Path) -> None:
-    """Programs beside BasicSR's call it through this module, with keywords, and onto buffers."""
-    buffer, file = io.BytesIO(), tmp_path / "net.pth"
-    base_model.torch.save({"a": 1}, buffer)
-    base_model.torch.save(obj={"a": 2}, f=file, _use_new_zipfile_serialization=False)
-    assert [torch.load(each) for each in (io.BytesIO(buffer.getvalue()), file)] == [{"a": 1}, {"a": 2}]
-    assert not zipfile.is_zipfile(file)
 
 
 def test_patch_that_does_not_fit_is_a_warning_and_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,10 @@ def test_sizes_that_cannot_be_made_are_refused(
     assert not list((folder / "out").glob("*"))
 
 
-@pytest.mark.parametrize("arguments", [["--outscale", "1/0"], ["--size", "3840"], ["--size", "0x10"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--outscale", "1/0"], ["--outscale", "1e400"], ["--size", "3840"], ["--size", "9" * 400 + "x1"]],
+)
 def test_sizes_that_are_none_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:

@@ -63,6 +63,22 @@ def test_gray_images_are_degraded_in_gray(tmp_path: Path) -> None:
     assert (item["lq"][0] - item["lq"]).abs().max() == 0 and not torch.equal(item["lq"], item["gt"])
 
 
+def test_luma_is_degraded_as_swinirs_script_does_it(images: Path, tmp_path: Path) -> None:
+    """Gray files as they are, of 0 to 255; MATLAB's luma, of 16 to 235, of others; one channel either way."""
+    gray = np.arange(0, 256, 4, np.uint8)[None].repeat(48, 0)
+    Image.fromarray(gray).save(images / "hr" / "gray.png")
+    dataset = degraded(images / "hr", jpeg_quality=10, color="y")
+    items = {Path(item["gt_path"]).name: item for item in (dataset[i] for i in range(len(dataset)))}
+    red, green, blue = rgb(images / "hr" / "0.png").astype(np.float64).transpose(2, 0, 1) / 255
+    luma = np.round(16 + 65.481 * red + 128.553 * green + 24.966 * blue).astype(np.uint8)
+    for name, image in (("gray.png", gray), ("0.png", luma)):
+        found = {key: items[name][key].mul(255).round().byte() for key in ("gt", "lq")}
+        np.testing.assert_array_equal(found["gt"], image[None])
+        Image.fromarray(image).save(tmp_path / "a.jpg", quality=10)  # another encoder's
+        assert calculate_psnr(found["lq"][0].numpy(), np.asarray(Image.open(tmp_path / "a.jpg")), 0) > 40
+        assert not torch.equal(found["lq"], found["gt"])
+
+
 @pytest.mark.parametrize("degradation", [{"noise_sigma": 25}, {"jpeg_quality": [10, 90]}])
 def test_training_draws_crops_and_noise_anew_from_the_seed(images: Path, degradation: dict[str, Any]) -> None:
     dataset = degraded(images / "hr.lmdb", "train", **degradation)

@@ -152,6 +152,79 @@ def test_conv_ffn_equals_double_precision(norm, dim, ratio, split, height, width
         assert torch.allclose(made.double(), expected, rtol=0, atol=2 * _STEP * float(expected.abs().max()))
 
 
+def _differs(made, exact):
+    return float((made - exact).norm() / exact.norm().clamp(min=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("window_size", "heads", "channels"), [(2, 2, 8), (5, 2, 12), (8, 3, 21), (32, 2, 16), (8, 1, 64)]
+)
+def test_window_attention_has_the_gradients_of_double_precision(window_size, heads, channels):
+    qkv = torch.randn(2, window_size, 2 * window_size, 3 * heads * channels).bfloat16().requires_grad_()
+    table = torch.randn(heads, (2 * window_size - 1) ** 2, requires_grad=True)
+    out = kernels.window_attention(qkv, table, window_size)
+    upstream = torch.randn(out.shape).bfloat16()
+    grads = torch.autograd.grad(out, (qkv, table), upstream)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (qkv, table)]
+    expected = BACKENDS["Naive"](exact[0].permute(0, 3, 1, 2), exact[1], window_size).permute(0, 2, 3, 1)
+    exact_grads = torch.autograd.grad(expected, exact, upstream.double())
+    assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32]
+    for made, precise in zip((out, *grads), (expected, *exact_grads), strict=True):
+        assert _differs(made.double(), precise) < 2 * _STEP
+
+
+@pytest.mark.parametrize(
+    ("dim", "hidden", "split", "residual"), [(64, 80, 16, True), (64, 128, 0, False), (5, 7, 2, True)]
+)
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (2, 13, 5)])
+def test_conv_ffn_has_the_gradients_of_double_precision(dim, hidden, split, residual, batch, height, width):
+    shapes = [(hidden, dim), (hidden,), (hidden, 1, 3, 3), (hidden,), (split + dim, hidden), (split + dim,)]
+    tensors = [torch.randn(batch, dim, height, width), *(torch.randn(shape) / 4 for shape in shapes)]
+    upstream = [torch.randn(batch, channels, height, width) for channels in (split, dim)]
+
+    def run(tensors, upstream):
+        for tensor in tensors:
+            tensor.requires_grad_()
+        x, *weights = tensors
+        if x.dtype == torch.float32:
+            with in_bf16:
+                made = kernels.conv_ffn(x, None, weights[:2], weights[2:4], weights[4:], split, residual)
+        else:
+            proj, proj_bias, dwc, dwc_bias, last, last_bias = weights
+            mid = F.gelu(F.conv2d(x, proj[:, :, None, None], proj_bias))
+            mid = mid + F.gelu(F.conv2d(mid, dwc, dwc_bias, padding=1, groups=hidden))
+            mid = F.conv2d(mid, last[:, :, None, None], last_bias)
+            made = mid[:, :split], mid[:, split:] + (x if residual else 0)
+        return [*made, *torch.autograd.grad(made, tensors, upstream)]
+
+    results = run(tensors, upstream)
+    exact = run([tensor.detach().double() for tensor in tensors], [each.double() for each in upstream])
+    for made, precise in zip(results, exact, strict=True):
+        assert made.dtype == torch.float32
+        assert _differs(made.double(), precise) < 3 * _STEP
+
+
+def test_training_in_bf16_has_nearly_the_gradients_of_float32(build_network, tiny_network, served):
+    net = build_network({**tiny_network, "dim": 24, "pdim": 16, "kernel_size": 7})
+    fast.train_by_kernels(net)
+    lq, gt = torch.rand(2, 3, 20, 20), torch.rand(2, 3, 40, 40)
+    gradients = []
+    for is_half in (True, False):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            sr = net(lq)
+        (sr.float() - gt).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+        kinds = {
+            ("window_attention", torch.bfloat16 if is_half else torch.float32),
+            ("conv_ffn", torch.float32),
+        }
+        assert {*served} == kinds
+        served.clear()
+    for made, expected in zip(*gradients, strict=True):
+        assert (made - expected).norm() < 0.05 * expected.norm() + 1e-7
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, served, products):
     tiny_network.pop("type")

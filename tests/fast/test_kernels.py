@@ -17,6 +17,7 @@ from fixtures.networks import randomise
 from esc_basicsr import fast
 from esc_basicsr.archs import ESC
 from esc_basicsr.archs.attention import WindowAttention
+from esc_basicsr.archs.conv_attention import average_over_symmetries
 from esc_basicsr.archs.layers import ConvFFN, LayerNorm2d
 from esc_basicsr.archs.variants import NETWORKS
 from esc_basicsr.common.errors import UserError
@@ -28,12 +29,26 @@ from esc_basicsr.fast import kernels_build as build
 def served(monkeypatch):
     """What the kernels were called for."""
     calls = []
-    for name in ("window_attention", "conv_ffn"):
+    for name in ("window_attention", "conv_ffn", "convolve_symmetric"):
         kernel = getattr(kernels, name)
         monkeypatch.setattr(
-            kernels, name, lambda *args, _kernel=kernel, _name=name: (calls.append(_name), _kernel(*args))[1]
+            kernels,
+            name,
+            lambda *args, _kernel=kernel, _name=name, **kwargs: (
+                calls.append(_name),
+                _kernel(*args, **kwargs),
+            )[1],
         )
     return calls
+
+
+@pytest.fixture
+def three_threads():
+    """Three threads, which share what one image has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["native", "x86-64-v3", "x86-64"])
@@ -73,8 +88,8 @@ def test_window_attention_equals_double_precision_in_output_and_gradients(
     exact_grads = torch.autograd.grad((exact * target).sum(), (exact_x, *plain.parameters()))
     assert torch.allclose(out.double(), exact, atol=1e-5 * float(exact.abs().max()))
     for name, grad, expected in zip(["x", *dict(layer.named_parameters())], grads, exact_grads, strict=True):
-        # One window of one pixel: its bias and its scores change nothing.
-        scale = max(float(expected.abs().max()), 1e-3)
+        # One window of one pixel: its bias and its scores change nothing, but for rounding.
+        scale = max(float(expected.abs().max()), 3e-3)
         assert torch.allclose(grad.double(), expected, atol=1e-4 * scale), name
 
 
@@ -117,6 +132,63 @@ def test_gelu_is_exact_to_rounding_over_its_whole_range(served):
     assert ((made - exact).abs() <= 1e-6 + 1e-7 * exact.abs() + 1e-7 * x.abs()).all()
 
 
+def _conv_ffn(x, proj, proj_bias, dwc, dwc_bias, last, last_bias, split, residual):
+    hidden = F.gelu(F.conv2d(x, proj[:, :, None, None], proj_bias))
+    hidden = hidden + F.gelu(F.conv2d(hidden, dwc, dwc_bias, padding=1, groups=len(dwc)))
+    made = F.conv2d(hidden, last[:, :, None, None], last_bias)
+    return made[:, :split], made[:, split:] + (x if residual else 0)
+
+
+@pytest.mark.parametrize(
+    ("dim", "hidden", "split", "residual"),
+    [(64, 80, 16, True), (64, 128, 0, False), (6, 7, 2, True), (48, 72, 16, False)],
+)
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (2, 13, 5), (1, 40, 9)])
+def test_conv_ffn_has_the_gradients_of_double_precision(
+    dim, hidden, split, residual, batch, height, width, instructions, three_threads
+):
+    shapes = [(hidden, dim), (hidden,), (hidden, 1, 3, 3), (hidden,), (split + dim, hidden), (split + dim,)]
+    tensors = [torch.randn(batch, dim, height, width), *(torch.randn(shape) / 4 for shape in shapes)]
+    upstream = torch.randn(batch, split, height, width), torch.randn(batch, dim, height, width)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    x, *weights = tensors
+    made = kernels.conv_ffn(x, None, weights[:2], weights[2:4], weights[4:], split, residual)
+    grads = torch.autograd.grad(made, tensors, upstream)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = _conv_ffn(*exact, split, residual)
+    exact_grads = torch.autograd.grad(expected, exact, [each.double() for each in upstream])
+    for result, precise in zip([*made, *grads], [*expected, *exact_grads], strict=True):
+        if precise.numel():
+            assert (result - precise).abs().max() <= 1e-5 * precise.abs().max()
+
+
+@pytest.mark.parametrize(("size", "channels", "out_channels"), [(13, 16, 16), (7, 16, 32)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 3, 1), (2, 21, 50)])
+def test_large_kernel_equals_double_precision_in_output_and_gradients(
+    size, channels, out_channels, batch, height, width, instructions, three_threads
+):
+    weight = average_over_symmetries(torch.randn(out_channels, channels, size, size)).requires_grad_()
+    x = torch.randn(batch, channels, height, width, requires_grad=True)
+    assert kernels.serves_large_kernel(weight)
+    made = kernels.convolve_symmetric(x, weight)
+    upstream = torch.randn(made.shape)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    expected = F.conv2d(*exact, padding=size // 2)
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+    grads = torch.autograd.grad(made, (x, weight), upstream)
+    x_grad, weight_grad = torch.autograd.grad(expected, exact, upstream.double())
+    # The weights are symmetric: what their gradient is on average over the symmetries is all that counts.
+    pairs = ((grads[0], x_grad), (average_over_symmetries(grads[1]), average_over_symmetries(weight_grad)))
+    for result, precise in pairs:
+        assert (result - precise).abs().max() <= 2e-5 * precise.abs().max()
+
+
+def test_small_kernels_and_odd_channels_are_not_for_tiles():
+    assert not kernels.serves_large_kernel(torch.zeros(16, 16, 5, 5))
+    assert not kernels.serves_large_kernel(torch.zeros(16, 3, 13, 13))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(5, 9), (33, 50)])
 def test_networks_give_the_same_by_kernels(name, size, tiny_network, served):
@@ -134,17 +206,35 @@ def test_networks_give_the_same_by_kernels(name, size, tiny_network, served):
     assert torch.allclose(made, expected, rtol=1e-5, atol=1e-4 * float(expected.std()))
 
 
-def test_training_by_kernels_has_the_same_gradients(build_network, tiny_network, served):
-    net = build_network(tiny_network)
+_WIDE = {"pdim": 16, "dim": 24, "kernel_size": 7}  # as wide as the large kernel's tiles need it
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ESC", {}),
+        ("ESC", _WIDE),
+        ("ESC", {**_WIDE, "use_ln": True}),
+        ("ESC", {**_WIDE, "share_large_kernel": False}),
+        ("ESC", {**_WIDE, "token_mixer": "attention"}),
+        ("ESCFP", {}),
+    ],
+)
+def test_training_by_kernels_has_the_same_gradients(name, options, tiny_network, served):
+    tiny_network.pop("type")
+    net = NETWORKS[name](**{**tiny_network, **options})
     randomise(net, 0.2)
     lq, gt = torch.rand(2, 3, 20, 20), torch.rand(2, 3, 40, 40)
     gradients = []
     by_kernels = copy.deepcopy(net)
-    fast.attend_by_kernels(by_kernels)
+    fast.train_by_kernels(by_kernels)
     for each in (by_kernels, net):
         (each(lq) - gt).abs().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in each.parameters()])
-    assert served
+    expected_calls = {"window_attention", "conv_ffn"}
+    if options and "token_mixer" not in options:
+        expected_calls.add("convolve_symmetric")
+    assert set(served) == expected_calls
     for made, expected in zip(*gradients, strict=True):
         assert (made - expected).norm() <= 1e-4 * expected.norm() + 1e-9
 
@@ -199,7 +289,7 @@ def test_other_precisions_and_recorders_go_without(served):
     with torch.no_grad():
         layer.double()(x.double())
         layer.float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.float16):
             layer(x)
         torch.jit.trace(layer, x, check_trace=False)
         wide(torch.rand(1, 512, 4, 4))  # more channels a head than the kernel takes

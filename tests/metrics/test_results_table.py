@@ -83,9 +83,25 @@ def test_figures_measured_otherwise_do_not_stand_beside_published_ones(change: d
     assert "Published figures are skipped" in text
 
 
-def test_a_size_that_is_kept_has_nothing_published_to_tell_of() -> None:
-    metrics = {name: {**keys, "crop_border": 0} for name, keys in table().metrics.items()}
-    assert "Published" not in table(scale=1, metrics=metrics).markdown()
+def restored(is_luma: bool, **results: dict[str, float]) -> dict[str, list[str]]:
+    """Give the rows of a network that keeps the size."""
+    metrics = {
+        name: {**keys, "crop_border": 0, "test_y_channel": is_luma} for name, keys in table().metrics.items()
+    }
+    sets = {name: SetResult(5, values) for name, values in results.items()}
+    return rows(table(name="restored", scale=1, metrics=metrics, results=sets).markdown())
+
+
+def test_what_keeps_the_size_stands_beside_swinir() -> None:
+    noise = restored(False, CBSD68_noise25={"psnr": 31.0, "ssim": 0.9}, mine={"psnr": 30.0, "ssim": 0.9})
+    assert noise["SwinIR"] == ["DIV2K, Flickr2K, BSD500 and WED", "31.78 / —", "—"]
+    gray = restored(False, LIVE1_gray_quality10={"psnr": 29.0, "ssim": 0.8})
+    assert gray["SwinIR"][1:] == ["29.86 / 0.8287"]
+
+
+def test_luma_of_colour_images_has_nothing_published_beside_it() -> None:
+    for name in ("LIVE1_quality10", "LIVE1_gray_quality10"):
+        assert "SwinIR" not in restored(True, **{name: {"psnr": 29.0, "ssim": 0.8}})
 
 
 def test_other_scales_and_sets_have_nothing_beside_them() -> None:

@@ -335,14 +335,14 @@ def test_a_degradation_that_is_missing_is_reported(sound_options: dict[str, Any]
         (
             "queue_size",
             181,
-            "queue_size: got 181, expected a multiple of datasets.train.batch_size_per_gpu, 2",
+            "queue_size: got 181, expected a multiple of the 2 samples of a step",
         ),
         ("gt_size", 31, "gt_size: got 31, expected a multiple of scale, 2"),
         ("gt_size", 402, "gt_size: got 402, expected a whole number of at least 1, and at most 400"),
         ("second_blur_prob", 1.5, "second_blur_prob: got 1.5, expected a number from 0 to 1"),
         ("resize_prob", [0.3, 0.7], "resize_prob: got [0.3, 0.7], expected a list, 3 items"),
         ("channels_last", True, "channels_last: unknown key. With model_type: ESCModel it is known"),
-        ("datasets.train.global_batch_size", 4, "datasets.train.global_batch_size: RealESRGANModel takes a"),
+        ("datasets.train.global_batch_size", 7, "queue_size: got 180, expected a multiple of the 7 samples"),
         ("datasets.train.meta_info", None, "datasets.train.meta_info: missing; expected a file that lists"),
         (
             "datasets.train.meta_info",

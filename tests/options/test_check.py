@@ -20,6 +20,7 @@ from PIL import Image
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
+from esc_basicsr.options.schema import OWN_STEPS
 from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.write import write_safetensors
 
@@ -151,7 +152,11 @@ def test_all_problems_are_reported_at_once(sound_options):
             "{}",
             "datasets.val.filename_templ: unknown key. Did you mean 'filename_tmpl'?",
         ),
-        ("val.zzz", 1, "val.zzz: unknown key. Known here: metrics, pbar, save_img, suffix, val_freq."),
+        (
+            "val.zzz",
+            1,
+            "val.zzz: unknown key. Known here: batch_size, metrics, pbar, save_img, suffix, val_freq.",
+        ),
     ],
 )
 def test_unknown_keys_are_reported(sound_options, key_path, value, message):
@@ -254,10 +259,58 @@ def test_more_gpus_than_there_are_is_reported_unless_a_launcher_gives_each_proce
         ("train.accumulate", 1),
         ("train.accumulate", 4),
         ("train.compile", True),
-        ("channels_last", True),
-        ("cpu_kernels", True),
-        ("val.amp", "bf16"),
+        ("train.clip_grad_norm", 1.0),
+        ("datasets.train.global_batch_size", 8),
     ],
+)
+def test_options_of_a_step_are_every_models(sound_options, key_path, value):
+    assert problems(change(copy.deepcopy(sound_options), key_path, value)) == []
+    assert problems(change(esc_options(sound_options), key_path, value)) == []
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value"),
+    [
+        ("train.amp", "bf16"),
+        ("train.accumulate", 4),
+        ("train.compile", True),
+        ("datasets.train.global_batch_size", 8),
+    ],
+)
+def test_models_that_step_by_themselves_are_refused_what_they_cannot(sound_options, key_path, value):
+    for model in OWN_STEPS:
+        opt = copy.deepcopy(sound_options) | {"model_type": model}
+        plain = problems(opt)
+        (line,) = {*problems(change(opt, key_path, value))} - {*plain}
+        assert (
+            line == f"{key_path}: {model} takes its steps by itself, in float32 and one piece. Leave it out."
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "network_d", "message"),
+    [
+        ("ESRGANModel", "UNetDiscriminatorSN", "ESRGANModel compares with the mean of a whole batch"),
+        ("SRGANModel", "VGGStyleDiscriminator", "network_d normalises over a whole batch"),
+        ("SRGANModel", "UNetDiscriminatorSN", None),
+    ],
+)
+def test_pieces_that_would_change_the_step_are_refused(sound_options, model, network_d, message):
+    discriminator = {"type": network_d, "num_in_ch": 3, "num_feat": 4}
+    opt = sound_options | {"model_type": model, "network_d": discriminator}
+    opt["train"] |= {
+        "optim_d": {"type": "Adam", "lr": 1e-4},
+        "gan_opt": {"type": "GANLoss", "gan_type": "vanilla"},
+    }
+    assert problems(opt) == []
+    lines = problems(change(copy.deepcopy(opt), "train.accumulate", 2))
+    assert [line.startswith(f"train.accumulate: {message}") for line in lines] == [True] * bool(message)
+    opt["datasets"]["train"] |= {"global_batch_size": 4, "batch_size_per_gpu": 4}
+    assert problems(opt) == []  # in one piece
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value"), [("channels_last", True), ("cpu_kernels", True), ("val.amp", "bf16")]
 )
 def test_options_for_speed_are_escmodels(sound_options, key_path, value):
     (line,) = problems(change(copy.deepcopy(sound_options), key_path, value))
@@ -296,10 +349,11 @@ def test_losses_that_are_no_means_are_not_accumulated(sound_options):
     assert line.startswith("train.pixel_opt.reduction: got 'sum', which is no mean over images")
 
 
-@pytest.mark.parametrize(("key", "value"), [("amp", "bf16"), ("compile", True)])
-def test_kernels_go_with_neither_amp_nor_compile(sound_options, key, value):
+@pytest.mark.parametrize(("key", "value"), [("amp", "fp16"), ("compile", True)])
+def test_kernels_go_with_neither_fp16_nor_compile(sound_options, key, value):
     opt = change(esc_options(sound_options), "cpu_kernels", True)
     assert problems(opt) == []
+    assert problems(change(opt, "train.amp", "bf16")) == []
     (line,) = problems(change(opt, f"train.{key}", value))
     assert line.startswith(f"train.{key}: does not go with cpu_kernels")
 
@@ -915,9 +969,7 @@ def test_a_global_batch_is_checked_as_a_whole(sound_options, monkeypatch, batch,
 
 def test_a_global_batch_goes_with_no_accumulation_of_ones_own_and_with_means_alone(sound_options):
     sound_options["datasets"]["train"]["global_batch_size"] = 4
-    (line,) = problems(sound_options)
-    assert "SRModel takes a batch in one pass only" in line
-    sound_options["model_type"] = "ESCModel"
+    assert problems(sound_options) == []
     (line,) = problems(change(sound_options, "train.accumulate", 2))
     assert line.startswith("train.accumulate: not with datasets.train.global_batch_size")
     del sound_options["train"]["accumulate"]

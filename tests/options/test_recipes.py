@@ -15,6 +15,7 @@ from jsonschema import Draft7Validator
 
 from esc_basicsr.archs.variants import RELEASED
 from esc_basicsr.common.errors import UserError
+from esc_basicsr.metrics.published import published_restoration
 from esc_basicsr.options.baselines import BASELINES
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
@@ -27,6 +28,7 @@ OPTIONS = Path(__file__).parents[2] / "options"
 FILES = sorted(map(str, option_files()))
 LARGE = (("ESC", "DFLIP"), ("ESC-XL", "DF2K"))  # trained on several sets
 REAL = [file for file in FILES if file.endswith(("_MSE.yml", "_GAN.yml"))]
+STAGES = [file for file in REAL if file.startswith("train")]
 TRAINING = [file for file in FILES if file.startswith("train") and file not in REAL]
 DEGRADED = [file for file in FILES if "_x1_" in file]
 VALIDATOR = Draft7Validator(json.loads(json_schema()))
@@ -86,7 +88,7 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
     ablation = {stem for stem in stems["train"] if stem.startswith("ESC_x2_DIV2K_")}
     ships = {f"ESC-light_x{scale}_photographs" for scale in (2, 4)}
     real = {f"{name}_DIV2K_{stage}" for name in ("ESC-Real_x4", "ESC-RealM_x2") for stage in ("MSE", "GAN")}
-    tasks = ("noise15", "noise25", "noise50", "jpeg")
+    tasks = ("noise15", "noise25", "noise50", "jpeg", "jpeg_gray")
     degraded = {f"{variant}_x1_DIV2K_{task}" for variant in ("ESC", "ESC-RealM") for task in tasks}
     assert stems["train"] == {*networks, *ablation, *ships, *real, *degraded}
     baselines = {f"{baseline}_x{scale}_DIV2K" for baseline in BASELINES for scale in (2, 3, 4)}
@@ -95,6 +97,7 @@ def test_every_variant_scale_and_training_set_has_a_file_to_train_and_one_to_tes
         *ablation,
         *baselines,
         *ships,
+        *real,
         *degraded,
         "Bicubic_x2",
         "Bicubic_x3",
@@ -175,7 +178,7 @@ def test_training_follows_the_published_recipe(file):
     assert options["path"]["param_key_g"] == "params_ema"
 
 
-@pytest.mark.parametrize("file", REAL)
+@pytest.mark.parametrize("file", STAGES)
 def test_stages_for_photographs_follow_the_releases_recipe(file):
     options = read(file)
     train, is_first = options["train"], file.endswith("_MSE.yml")
@@ -203,29 +206,54 @@ def test_stages_for_photographs_follow_the_releases_recipe(file):
     assert train["optim_g"] == optimizer and train["ema_decay"] == 0.999
 
 
+@pytest.mark.parametrize("file", STAGES)
+def test_photographs_are_tested_without_hr_and_with(file):
+    options, trained = read(file.replace("train", "test", 1)), read(file)
+    for key in ("name", "scale", "network_g"):
+        assert options[key] == trained[key]
+    own, scale = f"experiments/{trained['name']}/models/net_g_latest.pth", trained["scale"]
+    assert (options["path"]["pretrain_network_g"], options["val"]["save_img"]) == (own, True)
+    photographs, pairs = options["datasets"].values()
+    assert (photographs["type"], pairs["type"]) == ("SingleImageDataset", "PairedImageDataset")
+    assert pairs["dataroot_lq"].endswith(f"/X{scale}") and pairs["filename_tmpl"] == f"{{}}x{scale}"
+    metrics = {metric["type"]: metric for metric in options["val"]["metrics"].values()}
+    assert metrics.pop("calculate_niqe") == {"type": "calculate_niqe", "crop_border": 0, "better": "lower"}
+    assert metrics.keys() == {"calculate_psnr", "calculate_ssim"}
+    assert all(one["crop_border"] == scale and one["test_y_channel"] for one in metrics.values())
+
+
 @pytest.mark.parametrize("file", DEGRADED)
 def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
     options = read(file)
     sets = {each["name"]: each for each in options["datasets"].values()}
     training = sets.pop("DIV2K", None)
-    is_jpeg = file.endswith("_jpeg.yml")
-    sigma = None if is_jpeg else int(file.partition("_noise")[2].removesuffix(".yml"))
+    is_gray, is_jpeg = file.endswith("_jpeg_gray.yml"), "_jpeg" in file
+    task = Path(file).stem.rpartition("_")[2]
+    sigma = None if is_jpeg else int(task.removeprefix("noise"))
     assert {each["type"] for each in options["datasets"].values()} == {"DegradedDataset"}
+    assert {each.get("color") for each in options["datasets"].values()} == {"y" if is_gray else None}
+    assert options["network_g"].get("in_channels", 3) == (1 if is_gray else 3)
     assert (options["scale"], options["network_g"]["upscaling_factor"]) == (1, 1)
     metrics = options["val"]["metrics"].values()
-    assert all((one["crop_border"], one["test_y_channel"]) == (0, is_jpeg) for one in metrics)
+    is_luma = is_jpeg and not is_gray
+    assert all((one["crop_border"], one["test_y_channel"]) == (0, is_luma) for one in metrics)
     if training is not None:
         assert options["train"]["pixel_opt"]["type"] == "L1Loss"
         assert training.get("jpeg_quality") == ([10, 90] if is_jpeg else None)
         assert training.get("noise_sigma") == sigma
         assert len(sets) == 1
-    elif is_jpeg:
-        names = [f"{name}_quality{quality}" for name in ("Classic5", "LIVE1") for quality in (10, 20, 30, 40)]
-        assert [*sets] == names
-        assert all(f"quality{each['jpeg_quality']}" in name for name, each in sets.items())
+        return
+    if is_jpeg:
+        kinds = [f"{'gray_' * is_gray}quality{quality}" for quality in (10, 20, 30, 40)]
+        assert [*sets] == [f"{name}_{kind}" for name in ("Classic5", "LIVE1") for kind in kinds]
+        assert all(name.endswith(f"quality{each['jpeg_quality']}") for name, each in sets.items())
     else:
-        assert sets.keys() == {"CBSD68", "Kodak24", "McMaster"}
+        assert sets.keys() == {f"{name}_noise{sigma}" for name in ("CBSD68", "Kodak24", "McMaster")}
         assert {each["noise_sigma"] for each in sets.values()} == {sigma}
+    published = published_restoration()["SwinIR"]
+    assert (sets.keys() <= published.keys()) != is_luma
+    for name, each in sets.items():
+        assert each["sources"] == [{"dataroot_gt": f"datasets/{name.partition('_')[0]}"}]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +279,7 @@ def test_what_keeps_the_size_is_trained_and_measured_as_its_field_does(file):
             ["datasets:val:jpeg_quality=[10,90]", "datasets:val:noise_sigma=~"],
             "datasets.val.jpeg_quality: got [10, 90], expected one quality: it is drawn for training alone",
         ),
+        (["datasets:train:color=y"], "datasets.train.color: is for jpeg_quality alone. Leave it out"),
         (["scale=2"], "datasets.train.type: got 'DegradedDataset', which is for scale 1, and scale is 2"),
         (
             ["datasets:val:sources=[{dataroot_gt: nowhere}]"],
@@ -282,7 +311,7 @@ def test_what_ships_was_trained_for_an_hour_on_photographs(scale, iterations):
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in DEGRADED],
+    [f for f in FILES if f.startswith("test") and "photographs" not in f and f not in (*DEGRADED, *REAL)],
 )
 def test_testing_covers_the_five_benchmarks_on_luma_with_the_scale_as_border(file):
     options = read(file)
@@ -319,6 +348,7 @@ def test_networks_are_the_published_variants(file):
     network = dict(options["network_g"])
     assert (network.pop("upscaling_factor"), network.pop("attn_type")) == (options["scale"], "auto")
     own = {"upsampler": "conv", "unshuffle_mod": False} if file in DEGRADED and "RealM" in file else {}
+    own |= {"in_channels": 1, "out_channels": 1} if "_gray" in file else {}
     assert network == RELEASED[options["name"].split("_")[0]] | own
 
 

@@ -86,12 +86,11 @@ def test_basicsr_builds_a_data_set_of_single_images_from_filled_options(tmp_path
 @pytest.mark.parametrize("model", ["SRModel", "ESCModel"])
 def test_filled_options_are_sound_and_stay_so(sound_options, model):
     sound_options["model_type"] = model
-    if model == "ESCModel":
-        sound_options["datasets"]["train"]["global_batch_size"] = 4
+    sound_options["datasets"]["train"]["global_batch_size"] = 4
     full = filled(sound_options)
     check_options(full, "filled.yml", is_train=True)
     assert filled(full) == full
-    assert ("amp" in full.train) == (model == "ESCModel")
+    assert "amp" in full.train and ("channels_last" in full) == (model == "ESCModel")
 
 
 def test_filled_options_can_be_pickled_and_name_what_is_missing(sound_options):

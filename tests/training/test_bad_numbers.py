@@ -46,7 +46,7 @@ def test_step_is_skipped_and_its_sample_named(
     model.optimize_parameters(8)
     assert not all(map(torch.equal, weights(model), before))
     assert model.get_current_log()["skipped"] == 1
-    assert model.state.collect()["skipped"] == {"in_all": 1, "in_a_row": 0}
+    assert model.training_state.collect()["skipped"] == {"in_all": 1, "in_a_row": 0}
 
 
 def test_gradient_that_is_not_finite_is_found_too(

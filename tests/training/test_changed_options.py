@@ -40,7 +40,7 @@ def train(model: ESCModel, first: int, last: int) -> list[float]:
 
 
 def saved(model: ESCModel, iteration: int) -> dict[str, Any]:
-    return {**model.state.collect(), "epoch": 0, "iter": iteration}
+    return {**model.training_state.collect(), "epoch": 0, "iter": iteration}
 
 
 LONGER = {

@@ -49,8 +49,9 @@ def test_shipped_file_builds_and_runs(option_file):
     opt, is_train = option_file
     scale = opt["scale"]
     model = build_model(opt)
-    gt = torch.rand(2, 3, LR_SIZE * scale, LR_SIZE * scale)
-    model.feed_data({"lq": torch.rand(2, 3, LR_SIZE, LR_SIZE), "gt": gt})
+    channels = opt["network_g"].get("in_channels", 3)
+    gt = torch.rand(2, channels, LR_SIZE * scale, LR_SIZE * scale)
+    model.feed_data({"lq": torch.rand(2, channels, LR_SIZE, LR_SIZE), "gt": gt})
     if is_train:
         before = [p.detach().clone() for p in model.net_g.parameters()]
         model.update_learning_rate(1, warmup_iter=opt["train"]["warmup_iter"])

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast import kernels
 from esc_basicsr.fast.precision import HALF_PRECISIONS
 from esc_basicsr.training.esc_model import ESCModel
@@ -71,10 +72,13 @@ def test_cpu_kernels_serve_training_and_validation_and_leave_no_trace(
     served = []
     attention, ffn = kernels.window_attention, kernels.conv_ffn
     monkeypatch.setattr(kernels, "window_attention", lambda *args: (served.append("sa"), attention(*args))[1])
-    monkeypatch.setattr(kernels, "conv_ffn", lambda *args: (served.append("ffn"), ffn(*args))[1])
+    monkeypatch.setattr(
+        kernels, "conv_ffn", lambda *args, **options: (served.append("ffn"), ffn(*args, **options))[1]
+    )
     model = build(cpu_kernels=True)
     step(model, steps=1)
-    assert set(served) == {"sa"}
+    assert set(served) == {"sa", "ffn"}
+    served.clear()
     model.test()
     assert set(served) == {"sa", "ffn"}
     served.clear()
@@ -83,6 +87,25 @@ def test_cpu_kernels_serve_training_and_validation_and_leave_no_trace(
     plain.test()
     assert not served
     torch.testing.assert_close(model.output, plain.output, rtol=1e-4, atol=1e-5)
+
+
+def test_cpu_kernels_train_in_bf16_with_nearly_the_same_losses(build: Callable[..., ESCModel]) -> None:
+    if not kernels.load().has_bf16:
+        pytest.skip("this processor has no instructions for bfloat16")
+    plain, model = build(), build(train={"amp": "bf16"}, cpu_kernels=True)
+    losses = step(model)
+    assert losses == pytest.approx(step(plain), rel=1e-2)
+    assert losses != pytest.approx(step(build()), rel=1e-7)
+    assert_same_training(model, plain, rtol=0.02, atol=2e-3)
+
+
+def test_cpu_kernels_refuse_bf16_where_it_would_be_slow(
+    build: Callable[..., ESCModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = kernels.load()._replace(has_bf16=False)
+    monkeypatch.setattr(kernels, "load", lambda: without)
+    with pytest.raises(UserError, match="bfloat16 would be slower than float32 on this CPU"):
+        build(train={"amp": "bf16"}, cpu_kernels=True)
 
 
 def test_pieces_of_a_batch_that_cannot_be_divided_weigh_by_their_images(
@@ -143,13 +166,13 @@ def test_fp16_gradients_are_scaled_and_a_step_of_infinite_ones_is_left_out(
 ) -> None:
     model = build(train={"amp": "fp16", "ema_decay": 0})
     step(model, steps=1)
-    scale = model.scaler.get_scale()
+    scale = model.training_step.scaler.get_scale()
     gradients = [parameter.grad.abs().max() for parameter in model.net_g.parameters()]
     assert max(gradients) < 10  # as the loss has them: unscaled before the step
     before = copy.deepcopy(model.net_g.state_dict())
     model.feed_data({"lq": torch.full((1, 3, 8, 8), torch.inf), "gt": torch.rand(1, 3, 16, 16)})
     model.optimize_parameters(2)
-    assert model.scaler.get_scale() == scale / 2
+    assert model.training_step.scaler.get_scale() == scale / 2
     torch.testing.assert_close(model.net_g.state_dict(), before, rtol=0, atol=0)
 
 
@@ -158,15 +181,15 @@ def test_resumed_fp16_training_goes_on_as_if_it_had_not_ended(
 ) -> None:
     model = build(train={"amp": "fp16"})
     step(model)
-    model.scaler.update(1024.0)
+    model.training_step.scaler.update(1024.0)
     model.save(epoch=0, current_iter=3)
     state = torch.load(tmp_path / "3.state", weights_only=True)
     weights = str(tmp_path / "net_g_3.pth")
     path = {"models": str(tmp_path), "training_states": str(tmp_path), "pretrain_network_g": weights}
     resumed = build(train={"amp": "fp16"}, path=path)
     resumed.resume_training(state)
-    assert resumed.scaler.state_dict() == model.scaler.state_dict()
-    assert resumed.scaler.get_scale() == 1024
+    assert resumed.training_step.scaler.state_dict() == model.training_step.scaler.state_dict()
+    assert resumed.training_step.scaler.get_scale() == 1024
     assert step(resumed) == step(model)
     assert_same_training(resumed, model, rtol=0, atol=0)
     # fp16 or not, a training can go on from either's state
@@ -209,9 +232,8 @@ def test_compiled_training_is_the_uncompiled_one_under_the_same_keys(
 ) -> None:
     network = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
     plain, model = build(network_g=network), build(network_g=network, train={"compile": True})
-    compiled = model._network
     assert step(model) == pytest.approx(step(plain), rel=1e-5)
-    assert model._network is compiled  # it did not fail
+    assert model.training_step._compiled is not model.net_g  # it did not fail
     assert_same_training(model, plain, rtol=1e-5, atol=1e-6)
     model.save(epoch=0, current_iter=3)
     stored = torch.load(tmp_path / "net_g_3.pth", weights_only=True)
@@ -271,9 +293,8 @@ def train_one_of_two(rank: int, folder: Path, opt: dict[str, Any]) -> None:
         return total.then(lambda done: done.value()[0])
 
     model.net_g.register_comm_hook(None, average)
-    network = model._network
     losses = step(model, part=(rank, 2))
-    assert model._network is network  # compiled, if it should be
+    assert model.training_step._compiled is not model.net_g  # compiled, if it should be
     if rank == 0:
         torch.save((losses, exchanged, model.get_bare_model(model.net_g).state_dict()), folder / "result")
     dist.destroy_process_group()

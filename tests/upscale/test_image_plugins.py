@@ -80,14 +80,80 @@ def test_jpeg_xl_has_its_turn_outside_of_exif(tmp_path: Path, photo: np.ndarray)
     assert np.abs(read_image(tmp_path / "photo.jxl").pixels.astype(float) - expected).mean() < LOSSY
 
 
-def test_more_than_8_bits_are_told(tmp_path: Path, photo: np.ndarray, esc_log: list[str]) -> None:
+DEEP = {
+    "10.jxl": lambda deep: imagecodecs.jpegxl_encode(deep >> 6, lossless=True, bitspersample=10),
+    "16.jxl": lambda deep: imagecodecs.jpegxl_encode(deep, lossless=True),
+    "10.avif": lambda deep: imagecodecs.avif_encode(deep >> 6, level=100, bitspersample=10),
+    "12.avif": lambda deep: imagecodecs.avif_encode(deep >> 4, level=100, bitspersample=12),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_more_than_8_bits_become_16(tmp_path: Path, photo: np.ndarray, name: str, channels: int) -> None:
+    pytest.importorskip(MODULES[f".{name[3:]}"])
+    ramp = np.linspace(0, 65535, 80 * 64).reshape(64, 80)
+    deep = np.dstack([photo.astype(np.uint16) * 257, ramp.astype(np.uint16)])[..., -channels:]
+    (tmp_path / name).write_bytes(DEEP[name](deep.squeeze()))
+    image = read_image(tmp_path / name)
+    assert image.pixels.dtype == np.uint16
+    expected = deep[..., :3] if channels == 4 else deep.squeeze()
+    step = 65535 / (2 ** int(name[:2]) - 1)
+    tolerance = 3 * step if channels == 1 and name.endswith("avif") else step
+    given = image.pixels[..., 0] if channels == 1 and image.pixels.ndim == 3 else image.pixels
+    assert np.abs(given.astype(float) - expected).max() <= tolerance
+    if channels == 4:
+        assert image.alpha is not None
+        assert np.abs(image.alpha.astype(float) - deep[..., 3]).max() <= step
+
+
+def test_deep_heic_is_turned_and_reaches_white(tmp_path: Path, photo: np.ndarray) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
+    photo = photo.copy()
+    photo[:32] = 255
     deep = pillow_heif.from_bytes("RGB;16", (80, 64), (photo.astype(np.uint16) * 257).tobytes())
+    deep.info["exif"] = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     deep.save(tmp_path / "deep.heic", quality=95)
     image = read_image(tmp_path / "deep.heic")
-    assert image.pixels.dtype == np.uint8
-    assert np.abs(image.pixels.astype(float) - photo).mean() < LOSSY
-    assert any("bits are read as 8" in message for message in esc_log)
+    assert image.pixels.dtype == np.uint16
+    assert np.abs(image.pixels / 257 - np.rot90(photo, -1)).mean() < LOSSY
+    assert image.pixels.max() == 65535
+
+
+@pytest.mark.parametrize(("transfer", "is_kept"), [(16, True), (13, False)])
+def test_what_heic_says_of_its_colours_is_kept(
+    tmp_path: Path, photo: np.ndarray, transfer: int, is_kept: bool
+) -> None:
+    """PQ, of which a reader that takes it for sRGB makes a flat gray picture."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    primaries = 9 if is_kept else 1
+    pillow_heif.from_pillow(Image.fromarray(photo)).save(
+        tmp_path / "hdr.heic", color_primaries=primaries, transfer_characteristics=transfer
+    )
+    assert read_image(tmp_path / "hdr.heic").colour == ({b"cICP": bytes([9, 16, 0, 1])} if is_kept else {})
+
+
+def test_xmp_of_jpeg_xl_is_kept_or_named(tmp_path: Path, photo: np.ndarray, esc_log: list[str]) -> None:
+    pytest.importorskip("pillow_jxl")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">me</x:xmpmeta>'
+    options = {"xmp": xmp, "use_container": True}
+    Image.fromarray(photo).save(tmp_path / "a.jxl", **options)
+    assert read_image(tmp_path / "a.jxl").xmp == xmp
+    Image.fromarray(photo).save(tmp_path / "b.jxl", **options, compress_metadata=True)
+    assert read_image(tmp_path / "b.jxl").xmp is None
+    assert any("XMP that is compressed cannot be kept" in message for message in esc_log)
+
+
+def test_animations_and_floats_of_jpeg_xl_are_refused(tmp_path: Path, photo: np.ndarray) -> None:
+    """Of which the plugin gives the first frame, or 8 bits."""
+    pytest.importorskip("pillow_jxl")
+    for frames in (np.stack([photo, photo]), np.stack([photo[..., 0]] * 2)):
+        (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(frames, lossless=True))
+        with pytest.raises(UserError, match=r"a\.jxl is animated"):
+            read_image(tmp_path / "a.jxl")
+    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(photo / np.float32(255), lossless=True))
+    with pytest.raises(UserError, match=r"a\.jxl has floats"):
+        read_image(tmp_path / "a.jxl")
 
 
 @pytest.mark.parametrize(("suffix", "extra"), [(".heic", "heic"), (".jxl", "jxl")])

@@ -18,7 +18,7 @@ from filelock import FileLock
 from fixtures.films import BT709, CHAPTERS, SUBTITLES, TICK, frames_of, moving, packets_of
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.upscale import video
+from esc_basicsr.upscale import video, video_file
 from esc_basicsr.upscale.output_size import OutputSize
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.upscale.video import upscale_video
@@ -255,6 +255,7 @@ def test_stopped_film_goes_on_where_it_was(
     model: Path,
     suffix: str,
     monkeypatch: pytest.MonkeyPatch,
+    esc_log: list[str],
 ) -> None:
     """With B-frames and key frames far apart, whose order in the file is another."""
     monkeypatch.setattr(video, "_SEGMENT", 5)
@@ -270,6 +271,7 @@ def test_stopped_film_goes_on_where_it_was(
             upscale(stopped, film, target)
         calls += stopped.calls
         assert not target.exists()
+        assert esc_log[-1] == f"{target}.parts holds what is done: call again to go on."
     last = Doubling(model)
     upscale(last, film, target)
     assert (calls, last.calls) == (15, 24 - 10)
@@ -353,7 +355,7 @@ def test_what_cannot_be_done_is_told_before_it_is_begun(
     tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
 ) -> None:
     film = make_film(tmp_path / "film.mkv")
-    with pytest.raises(UserError, match=r"large\.mp4: \.mp4 holds no subtitle such as that of .* \(s.*rt?\)"):
+    with pytest.raises(UserError, match=r"\.mp4 holds no subtitle such as .* \(s.*rt?\): choose \.mkv\."):
         upscale(doubling, film, tmp_path / "large.mp4")
     (tmp_path / "text.mp4").write_text("no film")
     with pytest.raises(UserError, match=r"text\.mp4 cannot be upscaled"):
@@ -508,3 +510,217 @@ def test_cover_and_fonts_go_with_a_film(
     assert streams_beside(large) == ([("a.ttf", b"a font")], [])
     upscale(doubling, tmp_path / "font.mkv", tmp_path / "font_x2.mp4")
     assert any("(attachment, a.ttf) cannot be kept" in message for message in esc_log)
+
+
+def test_names_that_look_like_addresses_are_files(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_film(tmp_path / "film.mp4", is_silent=True).rename(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(times_of(upscale(doubling, Path("12:30.mp4"), Path("12:31.mp4")).absolute())) == 12
+
+
+def changed(film: Path, old: bytes, new: bytes) -> Path:
+    """Replace bytes of a file by as many others."""
+    content = film.read_bytes()
+    assert old in content
+    film.write_bytes(content.replace(old, new))
+    return film
+
+
+def test_tags_in_another_encoding_do_not_keep_a_film_from_it(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film = changed(make_film(tmp_path / "film.mkv"), b"A film", b"A f\xeflm")  # Latin-1
+    assert probe(upscale(doubling, film, tmp_path / "large.mkv"))["title"] == "A f\ufffdlm"
+
+
+def test_sound_of_an_unknown_codec_is_named(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = changed(make_film(tmp_path / "film.mkv"), b"A_AAC", b"A_NEW")
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert any("stream 1 (audio, of an unknown codec) cannot be kept" in message for message in esc_log)
+    assert {"video", "subtitle"} == probe(large)["languages"].keys()
+    with pytest.raises(UserError, match=r"film\.mkv: FFmpeg has no decoder for its video"):
+        upscale(doubling, changed(film, b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVC"), tmp_path / "a.mkv")
+
+
+def test_sound_whose_timestamps_step_back_goes_through(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    """As in what was recorded over a bad connection; muxers refuse it."""
+    # a block of the second stream at 256 ms, and the same at 150 ms
+    film = changed(make_film(tmp_path / "film.mkv"), b"\x82\x01\x00\x80", b"\x82\x00\x96\x80")
+    sounds = [sound for _, sound in packets_of(film, "audio")]
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert sorted(sound for _, sound in packets_of(large, "audio")) == sorted(sounds)
+    assert any("timestamps of its sound do not rise" in message for message in esc_log)
+
+
+def test_films_that_are_long_for_their_frames_are_not_said_to_be_cut_off(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    """As recordings of a screen, whose frames come when something moves."""
+    slides = make_film(tmp_path / "a.mkv", times=[*range(0, 110, 10), 3000], is_silent=True)
+    upscale(doubling, slides, tmp_path / "large.mkv")
+    assert not any("cut off" in message for message in esc_log)
+    times = [600 * index for index in range(12)]
+    film = make_film(tmp_path / "b.mkv", times=times, options={"g": "1"}, is_silent=True)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
+    upscale(doubling, film, tmp_path / "b_x2.mkv")
+    assert any("frames came, and it promises 1" in message for message in esc_log)
+
+
+def test_what_no_encoder_takes_is_told_before_the_work(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    film = make_film(tmp_path / "film.mkv", [np.zeros((16, 8200, 3), np.uint8)], is_silent=True)
+    with pytest.raises(UserError, match=r"frames of 16400 × 32 pixels, yuv420p, cannot be encoded"):
+        upscale(doubling, film, tmp_path / "large.mkv")
+    assert doubling.calls == 0
+
+
+def test_a_part_from_the_first_frame_on_is_whole(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    """Where the first timestamp is no whole count of microseconds, by which FFmpeg tells the beginning."""
+    film = make_film(tmp_path / "film.ts", is_silent=True)
+    assert times_of(film)[0].denominator > 1
+    assert len(times_of(upscale(doubling, film, tmp_path / "large.mkv", Fraction(0)))) == 12
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_full_disk_is_told_and_nothing_is_lost(
+    tmp_path: Path, make_film: Callable[..., Path], model: Path, suffix: str
+) -> None:
+    """When all is upscaled, and the film does not fit beside its parts."""
+    resource = pytest.importorskip("resource")
+    film = make_film(tmp_path / f"film{suffix}")
+    whole = upscale(Doubling(model), film, tmp_path / f"whole{suffix}").stat().st_size
+    target = tmp_path / f"large{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 500, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"large\{suffix} cannot be written: File too large"):
+            upscale(Doubling(model), film, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.glob("*large*")] == [f"large{suffix}.parts"]
+    last = Doubling(model)
+    assert upscale(last, film, target).stat().st_size == pytest.approx(whole, abs=100)
+    assert last.calls == 0
+
+
+def test_program_streams_lose_no_frames_behind_a_guessed_length(tmp_path: Path, doubling: Doubling) -> None:
+    """FFmpeg takes the length of an .mpg from its bit rate, and guesses timestamps behind a seek."""
+    film = tmp_path / "film.mpg"
+    options = {"q:v": "1", "g": "12", "bf": "2"}
+    with av.open(str(film), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25, width=64, height=48, options=options)
+        for image in moving(60, 48, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image).reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+    with av.open(str(film)) as container:
+        assert container.duration is not None
+        assert container.duration < 2_200_000
+    large = upscale(doubling, film, tmp_path / "large.mkv", Fraction("2.2"))
+    assert_alike(frames_of(large), [image.repeat(2, 0).repeat(2, 1) for image in frames_of(film)[55:]])
+
+
+@pytest.mark.parametrize(("width", "matrix"), [(64, 6), (1280, 1)])
+def test_matrix_that_is_not_told_is_what_players_take_for_the_old_size(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, width: int, matrix: int
+) -> None:
+    """Old recordings tell none; as large as new ones, they would be shown with other colours."""
+    untold = {"color_range": 1, "color_primaries": 2, "color_trc": 2, "colorspace": 2}
+    images = [np.full((16, width, 3), colour, np.uint8) for colour in ((200, 40, 90), (20, 180, 60))]
+    film = make_film(tmp_path / "film.mkv", images, colours=untold, is_silent=True)
+    assert probe(film)["colours"]["colorspace"] == 2
+    large = upscale(doubling, film, tmp_path / "large.mkv")
+    assert probe(large)["colours"] == untold | {"colorspace": matrix}
+    for old, new in zip(planes_of(film), planes_of(large), strict=True):
+        assert np.abs(np.array(old) - new).max() <= 1
+
+
+class Hesitating:
+    """A container of ten packets, of which FFmpeg wants to be called again for some."""
+
+    name = "film.ts"
+
+    def __init__(self, *hesitations: int) -> None:
+        self.position, self.hesitations = 0, [*hesitations]
+
+    def demux(self, *_: Any) -> Any:
+        while self.position < 10:
+            if self.position in self.hesitations:
+                self.hesitations.remove(self.position)
+                av.error.err_check(-errno.EAGAIN)
+            self.position += 1
+            yield self.position
+
+
+def test_ffmpeg_is_called_again_where_it_asks_for_it() -> None:
+    """As in a damaged transport stream; but not for ever."""
+    once: Any = Hesitating(0, 4, 4)
+    assert [*video_file._demuxed(once, [])] == [*range(1, 11)]
+    for_ever: Any = Hesitating(*[5] * 2000)
+    with pytest.raises(UserError, match=r"film\.ts cannot be read on: it is damaged"):
+        [*video_file._demuxed(for_ever, [])]
+
+
+def test_whatever_a_decoder_raises_of_a_damaged_frame_the_others_come(
+    tmp_path: Path, make_film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some say that it is not permitted, or not yet implemented."""
+
+    class Damaged:
+        def decode(self) -> Any:
+            av.error.err_check(-errno.EPERM)
+
+    def damaged(*args: Any) -> Any:
+        packets = [*demuxed(*args)]
+        return [*packets[:5], Damaged(), *packets[5:]]
+
+    demuxed = video_file._demuxed
+    monkeypatch.setattr(video_file, "_demuxed", damaged)
+    assert len([*video_file.frames_from(make_film(tmp_path / "film.mp4", is_silent=True))]) == 12
+
+
+def test_format_that_is_advised_holds_the_sound(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling
+) -> None:
+    """Opus, which MOV does not hold; that is told before the work."""
+    film = tmp_path / "film.mkv"
+    with av.open(str(make_film(tmp_path / "a.mkv", is_silent=True))) as old, av.open(str(film), "w") as new:
+        video_stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        sound: Any = new.add_stream("libopus", rate=48000)
+        new.start_encoding()
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        new.mux([*sound.encode(frame), *sound.encode(None)])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = video_stream
+                new.mux(packet)
+    with pytest.raises(UserError, match=r"\.mov does not hold all of opus in .*: choose \.mkv or \.mp4\."):
+        upscale(doubling, film, tmp_path / "large.mov")
+    assert doubling.calls == 0
+    upscale(doubling, film, tmp_path / "large.mp4")
+
+
+def test_tags_that_a_format_does_not_hold_are_named(
+    tmp_path: Path, make_film: Callable[..., Path], doubling: Doubling, esc_log: list[str]
+) -> None:
+    film = tmp_path / "film.mkv"
+    with av.open(str(make_film(tmp_path / "a.mkv", is_silent=True))) as old, av.open(str(film), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        new.metadata.update({"title": "A film", "artist": "Me", "camera": "Mine"})
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    upscale(doubling, film, tmp_path / "large.mkv")
+    assert not any("holds no tags" in message for message in esc_log)
+    upscale(doubling, film, tmp_path / "large.mp4")
+    assert any("large.mp4: .mp4 holds no tags such as CAMERA." in message for message in esc_log)

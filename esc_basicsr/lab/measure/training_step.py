@@ -1,6 +1,7 @@
 """Training steps of a network's implementations, timed in turn, and their gradients compared."""
 
 import functools
+import re
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,7 +58,7 @@ class Step:
         """Return the gradients of the last step by parameter, named alike in each implementation."""
         named = self.net.named_parameters()
         return {
-            name.removeprefix("net."): grad
+            re.sub(r"^(net\.)+", "", name): grad
             for name, parameter in named
             if (grad := parameter.grad) is not None
         }

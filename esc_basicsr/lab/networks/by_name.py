@@ -58,10 +58,11 @@ def _implementation(net: nn.Module, name: str) -> nn.Module:
         case "":
             return fast.prepare(net)
         case "kernels":
-            fast.attend_by_kernels(net)  # with gradients, too
+            fast.train_by_kernels(net)  # with gradients, too
             return fast.prepare(net, kernels=True)
         case "kernels-bf16":
             fast.require_bf16()
+            fast.train_by_kernels(net)
             return fast.prepare(net, kernels=True, mode="eager+bf16")
         case "compiled":
             return fast.prepare(net, mode="compiled")
