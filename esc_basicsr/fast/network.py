@@ -80,10 +80,12 @@ class FastNetwork(nn.Module):
         block: Any
         for block in net.blocks:
             out = self._block(block, out, large_kernel)
-        return _add(feat, map_in_chunks(tail, out))
+        with self._exactly(x):
+            return _add(feat, map_in_chunks(tail, out))
 
     def _to_image(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()
+        with self._exactly(x):
+            return F.pixel_shuffle(self.net.to_img(x), self.net.upscaling_factor).contiguous()
 
     def _block(self, block: ESCBlock, x: Tensor, large_kernel: LargeKernel) -> Tensor:
         y = self._conv_ffn(block.ln_proj, block.proj, x)
