@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from tqdm import tqdm
 
+_REST = 0.1  # seconds before a call on a CPU: threads that another runtime keeps spin for a while
+
 
 def times_in_turn(
     calls: Mapping[str, Callable[[], object]],
@@ -55,6 +57,7 @@ def median_times(
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
+        time.sleep(_REST)
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin

@@ -125,8 +125,11 @@ class FastNetwork(nn.Module):
             large_kernel = SymmetricKernel(mixer.plk_filter)
         if isinstance(large_kernel, SymmetricKernel):
             core = cast(LargeKernelConv, mixer.plk)
-            directly = self._serves(x) and cpp.multiplies_by_amx()
-            features, convolved = convolved, large_kernel.convolve(convolved, directly)
+            features, directly = convolved, self._serves(x) and cpp.multiplies_by_amx()
+            if self._serves(x) and not directly and cpp.serves_large_kernel(large_kernel.weight):
+                convolved = cpp.convolve_symmetric(features, large_kernel.weight)
+            else:
+                convolved = large_kernel.convolve(features, directly)
             if core.dwc_proj is not None:
                 convolved = _add(convolved, depthwise_per_image(features, core.dwc_proj(features)))
         else:
