@@ -218,7 +218,11 @@ def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
             "worked through in that many equal pieces.",
         )
     # A piece's loss is weighed by its share of the batch, which is right for means over images alone.
-    for key, value in (("train.pixel_opt.reduction", "sum"), ("train.perceptual_opt.criterion", "fro")):
+    for key, value in (
+        ("train.pixel_opt.reduction", "sum"),
+        ("train.ldl_opt.reduction", "sum"),
+        ("train.perceptual_opt.criterion", "fro"),
+    ):
         if lookup(opt, key) == value:
             yield key, f"got '{value}', which is no mean over images: {where} would change it. Leave one out."
     if (_share(opt) or (0, 1))[1] == 1:

@@ -342,11 +342,13 @@ def test_options_for_speed_that_do_not_fit_are_reported(sound_options, key_path,
     assert message in line
 
 
-def test_losses_that_are_no_means_are_not_accumulated(sound_options):
-    opt = change(esc_options(sound_options), "train.pixel_opt", {"type": "L1Loss", "reduction": "sum"})
+@pytest.mark.parametrize("loss", ["pixel_opt", "ldl_opt"])
+def test_losses_that_are_no_means_are_not_accumulated(sound_options, loss):
+    opt = sound_options | {"model_type": "SwinIRModel"}  # whose section train may hold either
+    opt = change(opt, f"train.{loss}", {"type": "L1Loss", "reduction": "sum"})
     assert problems(opt) == []
     (line,) = problems(change(opt, "train.accumulate", 2))
-    assert line.startswith("train.pixel_opt.reduction: got 'sum', which is no mean over images")
+    assert line.startswith(f"train.{loss}.reduction: got 'sum', which is no mean over images")
 
 
 @pytest.mark.parametrize(("key", "value"), [("amp", "fp16"), ("compile", True)])
