@@ -10,8 +10,10 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.common.log import logger
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.fast.precision import HALF_PRECISIONS
@@ -59,7 +61,8 @@ class TrainingStep:
         """Take a step on the batch that the model was fed; its ``log_dict`` gets the means over all ranks.
 
         Raises:
-            UserError: Too many steps in a row had numbers that are not finite.
+            UserError: Too many steps in a row had numbers that are not finite; or a batch comes in pieces to
+                a network that normalises over it.
         """
         _, passes = batch_of_process(self._opt)
         optimizers = {name: _Due(vars(model)[name]) for name in _OPTIMIZERS if name in vars(model)}
@@ -72,6 +75,8 @@ class TrainingStep:
         images = {name: vars(model)[name] for name in _IMAGES if name in vars(model)}
         whole = {name: batch.chunk(passes) for name, batch in images.items() if len(batch) == len(model.lq)}
         pieces = [dict(zip(whole, parts, strict=True)) for parts in zip(*whole.values(), strict=True)]
+        if len(pieces) > 1:
+            self._refuse_batch_normalisation(networks)
         for number, piece in enumerate(pieces, 1):
             share = len(piece["lq"]) / len(model.lq)
             stand_ins = {
@@ -105,6 +110,16 @@ class TrainingStep:
         if self.skipped.counts["in_all"]:
             model.log_dict["skipped"] = self.skipped.counts["in_all"]
         self.throughput.count(len(model.lq) * self._opt["world_size"])
+
+    def _refuse_batch_normalisation(self, networks: Mapping[str, nn.Module]) -> None:
+        for name, net in networks.items():
+            if any(isinstance(layer, _BatchNorm) and layer.training for layer in net.modules()):
+                is_global = self._opt["datasets"]["train"].get("global_batch_size") is not None
+                where = "datasets.train.global_batch_size" if is_global else "train.accumulate"
+                raise UserError(
+                    f"{where}: {name} normalises over a whole batch, not pieces. Leave it out, or take a "
+                    "network without batch normalisation."
+                )
 
     def _stand_in(self, name: str, net: nn.Module, share: float) -> "_Network":
         factor: Any = share

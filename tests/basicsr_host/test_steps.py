@@ -11,6 +11,7 @@ import torch.distributed as dist
 from basicsr.models import MODEL_REGISTRY, build_model
 from torch import nn
 
+from esc_basicsr.common.errors import UserError
 from esc_basicsr.fast.precision import HALF_PRECISIONS
 from esc_basicsr.options.schema import OWN_STEPS
 
@@ -175,6 +176,25 @@ def test_a_step_of_numbers_that_are_none_is_skipped_for_all_networks(
     assert "the loss is not finite; the step is skipped (1 in a row, 1 in all)" in esc_log[-1]
     assert model.get_current_log()["skipped"] == 1
     assert model.training_state.collect().keys() >= {"grad_scaler", "skipped"}
+
+
+def test_pieces_of_a_batch_are_not_normalised_each_by_itself(build: Callable[..., Any]) -> None:
+    for pieces in (
+        {"train": {"accumulate": 2}},
+        {"datasets": {"train": {"batch_size_per_gpu": 4, "global_batch_size": 8}}},
+    ):
+        model = build("SRGANModel", **pieces)
+        step(model, steps=1)
+        model.net_d.norm = nn.BatchNorm2d(4)
+        before = weights(model)
+        with pytest.raises(UserError, match=r"(accumulate|global_batch_size): net_d normalises over a whole"):
+            step(model, steps=1)
+        torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+        model.net_d.norm.eval()  # by what it has learned
+        step(model, steps=1)
+    whole = build("SRGANModel")
+    whole.net_d.norm = nn.BatchNorm2d(4)
+    step(whole, steps=1)
 
 
 def test_gradients_of_each_network_are_clipped(build: Callable[..., Any]) -> None:
