@@ -83,7 +83,7 @@ class _Check(SectionCheck):
             self.check_scheduler()
         self.check_metrics()
         self.check_datasets()
-        for where, message in contradictions(self.opt, self.is_train):
+        for where, message in contradictions(self.opt, self.is_train, self.model):
             self.add(where, message)
 
     def note_paths(self) -> None:

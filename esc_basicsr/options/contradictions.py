@@ -15,18 +15,24 @@ from esc_basicsr.options.schema import (
     DEGRADING_MODELS,
     KNOWN_MODELS,
     LOADER,
-    OWN_STEPS,
     SECTIONS,
     TRAIN,
     lookup,
     sound,
 )
+from esc_basicsr.options.sections import has_ours
 
 Problem = tuple[str, str]  # key, message
 
 
-def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
-    """Find what does not go together; what goes together, but is odd, is logged as a warning."""
+def contradictions(opt: Mapping[str, Any], is_train: bool, model: Any) -> Iterator[Problem]:
+    """Find what does not go together; what goes together, but is odd, is logged as a warning.
+
+    Args:
+        opt: All options.
+        is_train: Whether they are to be trained by.
+        model: The class that ``model_type`` names; None if there is none.
+    """
     if opt.get("model_type") in KNOWN_MODELS:
         yield from _of_the_scale(opt)
     val = sound(opt.get("val"), SECTIONS["val"])
@@ -45,7 +51,7 @@ def contradictions(opt: Mapping[str, Any], is_train: bool) -> Iterator[Problem]:
             yield f"datasets.{name}.{key}", message
     if is_train and isinstance(opt.get("train"), Mapping):
         yield from _of_the_schedule(opt)
-        yield from _of_a_step(opt)
+        yield from _of_a_step(opt, model)
         if opt.get("model_type") in DEGRADING_MODELS and opt.get("high_order_degradation", True):
             yield from _of_degradations(opt)
     if is_train and lookup(opt, "logger.wandb.project") and lookup(opt, "logger.use_tb_logger") is not True:
@@ -175,17 +181,20 @@ def _of_degradations(opt: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
+def _of_a_step(opt: Mapping[str, Any], model: Any) -> Iterator[Problem]:
     """Find what accumulation, half precision and compilation do not go with."""
     train = sound(opt["train"], SECTIONS["train"])
-    model, devices = opt.get("model_type"), _devices_of_process(opt)
-    if model in OWN_STEPS:
+    devices = _devices_of_process(opt)
+    if model is not None and not has_ours(model, "optimize_parameters"):
         keys = ("amp", "accumulate", "compile", "clip_grad_norm")
         asked = [f"train.{key}" for key in keys if train.get(key) not in (None, False, TRAIN[key].default)]
         if lookup(opt, "datasets.train.global_batch_size") is not None:
             asked.append("datasets.train.global_batch_size")
         for where in asked:
-            yield where, f"{model} takes its steps by itself, in float32 and one piece. Leave it out."
+            yield (
+                where,
+                f"{opt['model_type']} takes its steps by itself, in float32 and one piece. Leave it out.",
+            )
         return
     for key in ("amp", "compile"):
         if not train.get(key):
@@ -227,7 +236,7 @@ def _of_a_step(opt: Mapping[str, Any]) -> Iterator[Problem]:
             yield key, f"got '{value}', which is no mean over images: {where} would change it. Leave one out."
     if (_share(opt) or (0, 1))[1] == 1:
         return
-    if model == "ESRGANModel":
+    if "ESRGANModel" in (cls.__name__ for cls in getattr(model, "__mro__", ())):
         yield where, "ESRGANModel compares with the mean of a whole batch, not of pieces. Leave it out."
     if lookup(opt, "network_d.type") == "VGGStyleDiscriminator":
         yield where, "network_d normalises over a whole batch, not pieces. Leave it out, or write another."

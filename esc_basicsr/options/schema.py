@@ -65,8 +65,6 @@ class Option(NamedTuple):
 # Models whose every key is known. Other models may read more: what they add is left alone.
 DEGRADING_MODELS = ("RealESRNetModel", "RealESRGANModel")
 KNOWN_MODELS = ("SRModel", "ESCModel", *DEGRADING_MODELS)
-# Models of BasicSR that take their steps by themselves, several in one, without `TrainingStep`.
-OWN_STEPS = ("HiFaceGANModel", "StyleGAN2Model", "VideoRecurrentGANModel")
 
 # type -> the class of basicsr.models.lr_scheduler that BaseModel.setup_schedulers makes
 SCHEDULERS = {

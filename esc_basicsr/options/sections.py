@@ -212,6 +212,18 @@ def keys_read(*functions: Callable[..., Any]) -> set[str]:
     return {*re.findall(r"\bopt\['(\w+)'\]", source)} - {*asked, "scale", "phase"}
 
 
+def has_ours(model: Any, method: str) -> bool:
+    """Tell whether a model's method is, or calls, what `basicsr_host.patches` has put around BasicSR's."""
+    for each in getattr(model, "__mro__", ()):
+        if (function := vars(each).get(method)) is None:
+            continue
+        if hasattr(function, "__wrapped__"):
+            return True
+        if method not in getattr(getattr(function, "__code__", None), "co_names", ()):  # super's, it would be
+            return False
+    return False
+
+
 def registered(registry: Any) -> dict[str, Any]:
     """Give the classes of a registry by their names, which BasicSR finds with and without its own suffix."""
     classes = dict(iter(registry))  # else dict() takes it for a mapping

@@ -13,6 +13,7 @@ import torch
 import yaml
 from basicsr.models import MODEL_REGISTRY
 from basicsr.models.base_model import BaseModel
+from basicsr.models.esrgan_model import ESRGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 from PIL import Image
@@ -20,7 +21,6 @@ from PIL import Image
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.options.check import check_options
 from esc_basicsr.options.loader import load_options
-from esc_basicsr.options.schema import OWN_STEPS
 from esc_basicsr.weights.read import read_weights
 from esc_basicsr.weights.write import write_safetensors
 
@@ -277,8 +277,22 @@ def test_options_of_a_step_are_every_models(sound_options, key_path, value):
         ("datasets.train.global_batch_size", 8),
     ],
 )
-def test_models_that_step_by_themselves_are_refused_what_they_cannot(sound_options, key_path, value):
-    for model in OWN_STEPS:
+def test_models_that_step_by_themselves_are_refused_what_they_cannot(
+    sound_options, register, key_path, value
+):
+    class TheirModel(SRModel):
+        def optimize_parameters(self, current_iter):
+            self.optimizer_g.step()
+
+    class TheirOtherModel(SRModel):
+        def optimize_parameters(self, current_iter):
+            super().optimize_parameters(current_iter)
+
+    for cls in (TheirModel, TheirOtherModel):
+        register(MODEL_REGISTRY, cls)
+    opt = copy.deepcopy(sound_options) | {"model_type": "TheirOtherModel"}
+    assert problems(change(opt, key_path, value)) == []
+    for model in ("TheirModel", "HiFaceGANModel", "StyleGAN2Model", "VideoRecurrentGANModel"):
         opt = copy.deepcopy(sound_options) | {"model_type": model}
         plain = problems(opt)
         (line,) = {*problems(change(opt, key_path, value))} - {*plain}
@@ -291,11 +305,16 @@ def test_models_that_step_by_themselves_are_refused_what_they_cannot(sound_optio
     ("model", "network_d", "message"),
     [
         ("ESRGANModel", "UNetDiscriminatorSN", "ESRGANModel compares with the mean of a whole batch"),
+        ("TheirModel", "UNetDiscriminatorSN", "ESRGANModel compares with the mean of a whole batch"),
         ("SRGANModel", "VGGStyleDiscriminator", "network_d normalises over a whole batch"),
         ("SRGANModel", "UNetDiscriminatorSN", None),
     ],
 )
-def test_pieces_that_would_change_the_step_are_refused(sound_options, model, network_d, message):
+def test_pieces_that_would_change_the_step_are_refused(sound_options, register, model, network_d, message):
+    class TheirModel(ESRGANModel):
+        pass
+
+    register(MODEL_REGISTRY, TheirModel)
     discriminator = {"type": network_d, "num_in_ch": 3, "num_feat": 4}
     opt = sound_options | {"model_type": model, "network_d": discriminator}
     opt["train"] |= {
