@@ -10,7 +10,7 @@ import io
 import random
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def load_resume_state(opt: dict[str, Any]) -> Any:
         # BasicSR makes them for new experiments alone; the state may be another one's.
         Path(opt["path"][folder]).mkdir(parents=True, exist_ok=True)
     importlib.import_module("basicsr.utils").check_resume(opt, state["iter"])
-    for label, weights in zip(_labels(opt), _weights_of(opt, state, Path(path)), strict=True):
+    for label, weights in zip(_resumed_labels(opt), _weights_of(opt, state, Path(path)), strict=True):
         opt["path"][f"pretrain_network_{label}"] = str(weights)  # of another experiment, if the state is
     return state
 
@@ -305,9 +305,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
-def _labels(opt: Mapping[str, Any]) -> list[str]:
+def _resumed_labels(opt: Mapping[str, Any]) -> list[str]:
     """Give ``g`` for ``network_g``, and the like, of the networks that are resumed."""
-    ignored = opt["path"].get("ignore_resume_networks") or ()
+    return _labels(opt, opt["path"].get("ignore_resume_networks") or ())
+
+
+def _labels(opt: Mapping[str, Any], ignored: Container[str] = ()) -> list[str]:
     return [key.removeprefix("network_") for key in opt if key.startswith("network_") and key not in ignored]
 
 
@@ -315,4 +318,4 @@ def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any], path: Path) ->
     """Locate the weights that belong to the state in ``path``: of its own experiment, whichever that is."""
     beside = path.parent.parent / "models"
     models = beside if beside.is_dir() else Path(opt["path"]["models"])
-    return [models / f"net_{label}_{state['iter']}.pth" for label in _labels(opt)]
+    return [models / f"net_{label}_{state['iter']}.pth" for label in _resumed_labels(opt)]

@@ -164,6 +164,17 @@ def test_pruning_goes_on_where_it_was_interrupted(
     assert left == ["6.state", "8.state", "net_g_5.pth", "net_g_6.pth", "net_g_8.pth"]
 
 
+def test_networks_that_are_not_resumed_are_pruned_too(
+    tmp_path: Path, options: Callable[..., dict[str, Any]]
+) -> None:
+    opt = options(network_d={})
+    opt["path"]["ignore_resume_networks"] = ["network_d"]
+    for name in ("2.state", "net_g_2.pth", "net_d_2.pth", "net_d_2.safetensors", "4.state", "net_d_4.pth"):
+        (tmp_path / name).touch()
+    checkpoints.prune(opt, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"4.state", "net_d_4.pth"}
+
+
 def test_rates_are_finite_after_the_longest_schedule(build: Callable[..., ESCModel]) -> None:
     model = build(train={"scheduler": cosine(3, 3), "total_iter": 6})
     assert all(map(math.isfinite, train(model, 1, 6)))
