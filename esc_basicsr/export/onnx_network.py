@@ -64,7 +64,10 @@ def write_onnx(
     Raises:
         UserError: It is another network, or the installed package onnx does not know the opset.
     """
-    assert isinstance(network, ESC | ESCFP | ESCRealM)
+    if not isinstance(network, ESC | ESCFP | ESCRealM):
+        raise UserError(
+            f"{type(network).__name__} cannot be written as ONNX, which is for ESC, ESC-FP and ESC-RealM."
+        )
     unconverted = isinstance(network, ESCRealM) and _without_conversion(network)
     if unconverted:
         raise UserError(

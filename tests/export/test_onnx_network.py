@@ -48,6 +48,11 @@ def test_what_is_not_converted_is_named(lively_network, options, message):
         write_onnx(lively_network(**options), False, {}, 18)
 
 
+def test_other_networks_are_refused():
+    with pytest.raises(UserError, match="Conv2d cannot be written as ONNX"):
+        write_onnx(torch.nn.Conv2d(3, 3, 1), False, {}, 18)
+
+
 @pytest.mark.parametrize("kind", ["ESC", "ESCFP", "ESCReal"])
 def test_half_precision_is_inside_alone(lively_network, kind, differences):
     net = lively_network(type=kind, upscaling_factor=4 if kind == "ESCReal" else 2)
