@@ -33,7 +33,7 @@ def batch_of_process(opt: Mapping[str, Any]) -> tuple[int, int]:
     at_once = train["batch_size_per_gpu"] * (1 if opt["dist"] else max(1, opt["num_gpu"]))
     wanted = train.get("global_batch_size")
     if wanted is None:
-        return at_once, opt["train"].get("accumulate", 1)  # of ESCModel alone
+        return at_once, opt["train"].get("accumulate", 1)
     if wanted % world_size:
         raise UserError(
             f"datasets.train.global_batch_size, {wanted}, cannot be shared evenly by {world_size} processes: "
