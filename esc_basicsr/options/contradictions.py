@@ -186,15 +186,13 @@ def _of_a_step(opt: Mapping[str, Any], model: Any) -> Iterator[Problem]:
     train = sound(opt["train"], SECTIONS["train"])
     devices = _devices_of_process(opt)
     if model is not None and not has_ours(model, "optimize_parameters"):
-        keys = ("amp", "accumulate", "compile", "clip_grad_norm")
+        keys = ("amp", "accumulate", "compile", "clip_grad_norm", "max_skipped")
         asked = [f"train.{key}" for key in keys if train.get(key) not in (None, False, TRAIN[key].default)]
         if lookup(opt, "datasets.train.global_batch_size") is not None:
             asked.append("datasets.train.global_batch_size")
         for where in asked:
-            yield (
-                where,
-                f"{opt['model_type']} takes its steps by itself, in float32 and one piece. Leave it out.",
-            )
+            message = "takes its steps by itself, in float32 and one piece, and skips none. Leave it out."
+            yield where, f"{opt['model_type']} {message}"
         return
     for key in ("amp", "compile"):
         if not train.get(key):

@@ -274,6 +274,7 @@ def test_options_of_a_step_are_every_models(sound_options, key_path, value):
         ("train.amp", "bf16"),
         ("train.accumulate", 4),
         ("train.compile", True),
+        ("train.max_skipped", 3),
         ("datasets.train.global_batch_size", 8),
     ],
 )
@@ -296,9 +297,7 @@ def test_models_that_step_by_themselves_are_refused_what_they_cannot(
         opt = copy.deepcopy(sound_options) | {"model_type": model}
         plain = problems(opt)
         (line,) = {*problems(change(opt, key_path, value))} - {*plain}
-        assert (
-            line == f"{key_path}: {model} takes its steps by itself, in float32 and one piece. Leave it out."
-        )
+        assert line.startswith(f"{key_path}: {model} takes its steps by itself, in float32 and one piece")
 
 
 @pytest.mark.parametrize(
