@@ -52,6 +52,7 @@ function cancel(item) {
 async function upscale(item) {
   item.before = URL.createObjectURL(item.file);
   const size = await sizeOf(item.before), pixels = size && size[0] * size[1] * item.choice.passes;
+  if (item.stop.signal.aborted) return;  // meanwhile
   const bar = make("progress", {max: 1});
   let began = performance.now(), fraction = 0;
   item.row.append(bar);
