@@ -126,7 +126,7 @@ TOP_LEVEL = {
     "gt_size": _degradation(at_most(COUNT, 400), "Side of an HR crop, in pixels; it is taken from 400."),
     "queue_size": Option(
         COUNT,
-        "Pairs that wait to be mixed into other batches, a multiple of batch_size_per_gpu.",
+        "Pairs that wait to be mixed into other batches, a multiple of a process's samples of a step.",
         180,
         "pairs",
         models=DEGRADING_MODELS,
