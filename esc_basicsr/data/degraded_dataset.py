@@ -51,7 +51,9 @@ class DegradedDataset(DFLIPDataset):
             * ``jpeg_quality``: a quality; in training also the least and the largest of those that are drawn
               from evenly.
 
-            ``color: y`` makes gray images of all: MATLAB's luma, rounded; gray images stay as they are.
+            ``color: y`` makes gray images of all: MATLAB's luma, rounded, of 16 to 235. In the phases val and
+            test gray images stay as they are; in training they become luma, too, as crops of a coloured
+            image do that have no colour.
 
     Returns of an item:
         ``gt`` and ``lq``: (3, H, W), float32 RGB, or (1, H, W); ``gt`` in [0, 1], ``lq`` beyond where noise
@@ -78,7 +80,7 @@ class DegradedDataset(DFLIPDataset):
         if self._is_gray:
             from basicsr.utils import bgr2ycbcr  # whose import imports this module
 
-            is_gray = (image == image[:, :, :1]).all()
+            is_gray = not self._training and (image == image[:, :, :1]).all()
             image = image[:, :, 0] if is_gray else bgr2ycbcr(image, y_only=True)
         gt = _planes(image).float().div_(255)
         if self._qualities is not None:

@@ -82,7 +82,7 @@ SHORT = Schedule(
 # from the trained ×2
 SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
 
-_GRAY = "color: y # luma, and gray images as they are"
+_GRAY = "color: y # luma; gray images to test on as they are"
 
 # Our own choice: at ×1 a patch of 64 shows little beyond one window.
 WHOLE_SIZE = Schedule(lr_patch=128, batch=16, batch_per_gpu=4)

@@ -79,6 +79,14 @@ def test_luma_is_degraded_as_swinirs_script_does_it(images: Path, tmp_path: Path
         assert not torch.equal(found["lq"], found["gt"])
 
 
+def test_luma_of_a_crop_does_not_depend_on_what_else_is_in_it(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", count=1, height=64, width=48)
+    white = np.full((64, 48, 3), 255, np.uint8)
+    dataset = degraded(tmp_path / "images" / "hr.lmdb", "train", jpeg_quality=10, color="y")
+    dataset._read_crop = lambda images, index: white
+    assert dataset[0]["gt"].mul(255).round().unique().tolist() == [235]
+
+
 @pytest.mark.parametrize("degradation", [{"noise_sigma": 25}, {"jpeg_quality": [10, 90]}])
 def test_training_draws_crops_and_noise_anew_from_the_seed(images: Path, degradation: dict[str, Any]) -> None:
     dataset = degraded(images / "hr.lmdb", "train", **degradation)
