@@ -31,14 +31,18 @@ def warnings_of_this_thread() -> Iterator[list[str]]:
     """Collect what this thread warns of within the block, which then is not printed."""
     messages: list[str] = []
     thread = threading.get_ident()
-    handler = logging.Handler(logging.WARNING)
-    handler.addFilter(lambda record: record.thread == thread)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
+
+    def is_printed(record: logging.LogRecord) -> bool:
+        if record.thread != thread or record.levelno < logging.WARNING:
+            return True
+        messages.append(record.getMessage())
+        return False
+
+    logger.addFilter(is_printed)
     try:
         yield messages
     finally:
-        logger.removeHandler(handler)
+        logger.removeFilter(is_printed)
 
 
 def info_once(message: str) -> None:
