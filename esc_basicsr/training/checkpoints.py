@@ -10,7 +10,7 @@ import io
 import random
 import types
 import zipfile
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -305,13 +305,14 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
+def _labels(opt: Mapping[str, Any]) -> list[str]:
+    """Give ``g`` for ``network_g``, and the like."""
+    return [key.removeprefix("network_") for key in opt if key.startswith("network_")]
+
+
 def _resumed_labels(opt: Mapping[str, Any]) -> list[str]:
-    """Give ``g`` for ``network_g``, and the like, of the networks that are resumed."""
-    return _labels(opt, opt["path"].get("ignore_resume_networks") or ())
-
-
-def _labels(opt: Mapping[str, Any], ignored: Container[str] = ()) -> list[str]:
-    return [key.removeprefix("network_") for key in opt if key.startswith("network_") and key not in ignored]
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    return [label for label in _labels(opt) if f"network_{label}" not in ignored]
 
 
 def _weights_of(opt: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> list[Path]:
