@@ -352,7 +352,7 @@ def test_interrupt_ends_the_command_cleanly_even_at_work(tmp_path: Path) -> None
 
 
 # Adds a network of ours; drops a whole image and a broken one; then one with 16 bits that becomes JPEG of
-# another size, and one that is cancelled while it waits.
+# another size, one that is cancelled at once, and one that is while it waits.
 SCRIPT = """
 const file = (name, data) => new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name);
 const given = (...files) => files.reduce((all, one) => (all.items.add(one), all), new DataTransfer());
@@ -370,14 +370,20 @@ $("at").dispatchEvent(new Event("input"));
 const sizes = [$("before"), $("after")].map(image => image.naturalWidth);
 document.querySelector("input[value=other]").click();
 drop(file("no size.png", "@@image@@"));
+const called = [], {upscale} = engine;
+engine.upscale = (file, ...more) => (called.push(file.name), upscale(file, ...more));
 $("size").value = "1,5";
 $("format").value = ".jpg";
+const cancelLast = () => [...document.querySelectorAll("li button.act")].at(-1).click();
+drop(file("early.png", "@@image@@"));
+cancelLast();
 drop(file("deep.png", "@@deep@@"), file("never.png", "@@image@@"));
-[...document.querySelectorAll("li button.act")].at(-1).click();
+cancelLast();
 await until(() => document.querySelectorAll("li a").length === 2);
 await until(() => $("after").naturalWidth === 45);
 return {
-  progress, sizes, note: $("network-note").textContent, at: $("compare").style.getPropertyValue("--at"),
+  progress, sizes, called, note: $("network-note").textContent,
+  at: $("compare").style.getPropertyValue("--at"),
   rows: [...$("list").children].map(row => [...row.children].map(part => part.download ?? part.textContent)),
 };
 """
@@ -397,9 +403,10 @@ def test_in_a_browser_images_are_dropped_compared_and_downloaded(
     assert seen["progress"].startswith("Working, ")
     assert (seen["sizes"], seen["at"]) == ([30, 60], "25%")  # before and after
     assert seen["note"] == "my net.pth makes images 2 times as large."
-    cat, bad, (name, status, link, warning), never = seen["rows"]
+    cat, bad, early, (name, status, link, warning), never = seen["rows"]
     assert re.fullmatch(r"Done: 30 × 20 to 60 × 40, \d+\.\d s", cat[1]) and cat[2] == "cat_x2.png"
     assert bad[0] == "bad.png" and bad[1].startswith("bad.png cannot be decoded")
     assert name == "deep.png" and status.startswith("Done: 30 × 20 to 45 × 30, ")
     assert link == "deep_x1.5.jpg" and warning.startswith("deep.png") and "16" in warning
-    assert never == ["never.png", "Cancelled"]
+    assert (early, never) == (["early.png", "Cancelled"], ["never.png", "Cancelled"])
+    assert seen["called"] == ["deep.png"]
