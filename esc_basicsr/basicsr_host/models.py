@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from esc_basicsr.common.log import logger
 from esc_basicsr.data.loaders import batch_of_process
 from esc_basicsr.options.schema import fill_defaults
+from esc_basicsr.options.sections import has_ours
 from esc_basicsr.training.changed_options import options_of
 from esc_basicsr.training.shared_validation import SharedValidation, published_variant
 from esc_basicsr.training.state import TrainingState, is_plain
@@ -143,7 +144,7 @@ def save_training_state(self: Any, epoch: int, current_iter: int) -> None:
 
 
 def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
-    """Go on where ``resume_state`` was saved, and make up for a validation that was not completed.
+    """Go on where ``resume_state`` was saved, and make up for a validation of ours that was not completed.
 
     Raises:
         UserError: It is of another training: of another network, optimizer or schedule.
@@ -152,6 +153,8 @@ def resume_training(self: Any, resume_state: dict[str, Any]) -> None:
     if hasattr(self, "queue_size") and self.opt["high_order_degradation"]:
         _fill_pool(self, self.training_state.pool)
     iteration = resume_state["iter"]
+    if not has_ours(type(self), "nondist_validation"):
+        return  # BasicSR's models of videos keep no records of what was validated
     for loader in self.shared_validation.missed(iteration):
         self.validation(loader, iteration, None, self.opt["val"]["save_img"])
 

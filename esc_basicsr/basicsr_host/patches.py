@@ -387,7 +387,7 @@ def _patch_steps() -> None:
 )
 def _patch_validation() -> None:
     cls, ours = _host("models.sr_model").SRModel, _ours_of_models()
-    ours.nondist_validation.__wrapped__ = cls.nondist_validation  # tests compare with it
+    ours.nondist_validation.__wrapped__ = cls.nondist_validation  # `has_ours` asks, and tests compare
     _put_in_place(cls, "dist_validation", "nondist_validation", "upscale_batch")
 
 
