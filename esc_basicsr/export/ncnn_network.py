@@ -192,17 +192,17 @@ def _reflect(x: Tensor, before: int, after: int) -> Tensor:
 
 def _reflect_columns(x: Tensor, before: int, after: int) -> Tensor:
     ones = 0 * x.transpose(2, 3)[:, :1, :, :1] + 1  # one for each column
+    # Each side counts from itself: float16 counts to 2048, bfloat16 to 256, far beyond what is reflected.
     column = ones.cumsum(2) - 1
-    width = ones.sum(2, keepdim=True)
-    period = (2 * width - 2).clamp(min=1)  # one column is repeated
+    period = (2 * ones.sum(2, keepdim=True) - 2).clamp(1, 2048)  # one column is repeated
 
-    def border(position: Tensor) -> Tensor:
-        """Give columns of ``x`` for positions beyond it, (1, 1, 1, n)."""
-        position = position - (position / period).floor() * period
-        source = torch.minimum(position, period - position)
+    def border(column: Tensor, distance: Tensor) -> Tensor:
+        """Give columns of ``x`` for distances, (n,), beyond the side that ``column`` counts from."""
+        distance = distance.to(x.dtype).view(1, 1, 1, -1)
+        distance = distance - (distance / period).floor() * period
+        source = torch.minimum(distance, period - distance)
         return x @ (1 - (column - source).abs()).clamp(min=0)  # (width, n): one where column is source
 
-    columns = torch.arange(-before, after, dtype=x.dtype).view(1, 1, 1, -1)
-    ahead = [border(columns[..., :before])] if before else []
-    behind = [border(width + columns[..., before:])] if after else []
+    ahead = [border(column, torch.arange(before, 0, -1))] if before else []
+    behind = [border(column.flip(2), torch.arange(1, after + 1))] if after else []
     return torch.cat([*ahead, x, *behind], dim=3)

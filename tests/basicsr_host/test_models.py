@@ -196,6 +196,23 @@ def test_a_pool_of_pairs_is_taken_if_it_fits(
         assert second.queue_ptr == state["pools"][0]["filled"]
 
 
+@pytest.mark.parametrize(
+    ("model", "is_made_up"), [("SRModel", True), ("RealESRNetModel", True), ("VideoBaseModel", False)]
+)
+def test_a_missed_validation_is_made_up_for_where_it_is_ours(
+    options_of: Callable[[str], dict[str, Any]], model: str, is_made_up: bool
+) -> None:
+    opt = options_of("RealESRNetModel" if model in MODELS else "SRModel") | {"model_type": model}
+    opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1, "high_order_degradation": False}
+    built = build_model(opt)
+    calls = []
+    built.training_state.restore = lambda state: None
+    built.shared_validation.missed = lambda iteration: [f"the loader of {iteration}"]
+    built.validation = lambda loader, *others: calls.append(loader)
+    built.resume_training({"iter": 4})
+    assert calls == ["the loader of 4"] * is_made_up
+
+
 def assert_same_end(experiments: Path, iteration: int) -> dict[str, Any]:
     """Compare all that two trainings have at the end; return one's state."""
     folders = [experiments / name for name in ("single", "peaceful")]

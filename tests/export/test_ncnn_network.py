@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")
 
 from esc_basicsr.common.errors import UserError
-from esc_basicsr.export.ncnn_network import read_ncnn, write_ncnn
+from esc_basicsr.export.ncnn_network import _reflect, read_ncnn, write_ncnn
 
 NETWORKS = {
     "ESC": {"conv_blocks": 1},
@@ -24,6 +25,13 @@ NETWORKS = {
 def test_ncnn_gives_what_the_network_gives_at_any_size(lively_network, name, differences):
     net = lively_network(**NETWORKS[name])
     assert max(differences(net, read_ncnn(write_ncnn(net, False, {})))) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float16, 3000), (torch.bfloat16, 700)])
+def test_reflection_counts_far_enough_in_half_precision(dtype, width):
+    wide = torch.rand(1, 2, 9, width, dtype=dtype)
+    expected = F.pad(wide.float(), (5, 7, 5, 7), mode="reflect")
+    assert torch.equal(_reflect(wide, 5, 7).float(), expected)
 
 
 def test_half_precision_is_the_weights_alone(lively_network, differences):
