@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from fixtures.networks import GOLDEN
 from slow import SLOW
 
 from esc_basicsr.archs.variants import NETWORKS
@@ -34,8 +35,6 @@ if _WORKERS > 1:
     threads = max(1, (os.cpu_count() or 1) // _WORKERS)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

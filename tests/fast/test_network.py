@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import GOLDEN
+from fixtures.networks import GOLDEN
 from reference_network import ReferenceNetwork
 
 from esc_basicsr import fast

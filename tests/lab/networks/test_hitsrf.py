@@ -56,7 +56,7 @@ def test_published_networks_have_the_released_keys_shapes_and_parameters(scale):
 
 def test_multiply_adds_are_the_published_ones():
     # All four stages are alike: one is counted, to take a quarter of the time, with what surrounds them.
-    counted = measure_complexity(HiT_SRF(4, depths=[6], num_heads=[6]), 180, 320).flops
+    counted = measure_complexity(HiT_SRF(4, depths=[6], num_heads=[6]), 180, 320).multiply_adds
     convs, norms = 9 * (3 * 60 + 60 * 60 + 60 * 48), 2 * 5 * 60
     surroundings = 180 * 320 * (convs + norms)
     total = 4 * counted - 3 * surroundings
