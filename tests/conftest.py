@@ -24,6 +24,7 @@ if not torch.cuda.is_available():  # Triton's interpreter; read when Triton is f
 pytest_plugins = [
     "fixtures.films",
     "fixtures.images",
+    "fixtures.kernels",
     "fixtures.networks",
     "fixtures.option_files",
     "fixtures.upscaling",

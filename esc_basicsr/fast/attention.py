@@ -27,7 +27,7 @@ class _KernelAttention(WindowAttention):
 def attend_by_kernels(net: nn.Module) -> None:
     """Have a network's window attention computed by the C++ kernel, on CUDA by Triton's, in training too.
 
-    Where neither serves, as in half precision on a CPU, it goes on by its ``attn_type``.
+    Where neither serves, as in float16 on a CPU, it goes on by its ``attn_type``.
 
     Raises:
         UserError: The kernels cannot be compiled.
@@ -57,7 +57,7 @@ def add_attention(
     w = attn.window_size
     bias: Tensor = attn.relative_position_bias
     attend: Callable[[Tensor, Tensor, int], Tensor]
-    if kernels and cpp.serves(x) and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
+    if kernels and cpp.serves_float32(x) and cpp.serves_heads_of(x, x.shape[1] // attn.num_heads):
         attend = _by_kernel
     elif kernels and x.device.type == "cuda":
         attend = _by_triton

@@ -707,10 +707,8 @@ extern "C" int esc_window_attention(const void* qkv, void* out, const float* tab
 
 namespace {
 
-// A key's numbers of queries that are multiplied together, side by side: (keys, together) of Vecs by query.
-inline void store_together(float* to, const Vec* of_query) { store(to, of_query[0]); }
-
 #if defined(ESC_BF16)
+// A key's numbers of queries that are multiplied together, side by side: (keys, together) of Vecs by query.
 inline void store_together(Bf16* to, const Vec* of_query) {
   interleave((__m256i)_mm512_cvtneps_pbh(of_query[0]), (__m256i)_mm512_cvtneps_pbh(of_query[1]), to);
 }
@@ -730,8 +728,9 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
   const WeighRows<T> weigh = weigh_rows_of<T>(a), add = add_weighted_of<T>(a);
   const int64_t square = padded_keys * padded, score_block = kQueries * a.score_stride();
   const int64_t all_transposed = padded_keys * round_up(channels, together);
-  std::vector<Scratch> scratches =
-      scratch_for(threads, 10 * square + 2 * all_transposed + 4 * score_block + entries + 24 * kLanes);
+  const int64_t copies = together == 1 ? 0 : 2;
+  std::vector<Scratch> scratches = scratch_for(
+      threads, (8 + copies) * square + 2 * all_transposed + (2 + copies) * score_block + entries + 24 * kLanes);
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = scratches[omp_get_thread_num()];
@@ -741,17 +740,19 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
     T* upstream = scratch.take_as<T>(square);
     T* k_transposed = scratch.take_as<T>(all_transposed);
     T* v_transposed = scratch.take_as<T>(all_transposed);
-    // Rows of several queries or keys together, to be summed over them.
+    // Rows of several queries or keys together, to be summed over them; in float32 of one, q without its factor.
     T* q_together = scratch.take_as<T>(square);
-    T* k_together = scratch.take_as<T>(square);
-    T* upstream_together = scratch.take_as<T>(square);
+    T* k_together = together == 1 ? k : scratch.take_as<T>(square);
+    T* upstream_together = together == 1 ? upstream : scratch.take_as<T>(square);
     float* q_grad = scratch.take(square);
     float* k_grad = scratch.take(square);
     float* v_grad = scratch.take(square);
     float* scores = scratch.take(score_block);
     float* products = scratch.take(score_block);
-    T* weights_together = scratch.take_as<T>(score_block);
-    T* products_together = scratch.take_as<T>(score_block);
+    T* weights_together = together == 1 ? reinterpret_cast<T*>(scores) : scratch.take_as<T>(score_block);
+    T* products_together = together == 1 ? reinterpret_cast<T*>(products) : scratch.take_as<T>(score_block);
+    // For the sum over keys; in bfloat16 in the scores' place.
+    T* products_by_query = reinterpret_cast<T*>(together == 1 ? products : scores);
     float* bias_grad = scratch.take(entries);
     float* zeros = scratch.take(2 * kLanes);
     std::fill(zeros, zeros + 2 * kLanes, 0.0f);
@@ -765,8 +766,10 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
       gather<1>(a, task, out_grad + task.head * channels, dim, upstream);
       if constexpr (together == 1) multiply_by(carried, q, square);
       gather<together>(a, task, from, 3 * dim, q_together);
-      gather<together>(a, task, from + dim, 3 * dim, k_together);
-      gather<together>(a, task, out_grad + task.head * channels, dim, upstream_together);
+      if constexpr (together > 1) {
+        gather<together>(a, task, from + dim, 3 * dim, k_together);
+        gather<together>(a, task, out_grad + task.head * channels, dim, upstream_together);
+      }
       transpose(a, k, k_transposed);
       transpose(a, v, v_transposed);
       std::fill(k_grad, k_grad + square, 0.0f);
@@ -806,11 +809,12 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
               weight[j] = load(score_row + key);
               product[j] = weight[j] * (load(product_row + key) - expected[i]);
               store(product_row + key, product[j]);
-              // For the sum over keys, in the scores' place.
-              store_factors(reinterpret_cast<T*>(score_row) + key, product[j]);
+              if constexpr (together > 1) store_factors(reinterpret_cast<T*>(score_row) + key, product[j]);
             }
-            store_together(weights_together + (first * a.score_stride() + key * together), weight);
-            store_together(products_together + (first * a.score_stride() + key * together), product);
+            if constexpr (together > 1) {
+              store_together(weights_together + (first * a.score_stride() + key * together), weight);
+              store_together(products_together + (first * a.score_stride() + key * together), product);
+            }
           }
         }
         for (int i = 0; i < kQueries && query + i < keys; ++i) {
@@ -821,7 +825,7 @@ void attend_backward(const Attention& a, const T* qkv, const float* table, const
             for (int64_t c = 0; c < window; ++c) to[c] += add_from[c];
           }
         }
-        weigh(a, reinterpret_cast<const T*>(scores), k_together, q_grad + query * padded);
+        weigh(a, products_by_query, k_together, q_grad + query * padded);
         add(a, products_together, q_together + query * padded, k_grad);
         add(a, weights_together, upstream_together + query * padded, v_grad);
       }
@@ -1227,8 +1231,8 @@ class FfnBand {
  public:
   static int64_t scratch_size(const FfnGradients<T>& g) {
     const int64_t inputs = round_up(g.channels, kLanes), hidden = g.proj.padded, outputs = round_up(g.outputs(), kLanes);
-    const int64_t lines = (g.width + 2) * (19 * hidden + 5 * inputs + 4 * outputs);
-    return lines + g.hidden * inputs + g.outputs() * hidden + 11 * hidden + outputs + 64 * kLanes;
+    const int64_t lines = (g.width + 2) * (17 * hidden + 5 * inputs + 3 * outputs);
+    return lines + g.hidden * inputs + g.outputs() * hidden + 11 * hidden + outputs;
   }
 
   FfnBand(const FfnGradients<T>& g, Scratch& scratch, FfnSums& sums)
@@ -1394,7 +1398,8 @@ void conv_ffn_backward(const float* x, const float* proj_weight, const float* pr
   const FfnGradients<T> g{x,        first_grad, out_grad, x_grad,    add != 0,       height, width,
                           channels, hidden,     split,    proj,      back_to_x,      back_to_hidden, dwc};
   // Bands of images: as many for each thread. Which thread sums up what is fixed, so that results repeat.
-  const int64_t parts = (threads + batch - 1) / batch, band = (height + parts - 1) / parts;
+  const int64_t images = std::max<int64_t>(batch, 1), parts = (threads + images - 1) / images;
+  const int64_t band = std::max<int64_t>((height + parts - 1) / parts, 1);
   const int64_t bands = (height + band - 1) / band;
   std::vector<Scratch> scratches = scratch_for(threads, FfnBand<T>::scratch_size(g));
   std::vector<FfnSums> sums(threads);
@@ -1528,7 +1533,7 @@ void transform(const std::vector<float>& matrix, int64_t n, int64_t m, const flo
     product(matrix.data(), n, m, between + row * m * channels, channels, to + row * n * channels);
 }
 
-// to (out channels) += from (in channels) times response (in channels, out channels) at each of the basis vectors, of
+// to (out channels) = from (in channels) times response (in channels, out channels) at each of the basis vectors, of
 // which up to four have one response. tiles: (side, side, channels).
 void mix(const Tiles& t, const float* response, const float* from, int64_t in_channels, int64_t out_channels, float* to) {
   for (int64_t f = 0; f < t.frequencies * t.frequencies; ++f, response += in_channels * out_channels) {

@@ -4,8 +4,8 @@ They give what the layers of `archs` give, to rounding, with gradients. `load` c
 them to use without gradients, `fast.train_by_kernels` with them.
 
 Within autocast to bfloat16 and where the processor has instructions for it, factors of matrix products are in
-bfloat16, without gradients multiplied by AMX where there is that; sums, softmax, normalisation and the large
-kernel stay in float32.
+bfloat16, multiplied by AMX where there is that, but not for gradients; sums, softmax, normalisation and the
+large kernel stay in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ __all__ = [
     "multiplies_by_amx",
     "require_bf16",
     "serves",
+    "serves_float32",
     "serves_heads_of",
     "serves_large_kernel",
-    "serves_training",
     "window_attention",
 ]
 
@@ -48,18 +48,18 @@ def require_bf16() -> None:
 
 
 def serves(x: Tensor) -> bool:
-    """Tell whether ``x`` is of the kernels' kind, and nobody records operations for later."""
-    return x.dtype == torch.float32 and serves_training(x)
-
-
-def serves_training(x: Tensor) -> bool:
-    """Tell as `serves` does, of maps that autocast has made bfloat16 as well."""
+    """Tell whether ``x`` is float32, or of autocast to bfloat16, and nobody records operations for later."""
     if torch.compiler.is_compiling() or is_tracing() or x.device.type != "cpu":
         return False
     if not torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32
     is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
     return is_bf16 and x.dtype in (torch.float32, torch.bfloat16) and load().has_bf16
+
+
+def serves_float32(x: Tensor) -> bool:
+    """Tell as `serves` does, of float32 alone, which `conv_ffn` takes."""
+    return x.dtype == torch.float32 and serves(x)
 
 
 def multiplies_by_amx() -> bool:
@@ -69,7 +69,7 @@ def multiplies_by_amx() -> bool:
 
 def serves_heads_of(x: Tensor, channels: int) -> bool:
     """Tell whether the attention kernel serves ``x`` with so many channels a head."""
-    return serves_training(x) and channels <= 4 * load().lanes
+    return serves(x) and channels <= 4 * load().lanes
 
 
 def serves_large_kernel(weight: Tensor) -> bool:

@@ -101,10 +101,10 @@ class FastNetwork(nn.Module):
             return _add(map_in_chunks(lambda chunk: block.conv_out(block.ln_out(chunk)), y), x)
 
     def _serves(self, x: Tensor) -> bool:
-        return self.kernels and cpp.serves(x) and next(self.net.parameters()).dtype == x.dtype
+        return self.kernels and cpp.serves_float32(x) and next(self.net.parameters()).dtype == x.dtype
 
     def _exactly(self, x: Tensor) -> AbstractContextManager[object]:
-        """Give a context for what all later layers add to: with the C++ kernels in float32 always.
+        """Give a context for what all later layers add to, and what ends it: with the C++ kernels in float32.
 
         In half precision these convolutions, a tenth of the work, would make most of the difference.
         """

@@ -1,7 +1,8 @@
 """The ESC networks with gradients, by the C++ kernels: the blocks' layers fused, the same results.
 
-Weights stay where they are: a block is swapped for one that computes differently. Within autocast to bfloat16
-what the blocks add to, the residual stream, is float32.
+Weights stay where they are: a layer is swapped for one that computes differently. Within autocast to bfloat16
+the residual stream is float32, and so are the convolutions that begin it, add to it and end it: a tenth of
+the work, and in half precision most of the difference.
 """
 
 from typing import Any
@@ -17,6 +18,9 @@ from esc_basicsr.archs.conv_attention import (
     average_over_symmetries,
     depthwise_per_image,
 )
+from esc_basicsr.archs.esc_arch import ESC
+from esc_basicsr.archs.esc_fp_arch import ESCFP
+from esc_basicsr.archs.esc_real_arch import ESCRealM
 from esc_basicsr.archs.layers import ConvFFN, matrix_and_bias
 from esc_basicsr.fast import kernels as cpp
 from esc_basicsr.fast.attention import attend_by_kernels
@@ -36,12 +40,25 @@ def train_by_kernels(net: nn.Module) -> None:
     for layer in net.modules():
         if type(layer) is ESCBlock:
             layer.__class__ = _KernelBlock
+        if isinstance(layer, ESC | ESCFP | ESCRealM):
+            for end in (layer.proj, layer.last, layer.to_img):
+                if type(end) is nn.Conv2d:
+                    end.__class__ = _Float32Conv2d
+
+
+class _Float32Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, where kernels serve in float32 within autocast, too."""
+        if not cpp.serves(x):
+            return super().forward(x)
+        with without_autocast(x.device):
+            return super().forward(x.float())
 
 
 class _KernelBlock(ESCBlock):
     def forward(self, x: Tensor, *large_kernel: Tensor) -> Tensor:
         """Compute the block."""
-        if not cpp.serves_training(x):
+        if not cpp.serves(x):
             return super().forward(x, *large_kernel)
         skip = x = x.float()
         x = _conv_ffn(self.proj, self.ln_proj(x))
@@ -53,7 +70,8 @@ class _KernelBlock(ESCBlock):
                 x = _add_conv_attention(x, ln, convffn, pconv, large_kernel)
             else:
                 x = x + pconv(_conv_ffn(convffn, ln(x)))
-        return self.conv_out(self.ln_out(x)) + skip
+        with without_autocast(x.device):
+            return self.conv_out(self.ln_out(x)) + skip
 
 
 def _conv_ffn(ffn: ConvFFN, x: Tensor) -> Tensor:

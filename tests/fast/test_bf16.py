@@ -4,6 +4,7 @@ import math
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,21 +60,6 @@ def compile_with(monkeypatch, tmp_path_factory):
 def products(request, compile_with):
     """Products by the vectors of this processor; and by AMX's tiles, which are emulated."""
     assert compile_with(request.param).has_amx or request.param == "vectors"
-
-
-@pytest.fixture
-def served(monkeypatch):
-    """What the kernels were called for, and the type of the map that they were given."""
-    calls = []
-    for name in ("window_attention", "conv_ffn"):
-        kernel = getattr(kernels, name)
-
-        def call(x, *rest, _kernel=kernel, _name=name):
-            calls.append((_name, x.dtype))
-            return _kernel(x, *rest)
-
-        monkeypatch.setattr(kernels, name, call)
-    return calls
 
 
 @pytest.mark.parametrize(
@@ -141,7 +127,7 @@ def test_conv_ffn_equals_double_precision(norm, dim, ratio, split, height, width
         with in_bf16:
             whole = fast_net._conv_ffn(norm, ffn, x)
             made_first, made_rest = fast_net._two_ended_conv_ffn(norm, ffn, x.clone(), first, rest)
-        assert served == [("conv_ffn", torch.float32)] * 2
+        assert served == ["conv_ffn"] * 2
         ffn, norm, x = ffn.double(), norm.double(), x.double()
         mid = F.gelu(ffn.proj(norm(x)))
         mid = mid + F.gelu(ffn.dwc(mid))
@@ -159,7 +145,7 @@ def _differs(made, exact):
 @pytest.mark.parametrize(
     ("window_size", "heads", "channels"), [(2, 2, 8), (5, 2, 12), (8, 3, 21), (32, 2, 16), (8, 1, 64)]
 )
-def test_window_attention_has_the_gradients_of_double_precision(window_size, heads, channels):
+def test_window_attention_has_the_gradients_of_double_precision(window_size, heads, channels, products):
     qkv = torch.randn(2, window_size, 2 * window_size, 3 * heads * channels).bfloat16().requires_grad_()
     table = torch.randn(heads, (2 * window_size - 1) ** 2, requires_grad=True)
     out = kernels.window_attention(qkv, table, window_size)
@@ -177,7 +163,9 @@ def test_window_attention_has_the_gradients_of_double_precision(window_size, hea
     ("dim", "hidden", "split", "residual"), [(64, 80, 16, True), (64, 128, 0, False), (5, 7, 2, True)]
 )
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (2, 13, 5)])
-def test_conv_ffn_has_the_gradients_of_double_precision(dim, hidden, split, residual, batch, height, width):
+def test_conv_ffn_has_the_gradients_of_double_precision(
+    dim, hidden, split, residual, batch, height, width, products
+):
     shapes = [(hidden, dim), (hidden,), (hidden, 1, 3, 3), (hidden,), (split + dim, hidden), (split + dim,)]
     tensors = [torch.randn(batch, dim, height, width), *(torch.randn(shape) / 4 for shape in shapes)]
     upstream = [torch.randn(batch, channels, height, width) for channels in (split, dim)]
@@ -215,14 +203,25 @@ def test_training_in_bf16_has_nearly_the_gradients_of_float32(build_network, tin
             sr = net(lq)
         (sr.float() - gt).square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in net.parameters()])
-        kinds = {
-            ("window_attention", torch.bfloat16 if is_half else torch.float32),
-            ("conv_ffn", torch.float32),
-        }
-        assert {*served} == kinds
+        attention = "window_attention in bfloat16" if is_half else "window_attention"
+        assert {*served} == {attention, "conv_ffn", "convolve_symmetric"}
         served.clear()
     for made, expected in zip(*gradients, strict=True):
         assert (made - expected).norm() < 0.05 * expected.norm() + 1e-7
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_in_bf16_has_its_residual_stream_in_float32(name, tiny_network):
+    tiny_network.pop("type")
+    net: Any = NETWORKS[name](**tiny_network | {"upscaling_factor": 4})
+    fast.train_by_kernels(net)
+    kinds = []
+    ends = [net.to_img] if isinstance(net.to_img, nn.Conv2d) else []
+    for layer in (net.proj, *net.blocks, *(block.conv_out for block in net.blocks), net.last, *ends):
+        layer.register_forward_hook(lambda layer, inputs, out: kinds.extend((inputs[0].dtype, out.dtype)))
+    with in_bf16:
+        net(torch.rand(1, 3, 8, 8))
+    assert len(kinds) == 2 * (4 + len(ends)) and {*kinds} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -237,7 +236,7 @@ def test_networks_come_close_and_keep_their_sums_in_float32(name, tiny_network, 
         served.clear()
         with in_bf16:
             made = net(lq)
-    assert {*served} == {("window_attention", torch.bfloat16), ("conv_ffn", torch.float32)}
+    assert {*served} == {"window_attention in bfloat16", "conv_ffn"}
     assert 0 < (made - expected).square().mean().sqrt() < 2 * _STEP * expected.std()
 
 

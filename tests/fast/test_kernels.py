@@ -26,23 +26,6 @@ from esc_basicsr.fast import kernels_build as build
 
 
 @pytest.fixture
-def served(monkeypatch):
-    """What the kernels were called for."""
-    calls = []
-    for name in ("window_attention", "conv_ffn", "convolve_symmetric"):
-        kernel = getattr(kernels, name)
-        monkeypatch.setattr(
-            kernels,
-            name,
-            lambda *args, _kernel=kernel, _name=name, **kwargs: (
-                calls.append(_name),
-                _kernel(*args, **kwargs),
-            )[1],
-        )
-    return calls
-
-
-@pytest.fixture
 def three_threads():
     """Three threads, which share what one image has."""
     threads = torch.get_num_threads()
@@ -189,24 +172,35 @@ def test_small_kernels_and_odd_channels_are_not_for_tiles():
     assert not kernels.serves_large_kernel(torch.zeros(16, 3, 13, 13))
 
 
+def test_empty_batches_and_maps_have_gradients_of_zero():
+    weights = [torch.rand(shape, requires_grad=True) for shape in ((8, 4), 8, (8, 1, 3, 3), 8, (4, 8), 4)]
+    for size in ((0, 4, 5, 5), (1, 4, 0, 5), (1, 4, 5, 0)):
+        x = torch.rand(size, requires_grad=True)
+        made = kernels.conv_ffn(x, None, weights[:2], weights[2:4], weights[4:])[1]
+        grads = torch.autograd.grad(made.sum(), (x, *weights))
+        assert made.shape == size and not any(grad.any() for grad in grads)
+
+
+_WIDE = {"pdim": 16, "dim": 24, "kernel_size": 7}  # as wide as the large kernel's tiles need it
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(5, 9), (33, 50)])
-def test_networks_give_the_same_by_kernels(name, size, tiny_network, served):
+@pytest.mark.parametrize("options", [{}, _WIDE], ids=["narrow", "wide"])
+def test_networks_give_the_same_by_kernels(name, size, options, tiny_network, served):
     tiny_network.pop("type")
     if name == "ESCReal":
         tiny_network["upscaling_factor"] = 4
-    net = NETWORKS[name](**tiny_network).eval()
+    net = NETWORKS[name](**tiny_network | options).eval()
     randomise(net, 0.2)
     lq = torch.rand(2, 3, *size)
     with torch.inference_mode():
         expected = net(lq)
         assert not served
         made = fast.prepare(net, kernels=True)(lq)
-    assert set(served) == {"window_attention", "conv_ffn"}
+    has_tiles = options and name != "ESCFP"
+    assert set(served) == {"window_attention", "conv_ffn"} | ({"convolve_symmetric"} if has_tiles else set())
     assert torch.allclose(made, expected, rtol=1e-5, atol=1e-4 * float(expected.std()))
-
-
-_WIDE = {"pdim": 16, "dim": 24, "kernel_size": 7}  # as wide as the large kernel's tiles need it
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def served(monkeypatch):
     monkeypatch.setattr(gpu, "_serves", lambda x: True)
     monkeypatch.setattr(gpu, "_failures", [])
     monkeypatch.setattr(gpu, "_tried", set())
-    for name in ("serves", "serves_training"):
+    for name in ("serves", "serves_float32"):
         monkeypatch.setattr(f"esc_basicsr.fast.kernels.{name}", lambda x: False)
     monkeypatch.setattr("esc_basicsr.fast.kernels.load", lambda: None)
     return calls
