@@ -16,8 +16,11 @@ COMMANDS = {
         "esc_basicsr.commands.demo",
         "train a small ESC on embedded images and compare it with bicubic",
     ),
-    "upscale": ("esc_basicsr.commands.upscale", "upscale pictures with a trained network"),
-    "web": ("esc_basicsr.commands.web", "upscale images on a page in the browser, on this computer alone"),
+    "upscale": ("esc_basicsr.commands.upscale", "upscale images and films with a trained network"),
+    "web": (
+        "esc_basicsr.commands.web",
+        "upscale images and films in the browser, on this computer alone",
+    ),
     "train": ("esc_basicsr.train", "train by an option file, through BasicSR's pipeline"),
     "test": ("esc_basicsr.test", "measure a network on benchmark sets, through BasicSR's pipeline"),
     "lmdb": ("esc_basicsr.commands.lmdb", "make LMDB training sets from folders of images"),

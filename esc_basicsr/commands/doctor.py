@@ -36,13 +36,17 @@ _EXTRAS = {
     "openvino": "export --format openvino, bench of OpenVINO",
     "pnnx": "export --format ncnn",
     "ncnn": "checking an ncnn model",
+    "av": "films",
+    "pillow-heif": "HEIC",
+    "pillow-jxl-plugin": "JPEG XL",
+    "matplotlib": "pictures of bench, compare and analyze",
     "spandrel": "ATD-light and OmniSR, bench of its architectures, ESC in its programs",
     "mamba-ssm": "MambaIRv2's scan by its kernel, on a GPU; ours in PyTorch needs nothing",
     "tensorboard": "logger.use_tb_logger",
 }
 _REGISTERED = {
-    **{"arch": ("ESC", "ESCFP"), "model": ("ESCModel",), "dataset": ("DFLIPDataset",)},
-    "loss": ("YChannelL1Loss",),
+    **{"arch": ("ESC", "ESCFP", "ESCReal", "ESCRealM"), "model": ("ESCModel",)},
+    **{"dataset": ("DFLIPDataset", "DegradedDataset"), "loss": ("YChannelL1Loss",)},
 }
 _GIB = 2**30
 

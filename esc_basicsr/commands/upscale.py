@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     word = "files" if has_films else "images"
     print(f"{shown(args.output)}: {done} of {len(targets)} {word} upscaled{skipped}.")
     if half := upscaler.chosen_half:
-        print(f"8-bit {word} were computed in {half}: faster than fp32, and the same in a trial.")
+        print(f"8-bit {word} were computed in {half}, which a trial found to agree with fp32.")
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} could not be upscaled:", *problems]))
     return 0
@@ -223,7 +223,7 @@ def _shipped_scale(size: OutputSize) -> int | None:
     """Choose the scale of the network that ships: the least that is enough, or for a box the largest."""
     scales = sorted({listed.scale for listed in model_list().values()})
     if size.outscale is not None:
-        return next((scale for scale in scales if scale >= size.outscale), None)
+        return next((scale for scale in scales if scale >= size.outscale), scales[-1] if scales else None)
     return scales[-1] if size.box is not None and scales else None
 
 

@@ -53,7 +53,7 @@ def test_half_precision_that_is_chosen_is_named_once(
     call = ["upscale", "in", "--model", "ESC-light_x2"]
     assert main([*call, "-o", "auto"]) == main([*call, "-o", "exact", "--precision", "fp32"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "8-bit images were computed in bf16: faster than fp32, and the same in a trial.",
+        "8-bit images were computed in bf16, which a trial found to agree with fp32.",
         "exact: 2 of 2 images upscaled.",
     ]
 
