@@ -1,5 +1,6 @@
 """A training that takes seconds: its images, its options, and lives of it that end as a test wants."""
 
+import functools
 import json
 import os
 import signal
@@ -167,6 +168,7 @@ def _befall(at: str, count: Any, number: int | None, model: str) -> None:
     }[at]
     stock, calls = getattr(*place), 0
 
+    @functools.wraps(stock)  # by which a method of ours is told
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
