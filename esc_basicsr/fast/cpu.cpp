@@ -502,6 +502,23 @@ std::unique_ptr<float[]> scaled_table(const Attention& a, const float* table, fl
   return scaled;
 }
 
+// Scores, which times `unit` are in units of log2, become their exponentials in their place: 2^((score - most) unit), as
+// factors. Returns `before` and the sums of them, lane by lane.
+template <typename T>
+inline Vec exponentials(float* scores, int64_t count, float most, float unit, Vec before) {
+  T* weights = reinterpret_cast<T*>(scores);
+  Vec even = before, odd = {};
+  for (int64_t key = 0; key < count; key += 2 * kLanes) {
+    const Vec first = exp2_of<T>((load(scores + key) - most) * unit);
+    const Vec second = exp2_of<T>((load(scores + key + kLanes) - most) * unit);
+    store_factors(weights + key, first);
+    store_factors(weights + key + kLanes, second);
+    even += first;
+    odd += second;
+  }
+  return even + odd;
+}
+
 // See esc_window_attention. T: of qkv, out and the factors.
 template <typename T>
 void attend(const Attention& a, const T* qkv, const float* table, T* out, float* log_sums, int threads) {
@@ -539,19 +556,9 @@ void attend(const Attention& a, const T* qkv, const float* table, T* out, float*
         score(a, scaled.get() + task.head * a.side() * a.side(), query, q, k_transposed, scores, highest);
         float sums[kQueries];
         for (int i = 0; i < kQueries; ++i) {
-          const float* row = scores + i * a.score_stride();
-          T* weights = reinterpret_cast<T*>(scores + i * a.score_stride());  // in the scores' place
+          float* row = scores + i * a.score_stride();
           const float most = largest(highest[i]);
-          Vec even = {}, odd = {};
-          for (int64_t key = 0; key < padded_keys; key += 2 * kLanes) {
-            const Vec first = exp2_of<T>((load(row + key) - most) * unit);
-            const Vec second = exp2_of<T>((load(row + key + kLanes) - most) * unit);
-            store_factors(weights + key, first);
-            store_factors(weights + key + kLanes, second);
-            even += first;
-            odd += second;
-          }
-          sums[i] = sum(even + odd);
+          sums[i] = sum(exponentials<T>(row, padded_keys, most, unit, Vec{}));
           if (log_sums != nullptr && query + i < keys) log_sums[index * keys + query + i] = most * unit + std::log2(sums[i]);
         }
         float weighed[kQueries * 4 * kLanes];
@@ -577,7 +584,6 @@ struct SoftmaxByParts {
   // The next `count` scores of row i, which times `unit` are in units of log2, become weights in their place. Returns
   // the factor by which all earlier weights are made smaller.
   Vec weights_of(int i, float* scores, int64_t count, float unit) {
-    Bf16* weights = reinterpret_cast<Bf16*>(scores);
     Vec even = fill(highest[i]), odd = even;
     for (int64_t key = 0; key < count; key += 2 * kLanes) {
       even = vmax(even, load(scores + key));
@@ -586,17 +592,7 @@ struct SoftmaxByParts {
     const float most = _mm512_reduce_max_ps(vmax(even, odd));
     const Vec factor = exp2_negative(fill((highest[i] - most) * unit));
     highest[i] = most;
-    even = sums[i] * factor;
-    odd = Vec{};
-    for (int64_t key = 0; key < count; key += 2 * kLanes) {
-      const Vec first = exp2_of<Bf16>((load(scores + key) - most) * unit);
-      const Vec second = exp2_of<Bf16>((load(scores + key + kLanes) - most) * unit);
-      store_factors(weights + key, first);
-      store_factors(weights + key + kLanes, second);
-      even += first;
-      odd += second;
-    }
-    sums[i] = even + odd;
+    sums[i] = exponentials<Bf16>(scores, count, most, unit, sums[i] * factor);
     return factor;
   }
 };
