@@ -31,7 +31,7 @@ from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import UNREAD_SUFFIXES, VIDEO_SUFFIXES, find_images
 from esc_basicsr.fast.precision import PRECISIONS
 from esc_basicsr.upscale.image import upscale_file
-from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
+from esc_basicsr.upscale.image_file import DEFAULT_CRF, FORMATS, VIDEO_FORMATS
 from esc_basicsr.upscale.output_size import OutputSize, read_box, read_factor
 from esc_basicsr.upscale.read_image import MOST_PIXELS, READ_SUFFIXES
 from esc_basicsr.upscale.upscaler import Upscaler
@@ -83,7 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (default: 95)"
     )
     parser.add_argument(
-        "--crf", type=int, default=16, metavar="N", help="of films: 0 best, 51 smallest (default: 16)"
+        "--crf",
+        type=int,
+        default=DEFAULT_CRF,
+        metavar="N",
+        help="of films: 0 best, 51 smallest (default: %(default)s)",
     )
     parser.add_argument(
         "--start", type=_seconds, metavar="TIME", help="of films: seconds, or such as 1:02:03.5"

@@ -30,6 +30,7 @@ FORMATS = {
 }
 # suffix of a film that is written -> FFmpeg's name of the format
 VIDEO_FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
+DEFAULT_CRF = 16  # constant rate factor of a film's encoder: 0 best, 51 smallest
 
 EXIF_IFD = 0x8769
 _DIRECTORIES = (EXIF_IFD, 0x8825, 0xA005)  # EXIF's, GPS's, interoperability's

@@ -25,7 +25,7 @@ from esc_basicsr.common.log import warnings_of_this_thread
 from esc_basicsr.common.memory import is_out_of_memory
 from esc_basicsr.data.image_folder import VIDEO_SUFFIXES
 from esc_basicsr.upscale.image import upscale_file
-from esc_basicsr.upscale.image_file import FORMATS, VIDEO_FORMATS
+from esc_basicsr.upscale.image_file import DEFAULT_CRF, FORMATS, VIDEO_FORMATS
 from esc_basicsr.upscale.output_size import OutputSize, read_box, read_factor
 from esc_basicsr.upscale.upscaler import Upscaler
 from esc_basicsr.web.page import page
@@ -37,7 +37,6 @@ _MOST_BYTES = 2**29  # of a file that is sent
 _QUEUE = 8  # requests at a time, of which one is worked on
 _SILENCE = 60.0  # seconds after which a browser that stopped sending or receiving is given up
 _TICK = 0.5  # seconds between two lines on how far the work is
-_CRF = 16  # of films, as `upscale` has it
 
 
 class Server(ThreadingHTTPServer):
@@ -116,7 +115,9 @@ class _Job:
                 if self.is_film:
                     from esc_basicsr.upscale.video import upscale_video  # which needs an extra
 
-                    upscale_video(upscaler, self.source, self.target, self.size, _CRF, report=self._follow)
+                    upscale_video(
+                        upscaler, self.source, self.target, self.size, DEFAULT_CRF, report=self._follow
+                    )
                 else:
                     most = int(megapixels * 10**6)
                     upscale_file(upscaler, self.source, self.target, most_pixels=most, size=self.size)
