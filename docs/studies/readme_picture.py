@@ -23,9 +23,9 @@ TOP, LEFT, SIDE = 20, 140, 216  # of the part that is shown
 GAP, CAPTION = 6, 24
 
 
-def upscale_bicubic(lr: np.ndarray) -> np.ndarray:
+def upscale_bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     """Upscale an (H, W, 3) image bicubically."""
-    large = imresize(torch.from_numpy(lr).permute(2, 0, 1).float(), SCALE)
+    large = imresize(torch.from_numpy(lr).permute(2, 0, 1).float(), scale)
     return large.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
@@ -36,7 +36,7 @@ def draw() -> Image.Image:
     hr = np.ascontiguousarray(photograph[:height, :width])
     lr = reduce_uint8(hr, SCALE)
     results = {
-        "bicubic": upscale_bicubic(lr),
+        "bicubic": upscale_bicubic(lr, SCALE),
         "ESC-light (shipped)": Upscaler(scale=SCALE, precision="fp32")(lr),
     }
     panels = {"LR": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)}

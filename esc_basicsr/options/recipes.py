@@ -66,21 +66,20 @@ class Schedule:
     every: int = 5_000  # iterations between checkpoints, and between validations
 
 
-# For an hour on two CPU cores; a GPU has time for more (docs/models.md).
+# For an evening on two CPU cores; a GPU has time for more (docs/models.md).
 SHORT = Schedule(
     lr_patch=32,
-    batch=8,
-    batch_per_gpu=8,
-    enlarge=10,
-    iterations=1_500,
-    warmup=100,
-    learning_rate=1e-3,
+    batch=4,
+    batch_per_gpu=4,
+    enlarge=100,
+    iterations=25_000,
+    warmup=300,
+    learning_rate=1.5e-3,
     milestones=(),
-    ema_decay=0.995,
-    every=250,
+    every=1_000,
 )
 # from the trained ×2
-SHORTER = replace(SHORT, iterations=600, warmup=50, learning_rate=5e-4)
+SHORTER = replace(SHORT, iterations=7_000, warmup=200, learning_rate=1e-3, ema_decay=0.998)
 
 _GRAY = "color: y # luma; gray images to test on as they are"
 
@@ -250,7 +249,7 @@ def training_text(recipe: Recipe) -> str:
         "learning_rate": f"{mantissa}e{int(exponent)}",
         "kernels": kernels if recipe.data == PHOTOGRAPHS else "",
         "training_set": _lines([f"name: {recipe.data}", *data], 4),
-        "sets": _benchmark("val", "Set5", scale),
+        "sets": _benchmark("val", "heldout" if recipe.data == PHOTOGRAPHS else "Set5", scale),
         "loss": _RGB if recipe.degradation else _LUMA,
         "metrics": _metrics(recipe),
         "start": _lines(start, 2),

@@ -779,6 +779,15 @@ def test_missing_data_is_reported_with_the_guide(sound_options, key_path, value,
     assert line == f"{key_path}: there is no {expected} '{value}'."
 
 
+def test_a_list_that_an_lmdb_leaves_unread_is_reported(sound_options):
+    Path("list.txt").write_text("0.png\n")
+    (line,) = problems(change(sound_options, "datasets.train.meta_info_file", "list.txt"))
+    assert line == (
+        "datasets.train.meta_info_file: nothing reads it with io_backend lmdb: an LMDB's meta_info.txt alone says "
+        "what is taken."
+    )
+
+
 def test_where_paths_start_and_the_guide_to_the_data_are_reported_once(sound_options):
     change(sound_options, "path.pretrain_network_g", "net.pth")
     with pytest.raises(UserError) as caught:
