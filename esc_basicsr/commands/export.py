@@ -146,7 +146,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _format(args: argparse.Namespace) -> str:
     by_ending = {endings[0]: name for name, endings in _ENDINGS.items()}
-    kind = args.format or by_ending.get(args.output.suffix.lower())
+    told = by_ending.get(args.output.suffix.lower())
+    kind = args.format or told
+    if told not in (None, kind):
+        raise UserError(f"--format {kind} contradicts the name {args.output}: leave one out.")
     if kind is None:
         raise UserError(
             f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_ending)}."

@@ -63,6 +63,7 @@ def test_network_that_differs_is_not_left_behind(checkpoint, tmp_path, capsys, m
     [
         ("a.bin", [], "its ending tells no format"),
         ("a.pt", ["--opset", "18"], "--opset is ONNX's"),
+        ("a.xml", ["--format", "onnx"], "contradicts the name"),
         ("a.safetensors", ["--time", "8x8"], "nothing that runs"),
         ("a.pt", ["--time", "0x8"], "expected height and width"),
         ("tiny_x2.pth", ["--format", "onnx"], "Add --overwrite"),
