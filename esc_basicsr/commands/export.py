@@ -149,7 +149,9 @@ def _format(args: argparse.Namespace) -> str:
     told = by_ending.get(args.output.suffix.lower())
     kind = args.format or told
     if told not in (None, kind):
-        raise UserError(f"--format {kind} contradicts the name {args.output}: leave one out.")
+        raise UserError(
+            f"--format {kind} contradicts the name {args.output}: leave it out, or give another name."
+        )
     if kind is None:
         raise UserError(
             f"{args.output}: its ending tells no format. Give --format, or one of {', '.join(by_ending)}."

@@ -30,8 +30,13 @@ GUIDE = "datasets/README.md says how to get and lay out data; a set that you do 
 _LISTED = 5
 _PAIRS_LOOKED_AT = 32  # of a folder, whose every image is a file to open
 _NIQE_BLOCK = 96  # pixels, whose statistics BasicSR's NIQE takes
-# whose list BasicSR ignores where images lie in an LMDB
-_LISTED_BY_LMDB = {"PairedImageDataset", "SingleImageDataset", "RealESRGANDataset", "RealESRGANPairedDataset"}
+# Types whose list of images BasicSR ignores where they lie in an LMDB.
+_UNLISTED_IN_LMDB = {
+    "PairedImageDataset",
+    "SingleImageDataset",
+    "RealESRGANDataset",
+    "RealESRGANPairedDataset",
+}
 _LONGEST_SIDE = 10**9  # pixels
 
 
@@ -48,9 +53,12 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
     for key, listing in _listings(dataset):
         if not (is_file(listing) and os.access(listing, os.R_OK)):
             problems.append((key, f"there is no list of images '{listing}'."))
-        elif backend == "lmdb" and dataset.get("type") in _LISTED_BY_LMDB:
+        elif backend == "lmdb" and dataset.get("type") in _UNLISTED_IN_LMDB:
             problems.append(
-                (key, "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt alone says what is taken.")
+                (
+                    key,
+                    "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt alone says what is taken.",
+                )
             )
     yield from problems
     is_pairs = dataset.get("type") == "PairedImageDataset" and len(roots) == 2

@@ -79,7 +79,7 @@ SHORT = Schedule(
     every=1_000,
 )
 # from the trained ×2
-SHORTER = replace(SHORT, iterations=7_000, warmup=200, learning_rate=1e-3, ema_decay=0.998)
+SHORTER = replace(SHORT, iterations=6_000, warmup=200, learning_rate=1e-3, ema_decay=0.998, every=500)
 
 _GRAY = "color: y # luma; gray images to test on as they are"
 

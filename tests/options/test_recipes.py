@@ -296,7 +296,7 @@ def test_degradation_that_cannot_be_done_is_refused(tmp_path, monkeypatch, make_
     assert f"\n  {message}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("scale", "iterations"), [(2, 25_000), (4, 7_000)])
+@pytest.mark.parametrize(("scale", "iterations"), [(2, 25_000), (4, 6_000)])
 def test_what_ships_was_trained_on_photographs_and_chosen_by_others(scale, iterations):
     name = f"ESC-light_x{scale}_photographs"
     options = read(f"train/ESC-light/{name}.yml")
