@@ -57,7 +57,7 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
             problems.append(
                 (
                     key,
-                    "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt alone says what is taken.",
+                    "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt says what is taken.",
                 )
             )
     yield from problems

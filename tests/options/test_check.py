@@ -783,7 +783,7 @@ def test_a_list_that_an_lmdb_leaves_unread_is_reported(sound_options):
     Path("list.txt").write_text("0.png\n")
     (line,) = problems(change(sound_options, "datasets.train.meta_info_file", "list.txt"))
     assert line == (
-        "datasets.train.meta_info_file: nothing reads it with io_backend lmdb: an LMDB's meta_info.txt alone says "
+        "datasets.train.meta_info_file: nothing reads it with io_backend lmdb: an LMDB's meta_info.txt says "
         "what is taken."
     )
 

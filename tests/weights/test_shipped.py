@@ -14,6 +14,7 @@ from esc_basicsr.archs.variants import VARIANTS
 from esc_basicsr.commands.demo import HELD_OUT_PHOTOGRAPHS
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.sample_images import load_sample_image
+from esc_basicsr.metrics.quality import super_resolve
 from esc_basicsr.options.recipes import Recipe, benchmark_text
 from esc_basicsr.upscale import Upscaler
 from esc_basicsr.weights.read import read_safetensors_metadata
@@ -38,21 +39,22 @@ def test_file_and_list_say_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", model_list())
 def test_photographs_are_upscaled_as_well_as_the_list_says(name: str) -> None:
-    """By the Python interface, on photographs that come with scikit-image."""
+    """As benchmarks measure it, and by the Python interface, which mirrors edges, far above bicubic."""
     listed, upscale = model_list()[name], Upscaler(name, device="cpu")
-    scale = listed.scale
+    network, scale = load_network(name).network.eval(), listed.scale
     figures = []
     for photograph in HELD_OUT_PHOTOGRAPHS:
         hr = load_sample_image(photograph)
         hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
         lq = reduce_uint8(hr, scale)
         bicubic = imresize(torch.from_numpy(lq).permute(2, 0, 1).float(), scale).round().clamp(0, 255)
-        pictures = (upscale(lq), bicubic.byte().permute(1, 2, 0).numpy())
-        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in (*pictures, hr)]
-        figures.append([calculate_psnr(sr, bgr[2], crop_border=scale, test_y_channel=True) for sr in bgr[:2]])
-    psnr, psnr_of_bicubic = np.mean(figures, 0)
+        as_measured = super_resolve(network, lq, torch.device("cpu"))
+        pictures = (as_measured, upscale(lq), bicubic.byte().permute(1, 2, 0).numpy())
+        *results, truth = (np.ascontiguousarray(picture[..., ::-1]) for picture in (*pictures, hr))
+        figures.append([calculate_psnr(sr, truth, crop_border=scale, test_y_channel=True) for sr in results])
+    psnr, psnr_by_upscaler, psnr_of_bicubic = np.mean(figures, 0)
     assert psnr == pytest.approx(listed.psnr["photographs"], abs=TOLERANCE)
-    assert psnr > psnr_of_bicubic + 0.5
+    assert psnr_by_upscaler > psnr_of_bicubic + 0.8
 
 
 @pytest.mark.parametrize("name", model_list())
