@@ -3,10 +3,12 @@
     python docs/studies/hardest_crops.py HR_sub.lmdb LR_bicubic_X2_sub.lmdb LR_bicubic_X4_sub.lmdb --keep 0.5
 
 Difficulty is the mean absolute difference of luma between HR and the first LR set, enlarged. The images stay
-in the LMDBs; their meta_info.txt lists, which alone say what is trained on, are shortened.
+in the LMDBs; their meta_info.txt lists, which alone say what is trained on, are shortened. Another run
+shortens them further; 'lmdb --overwrite' makes them anew.
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -37,9 +39,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("the sets hold different images: give those that one 'lmdb' command made.")
     difficulty = [_difficulty(sets[0], sets[1], index) for index in tqdm(range(len(sets[0])), "crops")]
     kept = sorted(np.argsort(difficulty)[len(difficulty) - max(round(args.keep * len(difficulty)), 1) :])
-    for folder in args.lmdb:
-        lines = (folder / "meta_info.txt").read_bytes().splitlines(keepends=True)
-        with written_whole(folder / "meta_info.txt") as file:
+    with contextlib.ExitStack() as files:  # all are replaced together, at the end
+        for folder in args.lmdb:
+            lines = (folder / "meta_info.txt").read_bytes().splitlines(keepends=True)
+            file = files.enter_context(written_whole(folder / "meta_info.txt"))
             file.writelines(lines[index] for index in kept)
     print(f"{len(kept)} of {len(difficulty)} crops are left.")
     return 0

@@ -15,12 +15,14 @@ from pathlib import Path
 import matplotlib as mpl
 import mmengine
 import numpy as np
-from readme_picture import upscale_bicubic
+import torch
 
+from esc_basicsr.archs import Bicubic
 from esc_basicsr.common.command_line import run_command
 from esc_basicsr.common.errors import UserError
 from esc_basicsr.data.degradation import reduce_uint8
 from esc_basicsr.data.sample_images import load_sample_image
+from esc_basicsr.metrics.quality import super_resolve
 from esc_basicsr.report.experiment import read_experiment
 from esc_basicsr.upscale import Upscaler
 
@@ -47,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
         network, _, folder = pair.partition("=")
         if network not in SCALES or not folder:
             raise UserError(f"--add takes NETWORK=EXPERIMENT, with one of {', '.join(SCALES)}; got {pair!r}.")
-        curves.setdefault(network, []).append(_stretch(Path(folder)))
+        stretch = _stretch(Path(folder))
+        if stretch in curves.setdefault(network, []):
+            raise UserError(f"{folder}: its curve is among those of {network} already.")
+        curves[network].append(stretch)
     if args.add:
         mmengine.dump(curves, DOCS / "models.json", indent=1)
     _draw(curves)
@@ -82,7 +87,7 @@ def _draw(curves: dict[str, list[dict[str, list[float]]]]) -> None:
         hr = np.ascontiguousarray(photograph[:height, :width])
         lr = reduce_uint8(hr, scale)
         panels = {
-            f"bicubic ×{scale}": upscale_bicubic(lr, scale),
+            f"bicubic ×{scale}": super_resolve(Bicubic(scale), lr, torch.device("cpu")),
             network: Upscaler(scale=scale, precision="fp32")(lr),
             "original": hr,
         }

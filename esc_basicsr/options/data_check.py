@@ -54,12 +54,8 @@ def data_problems(dataset: Mapping[str, Any], scale: Any, is_training_set: bool)
         if not (is_file(listing) and os.access(listing, os.R_OK)):
             problems.append((key, f"there is no list of images '{listing}'."))
         elif backend == "lmdb" and dataset.get("type") in _UNLISTED_IN_LMDB:
-            problems.append(
-                (
-                    key,
-                    "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt says what is taken.",
-                )
-            )
+            problem = "nothing reads it with io_backend lmdb: an LMDB's meta_info.txt says what is taken."
+            problems.append((key, problem))
     yield from problems
     is_pairs = dataset.get("type") == "PairedImageDataset" and len(roots) == 2
     if is_pairs and not problems and not _listings(dataset):

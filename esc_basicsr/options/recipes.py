@@ -66,7 +66,7 @@ class Schedule:
     every: int = 5_000  # iterations between checkpoints, and between validations
 
 
-# For an evening on two CPU cores; a GPU has time for more (docs/models.md).
+# For one to two hours on two CPU cores; a GPU has time for more (docs/models.md).
 SHORT = Schedule(
     lr_patch=32,
     batch=4,
